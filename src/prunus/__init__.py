@@ -1,0 +1,73 @@
+"""prunus: a dense transformer goes in, a sparse one comes out, with the evidence.
+
+    method = pruning x teaching x precision, written as a recipe
+
+Start with ``Pruning`` (what becomes zero, and when) and ``PruneCallback`` (in any ``transformers.Trainer``) or ``Masker``
+(in a loop of your own); or with ``prunus run quickstart`` on the command line.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from prunus._version import __version__
+from prunus.errors import (
+    CheckpointError,
+    DataError,
+    MissingExtra,
+    Problem,
+    PrunusError,
+    RecipeError,
+    TargetError,
+    TrainingError,
+)
+
+if TYPE_CHECKING:
+    from prunus.distillation.logits import Distillation
+    from prunus.sparsity import Allocation, Masker, Pruning, Schedule, Span, Targets
+    from prunus.training.callback import PruneCallback
+    from prunus.training.trainer import PrunusTrainer
+
+__all__ = [
+    "Allocation",
+    "CheckpointError",
+    "DataError",
+    "Distillation",
+    "Masker",
+    "MissingExtra",
+    "Problem",
+    "PruneCallback",
+    "Pruning",
+    "PrunusError",
+    "PrunusTrainer",
+    "RecipeError",
+    "Schedule",
+    "Span",
+    "TargetError",
+    "Targets",
+    "TrainingError",
+    "__version__",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # torch and transformers take seconds to import; the command line's help and listings need neither.
+    if name in {"Allocation", "Masker", "Pruning", "Schedule", "Span", "Targets"}:
+        from prunus import sparsity
+
+        return getattr(sparsity, name)
+    if name == "PruneCallback":
+        from prunus.training.callback import PruneCallback
+
+        return PruneCallback
+    if name == "PrunusTrainer":
+        from prunus.training.trainer import PrunusTrainer
+
+        return PrunusTrainer
+    if name == "Distillation":
+        from prunus.distillation.logits import Distillation
+
+        return Distillation
+    raise AttributeError(f"module 'prunus' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

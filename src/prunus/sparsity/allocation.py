@@ -1,0 +1,140 @@
+"""Allocation: how one sparsity is spread over the tensors of a rule.
+
+    scope tensor   every tensor l loses k_l = floor(s * n_l) of its n_l units
+    scope global   one threshold for all units; the tensors share K = floor(s * sum n_l) as their scores decide
+    per_tensor     the sparsity of each tensor is given by the user (name pattern -> final sparsity), scope tensor
+
+Global scores are made comparable by an *importance*: ``plain`` takes them as they are, ``normed`` divides by the tensor's
+L2 norm, ``rms`` by its root mean square (``normed`` favours pruning large tensors, as NNCF's default does; ``rms`` does not).
+
+No tensor loses more than ``max_per_tensor`` of its units. What a capped tensor cannot give, the others give: rounds of
+(threshold over the uncapped tensors, cap those above) until none is above, which ends in the one solution of
+sum_l min(cap_l, |{score_l <= theta}|) = K. Without a cap, a gradient criterion empties whole layers. (For N:M, fractions
+count zeros, so a cap above (M - N) / M is no cap.)
+
+Units of ``rows`` and ``columns`` differ in size between tensors; a global scope then counts weights and not units.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+from prunus.errors import Problem, nearest
+from prunus.sparsity.selection import Cut, count_of, cut_lowest, kth_smallest
+
+__all__ = ["Allocation", "Importance", "Scope", "global_cuts", "importance"]
+
+Scope = Literal["tensor", "global"]
+Importance = Literal["plain", "normed", "rms"]
+_SCOPES: Final = ("tensor", "global")
+_IMPORTANCES: Final = ("plain", "normed", "rms")
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """How a rule's sparsity is spread; fractions in [0, 1]."""
+
+    scope: Scope = "global"
+    importance: Importance = "plain"
+    max_per_tensor: float = 0.98
+    per_tensor: Mapping[str, float] = field(default_factory=dict)
+    """Regular expressions on parameter names -> sparsity; the first that matches counts, the rule's sparsity otherwise."""
+
+    def problems(self, sparsity: float, key: str = "allocation") -> list[Problem]:
+        """What is wrong with this allocation for a rule of this final sparsity."""
+        found = []
+        if self.scope not in _SCOPES:
+            found.append(Problem(f"{key}.scope", self.scope, "be tensor or global", nearest(self.scope, _SCOPES)))
+        if self.importance not in _IMPORTANCES:
+            fix = nearest(self.importance, _IMPORTANCES)
+            found.append(Problem(f"{key}.importance", self.importance, "be plain, normed or rms", fix))
+        if not 0 < self.max_per_tensor <= 1:
+            found.append(Problem(f"{key}.max_per_tensor", self.max_per_tensor, "be a fraction in (0, 1]", "0.98"))
+        elif self.scope == "global" and sparsity > self.max_per_tensor:
+            rule = f"be at least the sparsity {sparsity:g}"
+            found.append(Problem(f"{key}.max_per_tensor", self.max_per_tensor, rule, f"{min(1.0, sparsity + 0.1):g}"))
+        if self.per_tensor and self.scope == "global":
+            rule = "not be given with scope global, which spreads the sparsity itself"
+            found.append(Problem(f"{key}.per_tensor", dict(self.per_tensor), rule, "scope: tensor"))
+        for pattern, value in self.per_tensor.items():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                found.append(
+                    Problem(f"{key}.per_tensor", pattern, f"be a regular expression ({error})", re.escape(pattern))
+                )
+            if not 0 <= value < 1:
+                found.append(Problem(f"{key}.per_tensor[{pattern}]", value, "be a fraction in [0, 1)", "0.8"))
+        return found
+
+    def final(self, name: str, sparsity: float) -> float:
+        """The final sparsity of the tensor ``name`` in scope tensor."""
+        return next((value for pattern, value in self.per_tensor.items() if re.search(pattern, name)), sparsity)
+
+
+def importance(score: Tensor, kind: Importance) -> Tensor:
+    """Scores of one tensor, scaled so that tensors can be compared; a tensor of zeros stays zeros."""
+    if kind == "plain":
+        return score
+    norm = score.norm() if kind == "normed" else score.square().mean().sqrt()
+    return score / norm.clamp_min(torch.finfo(score.dtype).tiny)
+
+
+def global_cuts(
+    scores: Mapping[str, Tensor], fraction: float, cap: float = 1.0, weights_per_unit: Mapping[str, int] | None = None
+) -> dict[str, Cut]:
+    """One cut per tensor, from scores that are comparable.
+
+    ``fraction`` of all units goes, at most ``cap`` of each tensor's. ``weights_per_unit`` makes units count by their size
+    (then the total is the nearest one not above the target that taking units in order of score can reach).
+    """
+    if weights_per_unit is not None and len(set(weights_per_unit.values())) > 1:
+        return _cuts_by_weight(scores, fraction, cap, weights_per_unit)
+    limit = {name: count_of(cap, score.numel()) for name, score in scores.items()}
+    left = min(count_of(fraction, sum(score.numel() for score in scores.values())), sum(limit.values()))
+    cuts: dict[str, Cut] = {}
+    active = dict(scores)
+    while active and left:
+        theta = kth_smallest(list(active.values()), left)
+        at_or_below = {name: int((score <= theta).sum()) for name, score in active.items()}
+        full = [name for name in active if at_or_below[name] > limit[name]]
+        if not full:
+            return cuts | _share_ties(active, theta, at_or_below, left)
+        for name in full:
+            cuts[name] = cut_lowest(active.pop(name), limit[name])
+            left -= limit[name]
+    return cuts | {name: Cut(0, -torch.inf) for name in active}
+
+
+def _share_ties(scores: Mapping[str, Tensor], theta: float, at_or_below: Mapping[str, int], k: int) -> dict[str, Cut]:
+    """Cuts at one threshold whose ks sum to ``k``: units tied at it go in the order of the tensors."""
+    excess = sum(at_or_below.values()) - k
+    cuts = {}
+    for name in reversed(list(scores)):
+        spared = min(excess, int((scores[name] == theta).sum())) if excess else 0
+        excess -= spared
+        cuts[name] = Cut(at_or_below[name] - spared, theta)
+    return cuts
+
+
+def _cuts_by_weight(
+    scores: Mapping[str, Tensor], fraction: float, cap: float, weights_per_unit: Mapping[str, int]
+) -> dict[str, Cut]:
+    """Takes units in order of score while their weights fit into the target; rows and columns are few, so they are sorted."""
+    budget = count_of(fraction, sum(score.numel() * weights_per_unit[name] for name, score in scores.items()))
+    order = sorted(
+        (value, index, name)
+        for index, (name, score) in enumerate(scores.items())
+        for value in score.flatten().sort().values[: count_of(cap, score.numel())].tolist()
+    )
+    taken = dict.fromkeys(scores, 0)
+    for _, _, name in order:
+        if budget < weights_per_unit[name]:
+            break
+        budget -= weights_per_unit[name]
+        taken[name] += 1
+    return {name: cut_lowest(score, taken[name]) for name, score in scores.items()}

@@ -1,0 +1,313 @@
+"""The masker: the one object of this room that remembers anything.
+
+One optimizer step, in the order in which the masker must see it:
+
+    masker.observe(model)     after the last backward (and clipping), before optimizer.step(): scores see the gradient
+    optimizer.step()
+    masker.step(model)        counts the step, updates the masks when they are due, makes the zeros exact
+
+Between two updates a pruned weight is written to zero after every optimizer step: masking gradients alone does not keep
+it there, since the momentum of the optimizer moves it (and decoupled weight decay never sees the mask).
+
+With ``revive`` the dense weights live on in a shadow S of the weight w, with m the mask (True = kept):
+
+    after optimizer.step()    S <- w + S * (1 - m)     (where m = 0, w holds just the optimizer's update of a zero)
+    after an update of m      w <- S * m
+
+Parameters are looked up by name at each use and never kept: wrappers that replace them (sharding, casting) stay correct.
+"""
+
+from collections.abc import Mapping, Sequence
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import CheckpointError, Problem, TargetError, TrainingError
+from prunus.sparsity.allocation import global_cuts, importance
+from prunus.sparsity.measure import TensorFacts, measure
+from prunus.sparsity.patterns import Pattern, Unstructured
+from prunus.sparsity.pruning import Pruning, Rule, resolve
+from prunus.sparsity.selection import Cut, count_of, cut_lowest, kept
+from prunus.sparsity.targets import Selection, Targets, select
+
+__all__ = ["Masker"]
+
+
+class Masker:
+    """Scores, masks and the step count of a pruning run, all by parameter name.
+
+    ``prunings`` are the rules; ``total_steps`` and ``steps_per_epoch`` count optimizer steps and turn the spans of the
+    schedules into steps. ``state`` is what ``state_dict`` returned in an earlier run of the same recipe; the masker then
+    goes on where that one was. Raises ``RecipeError`` with all problems of all rules.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        prunings: Pruning | Sequence[Pruning],
+        total_steps: int,
+        steps_per_epoch: float | None = None,
+        *,
+        seed: int = 0,
+        state: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        several = [prunings] if isinstance(prunings, Pruning) else list(prunings)
+        self.rules: list[Rule] = resolve(model, several, total_steps, steps_per_epoch or total_steps)
+        self.steps = 0
+        self._seed = seed
+        self._masks: dict[str, Tensor] = {}  # bool [out, in], True where the weight is kept
+        self._scores: dict[str, Tensor] = {}  # of units, or of weights for N:M
+        self._shadow: dict[str, Tensor] = {}
+        self._planned: dict[str, int] = {}  # zeros that the last update asked for
+        if state is not None:
+            self._load(model, state)
+        else:
+            for rule in self.rules:
+                if rule.timetable.due(0):
+                    self._update(model, rule)
+            self.apply(model)
+
+    @classmethod
+    def lock(cls, model: nn.Module, targets: Targets | None = None) -> "Masker":
+        """A masker that keeps every weight of the targets that is zero now at zero, element by element.
+
+        For fine-tuning a model that is sparse already. Raises ``TargetError`` where nothing is zero.
+        """
+        masker = cls(model, [], total_steps=1)
+        for name in select(model, targets or Targets(), Unstructured()).taken:
+            zero = model.get_parameter(name).detach() == 0
+            if zero.any():
+                masker._masks[name] = ~zero
+                masker._planned[name] = int(zero.sum())
+        if not masker._masks:
+            rule = "hold at least one zero weight to lock"
+            raise TargetError(
+                Problem("model", "no zero in its Linear weights", rule, "a pruned model, or other targets")
+            )
+        return masker
+
+    # What a training loop calls
+
+    @torch.no_grad()
+    def observe(self, model: nn.Module) -> None:
+        """Updates the scores of gradient criteria from ``.grad``; call once per optimizer step, before it."""
+        for rule in self.rules:
+            remaining = rule.timetable.events[-1] - self.steps
+            # A criterion without history looks only at the step before an update; none is looked at after the last one.
+            wanted = remaining > 0 if rule.criterion.history else rule.timetable.due(self.steps + 1)
+            if rule.criterion.needs_gradient and wanted and rule.criterion.contribution is not None:
+                for name in rule.selection.taken:
+                    parameter = model.get_parameter(name)
+                    if parameter.grad is not None:
+                        self._accumulate(name, rule, parameter.detach(), parameter.grad)
+
+    def step(self, model: nn.Module) -> bool:
+        """Call once after each optimizer step. True if masks were updated."""
+        self._absorb(model)
+        self.steps += 1
+        due = [rule for rule in self.rules if rule.timetable.due(self.steps)]
+        for rule in due:
+            self._update(model, rule)
+            if self.steps == rule.timetable.events[-1]:
+                for name in rule.selection.taken:  # no update will read them any more
+                    self._scores.pop(name, None)
+        self.apply(model)
+        return bool(due)
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module) -> None:
+        """Makes the zeros exact. May be called at any time; a second call changes nothing."""
+        for name, mask in self._masks.items():
+            weight = model.get_parameter(name)
+            if name in self._shadow:
+                weight.copy_(self._shadow[name])
+            weight.mul_(mask)
+
+    def finish(self, model: nn.Module) -> list[TensorFacts]:
+        """Applies the masks a last time and counts. Raises ``TrainingError`` where the zeros asked for are not there."""
+        self.apply(model)
+        with torch.no_grad():
+            for name, mask in self._masks.items():
+                model.get_parameter(name).masked_fill_(
+                    ~mask, 0.0
+                )  # a product leaves -0.0 where the weight was negative
+        facts = self.measure(model)
+        found = [
+            Problem(
+                "steps",
+                self.steps,
+                f"reach the last mask update, step {rule.timetable.events[-1]}",
+                "a longer training",
+            )
+            for rule in self.rules
+            if self.steps < rule.timetable.events[-1]
+        ]
+        found += [
+            Problem(fact.name, fact.zeros, f"hold the {self._planned[fact.name]} zeros asked for", "a bug report")
+            for fact in facts
+            if fact.zeros < self._planned.get(fact.name, 0)
+        ]
+        if found:
+            raise TrainingError(*found)
+        return facts
+
+    # What a report asks
+
+    @property
+    def patterns(self) -> dict[str, Pattern]:
+        """Pattern of each tensor that is held, in order."""
+        named: dict[str, Pattern] = {name: rule.pattern for rule in self.rules for name in rule.selection.taken}
+        return named or dict.fromkeys(self._masks, Unstructured())
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Masks by name, bool ``[out, in]``, True where a weight is kept."""
+        return dict(self._masks)
+
+    @property
+    def selections(self) -> list[Selection]:
+        """What each rule took and skipped."""
+        return [rule.selection for rule in self.rules]
+
+    @property
+    def planned(self) -> dict[str, int]:
+        """Zeros that the latest update asked for, by name."""
+        return dict(self._planned)
+
+    @property
+    def finished(self) -> bool:
+        """True when every rule has had its last update."""
+        return all(self.steps >= rule.timetable.events[-1] for rule in self.rules)
+
+    def due(self) -> float:
+        """Sparsity that the schedules ask for now, over all targets."""
+        weights = sum(rule.selection.weights for rule in self.rules)
+        zeros = sum(
+            rule.timetable.sparsity(self.steps, self._final(rule)) * rule.selection.weights for rule in self.rules
+        )
+        return zeros / weights if weights else 0.0
+
+    def measure(self, model: nn.Module) -> list[TensorFacts]:
+        """Zeros counted in the weights of the targets."""
+        return measure(model, self.patterns)
+
+    def bytes(self) -> dict[str, int]:
+        """Memory held now, by kind: masks, scores, shadow."""
+        kinds = {"masks": self._masks, "scores": self._scores, "shadow": self._shadow}
+        return {kind: sum(t.numel() * t.element_size() for t in held.values()) for kind, held in kinds.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that a later masker needs to go on, as a flat dictionary of tensors."""
+        state = {"steps": torch.tensor(self.steps), "seed": torch.tensor(self._seed)}
+        state |= {f"mask.{name}": value for name, value in self._masks.items()}
+        state |= {f"score.{name}": value for name, value in self._scores.items()}
+        state |= {f"shadow.{name}": value for name, value in self._shadow.items()}
+        return state | {f"planned.{name}": torch.tensor(value) for name, value in self._planned.items()}
+
+    # How it works
+
+    def _final(self, rule: Rule) -> float:
+        """Final sparsity of a rule over all of its weights, the user's per-tensor values counted in."""
+        final, taken = rule.pruning.allocation.final, rule.selection.taken
+        zeros = sum(final(name, rule.sparsity) * out * inp for name, (out, inp) in taken.items())
+        return zeros / rule.selection.weights
+
+    def _accumulate(self, name: str, rule: Rule, weight: Tensor, grad: Tensor) -> None:
+        contribution = rule.criterion.contribution
+        if contribution is None:
+            return
+        score = contribution(self._shadow.get(name, weight).float(), grad.float())
+        if not rule.pattern.needs_element_scores:
+            score = rule.pattern.pool(score, rule.pruning.reduce)
+        held = self._scores.get(name)
+        if held is None or rule.criterion.history == 0:
+            self._scores[name] = score
+        else:
+            held.mul_(rule.criterion.history).add_(score)
+
+    def _absorb(self, model: nn.Module) -> None:
+        with torch.no_grad():
+            for name, shadow in self._shadow.items():
+                shadow.mul_(~self._masks[name]).add_(model.get_parameter(name))
+
+    def _score(self, model: nn.Module, rule: Rule, name: str) -> Tensor:
+        """Scores of the weights (N:M) or of the units (blocks), before importance; checked for NaN."""
+        pattern, weight = rule.pattern, self._shadow.get(name, model.get_parameter(name).detach())
+        score = self._scores.get(name)
+        if rule.criterion.contribution is None:
+            generator = torch.Generator().manual_seed(self._seed ^ crc32(name.encode()))
+            shape = weight.shape if pattern.needs_element_scores else pattern.units(rule.selection.taken[name])
+            score = torch.rand(shape, generator=generator).to(weight.device)
+        elif not rule.criterion.needs_gradient:
+            score = rule.criterion.contribution(weight.float(), weight)
+            score = score if pattern.needs_element_scores else pattern.pool(score, rule.pruning.reduce)
+        if score is None:
+            rule_ = f"have a gradient for criterion {rule.criterion.name}"
+            raise TrainingError(Problem(name, "no gradient seen", rule_, "unfreezing it, or criterion: magnitude"))
+        if not torch.isfinite(score.sum(dtype=torch.float64)):
+            fix = "a lower learning rate, gradient clipping, or fp32"
+            raise TrainingError(Problem(name, "NaN or infinite scores", "have finite weights and gradients", fix))
+        return score
+
+    @torch.no_grad()
+    def _update(self, model: nn.Module, rule: Rule) -> None:
+        pattern, pruning, shapes = rule.pattern, rule.pruning, rule.selection.taken
+        elements: dict[str, Tensor] = {}
+        units: dict[str, Tensor] = {}
+        for name in shapes:
+            if pruning.revive and name not in self._shadow:
+                self._shadow[name] = model.get_parameter(name).detach().clone()
+            score = importance(self._score(model, rule, name), pruning.allocation.importance)
+            held = None if pruning.revive else self._masks.get(name)
+            if pattern.needs_element_scores:
+                elements[name] = score if held is None else score.masked_fill(~held, -torch.inf)
+                units[name] = pattern.pool(elements[name], pruning.reduce)
+            else:
+                kept_units = None if held is None else self._kept_units(held, pattern, shapes[name])
+                units[name] = score if kept_units is None else score.masked_fill(~kept_units, -torch.inf)
+        for name, cut in self._cuts(rule, units).items():
+            keep = kept(units[name], cut)
+            self._masks[name] = pattern.expand(keep, shapes[name], elements.get(name)).contiguous()
+            self._planned[name] = cut.k * pattern.zeros_per_unit(shapes[name])
+
+    @staticmethod
+    def _kept_units(mask: Tensor, pattern: Pattern, shape: tuple[int, int]) -> Tensor:
+        rows, columns = pattern.units(shape)
+        return mask[:: shape[0] // rows, :: shape[1] // columns]
+
+    def _cuts(self, rule: Rule, units: Mapping[str, Tensor]) -> dict[str, Cut]:
+        allocation, most = rule.pruning.allocation, rule.pattern.max_sparsity
+        if allocation.scope == "global":
+            sizes = {name: rule.pattern.zeros_per_unit(shape) for name, shape in rule.selection.taken.items()}
+            fraction = rule.fraction_of_units(self.steps, rule.sparsity)
+            return global_cuts(units, fraction, min(1.0, allocation.max_per_tensor / most), sizes)
+        cuts = {}
+        for name, score in units.items():
+            fraction = rule.fraction_of_units(self.steps, allocation.final(name, rule.sparsity))
+            cuts[name] = cut_lowest(score, count_of(fraction, score.numel()))
+        return cuts
+
+    def _load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        shapes = {name: shape for rule in self.rules for name, shape in rule.selection.taken.items()}
+        for key, value in state.items():
+            kind, _, name = key.partition(".")
+            if name and name not in shapes:
+                rule = "name only tensors that this recipe prunes"
+                raise CheckpointError(Problem("masker state", name, rule, "the recipe that the state was saved with"))
+            if kind in ("mask", "shadow") and tuple(value.shape) != shapes[name]:
+                rule = f"have the shape {list(shapes[name])} of {name}"
+                raise CheckpointError(Problem("masker state", list(value.shape), rule, "the model it was saved with"))
+            device = model.get_parameter(name).device if name else torch.device("cpu")
+            if kind == "steps":
+                self.steps = int(value)
+            elif kind == "seed":
+                self._seed = int(value)
+            elif kind == "planned":
+                self._planned[name] = int(value)
+            elif kind == "mask":
+                self._masks[name] = value.to(device, torch.bool)
+            elif kind == "score":
+                self._scores[name] = value.to(device, torch.float32)
+            elif kind == "shadow":
+                self._shadow[name] = value.to(device)

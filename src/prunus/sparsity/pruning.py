@@ -1,0 +1,137 @@
+"""One pruning rule: pattern x criterion x schedule x allocation, on some targets.
+
+``Pruning`` is what a recipe's ``prune:`` block is read into, and what a user of the library writes. It is checked whole:
+``problems`` gathers everything that is wrong before a model is there, ``resolve`` what only a model and a length of
+training can show.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from torch import nn
+
+from prunus.errors import Problem, PrunusError, RecipeError, TargetError, nearest
+from prunus.sparsity.allocation import Allocation
+from prunus.sparsity.criteria import CRITERIA, Criterion, criterion
+from prunus.sparsity.patterns import NofM, Pattern, Reduce, parse_pattern
+from prunus.sparsity.schedules import Schedule, Timetable
+from prunus.sparsity.targets import Selection, Targets, select
+
+__all__ = ["Pruning", "Rule", "resolve"]
+
+_REDUCTIONS: Final = ("mean", "sum", "max")
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """What becomes zero, by what measure, when, and where.
+
+    ``sparsity`` is the fraction of zeros in the targets at the end; None is all that an N:M pattern can give.
+    ``revive`` keeps the dense weights behind the mask, so that a weight pruned early may return (4 bytes a weight);
+    without it a pruned weight stays zero.
+    """
+
+    sparsity: float | None = None
+    pattern: str = "4x1"
+    criterion: str = "snip_momentum"
+    schedule: Schedule = field(default_factory=Schedule)
+    allocation: Allocation = field(default_factory=Allocation)
+    targets: Targets = field(default_factory=Targets)
+    reduce: Reduce = "mean"
+    revive: bool = False
+
+    def final_sparsity(self) -> float:
+        """``sparsity``, or the pattern's own where it is None."""
+        return parse_pattern(self.pattern).max_sparsity if self.sparsity is None else self.sparsity
+
+    def problems(self, key: str = "prune") -> list[Problem]:
+        """Everything that is wrong with the rule, whatever the model."""
+        found: list[Problem] = []
+        pattern: Pattern | None = None
+        try:
+            pattern = parse_pattern(self.pattern, f"{key}.pattern")
+        except PrunusError as error:
+            found += error.problems
+        if self.criterion not in CRITERIA:
+            rule = "be one of " + ", ".join(CRITERIA)
+            found.append(Problem(f"{key}.criterion", self.criterion, rule, nearest(self.criterion, CRITERIA)))
+        if self.reduce not in _REDUCTIONS:
+            fix = nearest(self.reduce, _REDUCTIONS)
+            found.append(Problem(f"{key}.reduce", self.reduce, "be mean, sum or max", fix))
+        sparsity = self.sparsity
+        if sparsity is None:
+            if pattern is not None and not isinstance(pattern, NofM):
+                found.append(Problem(f"{key}.sparsity", None, f"be given for pattern {pattern}", "0.8"))
+        elif not 0 <= sparsity < 1:
+            percent = 1 < sparsity < 100
+            fix = f"{sparsity / 100:g} (fractions, not per cent)" if percent else "0.8"
+            found.append(Problem(f"{key}.sparsity", sparsity, "be a fraction in [0, 1)", fix))
+        elif pattern is not None and sparsity > pattern.max_sparsity:
+            most = pattern.max_sparsity
+            rule = f"be at most {most:g}, which is all that pattern {pattern} can give"
+            found.append(Problem(f"{key}.sparsity", sparsity, rule, f"{most:g}, or pattern: 4x1"))
+        found += self.schedule.problems(f"{key}.schedule")
+        found += self.allocation.problems(sparsity or 0.0, f"{key}.allocation")
+        return found
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A pruning rule that has met a model and a length of training."""
+
+    pruning: Pruning
+    pattern: Pattern
+    criterion: Criterion
+    timetable: Timetable
+    selection: Selection
+    sparsity: float
+
+    def fraction_of_units(self, step: int, final: float) -> float:
+        """The share of pruned units after ``step`` optimizer steps in a tensor that ends at ``final`` sparsity."""
+        return min(1.0, self.timetable.sparsity(step, final) / self.pattern.max_sparsity)
+
+
+def resolve(
+    model: nn.Module, prunings: Sequence[Pruning], total_steps: int, steps_per_epoch: float, key: str = "prune"
+) -> list[Rule]:
+    """Rules for ``model`` in a training of ``total_steps`` optimizer steps; every problem of every rule at once."""
+    found: list[Problem] = []
+    rules: list[Rule] = []
+    owner: dict[str, str] = {}
+    for index, pruning in enumerate(prunings):
+        where = f"{key}[{index}]"
+        own = pruning.problems(where)
+        if own:
+            found += own
+            continue
+        pattern, timetable, selection = parse_pattern(pruning.pattern), None, None
+        try:
+            timetable = pruning.schedule.timetable(total_steps, steps_per_epoch, f"{where}.schedule")
+        except RecipeError as error:
+            found += error.problems
+        try:
+            selection = select(model, pruning.targets, pattern, f"{where}.targets")
+        except TargetError as error:
+            found += error.problems
+        if timetable is None or selection is None:
+            continue
+        final, chosen = pruning.final_sparsity(), criterion(pruning.criterion)
+        if chosen.needs_gradient and timetable.sparsity(0, final) > 0:
+            rule = f"be at least 1 with criterion {chosen.name}, which has seen no gradient at step 0"
+            found.append(Problem(f"{where}.schedule.start", 0, rule, "100, or criterion: magnitude"))
+        for name, value in ((n, pruning.allocation.final(n, final)) for n in selection.taken):
+            if value > pattern.max_sparsity:
+                rule = f"be at most {pattern.max_sparsity:g} for pattern {pattern} ({name})"
+                found.append(Problem(f"{where}.allocation.per_tensor", value, rule, f"{pattern.max_sparsity:g}"))
+                break
+        for name in selection.taken:
+            if name in owner:
+                rule = f"not match a tensor that {owner[name]} prunes already"
+                found.append(Problem(f"{where}.targets", name, rule, "an exclude pattern in one of the two"))
+                break
+        owner |= dict.fromkeys(selection.taken, where)
+        rules.append(Rule(pruning, pattern, chosen, timetable, selection, final))
+    if found:
+        raise RecipeError(*found)
+    return rules

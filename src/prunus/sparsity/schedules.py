@@ -1,0 +1,164 @@
+"""Schedules: how sparsity grows over optimizer steps.
+
+A schedule has T + 1 events at the steps start + j * every, j = 0..T, T = (end - start) // every. With x = j / T the
+sparsity due at event j lies between the initial s0 and the final a:
+
+===============  =======================================  =====================================================
+kind             s(x)                                     source
+===============  =======================================  =====================================================
+one_shot         a, at start
+constant         a, at every event                        re-selects the mask at constant sparsity
+linear           s0 + (a - s0) x
+polynomial       a + (s0 - a) (1 - x)^power               Zhu & Gupta 2017, arXiv:1710.01878, equation 1 (power 3)
+exponential      1 - (1 - s0) ((1 - a) / (1 - s0))^x      constant factor on the density; INC's ``exp``
+cosine           s0 + (a - s0) (1 - cos(pi x / 2))        INC's ``cos``: slow start
+inc_cube         s0 + (a - s0) x^3                        INC's ``cube``: slow start, not Zhu & Gupta's
+===============  =======================================  =====================================================
+
+The event j = 0 of a growing schedule prunes nothing; the last one is set to ``a`` exactly, whatever the rounding of the
+formula. Steps count optimizer steps: the event at step t happens after t of them. ``start``, ``end``, ``every`` and
+``cooldown`` are spans: steps (``1000``), epochs (``"2 epochs"``) or a share of the training (``"10%"``).
+"""
+
+import re
+from dataclasses import dataclass
+from math import cos, floor, pi
+from typing import Final, Literal
+
+from prunus.errors import Problem, RecipeError, nearest
+
+__all__ = ["KINDS", "Kind", "Schedule", "Span", "Timetable", "parse_span"]
+
+Kind = Literal["one_shot", "constant", "linear", "polynomial", "exponential", "cosine", "inc_cube"]
+KINDS: Final[tuple[Kind, ...]] = ("one_shot", "constant", "linear", "polynomial", "exponential", "cosine", "inc_cube")
+
+_SPAN: Final = re.compile(r"\s*(?P<value>\d+(\.\d+)?)\s*(?P<unit>steps?|epochs?|%|)\s*")
+_AUTO_EVENTS: Final = 40  # INC's default: a fortieth of the pruning phase between events
+
+
+@dataclass(frozen=True)
+class Span:
+    """A length of training: ``value`` optimizer steps, epochs, or per cent of all steps."""
+
+    value: float
+    unit: Literal["steps", "epochs", "%"] = "steps"
+
+    def __str__(self) -> str:
+        return f"{self.value:g}%" if self.unit == "%" else f"{self.value:g} {self.unit}"
+
+    def steps(self, total_steps: int, steps_per_epoch: float) -> int:
+        """In optimizer steps, rounded down."""
+        scale = {"steps": 1.0, "epochs": steps_per_epoch, "%": total_steps / 100}[self.unit]
+        return floor(self.value * scale + 1e-6)
+
+
+def parse_span(value: object, key: str = "span") -> Span:
+    """``1000``, ``"1000 steps"``, ``"2 epochs"`` or ``"10%"``; raises ``RecipeError`` naming ``key`` otherwise."""
+    if isinstance(value, Span):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return Span(value)
+    match = _SPAN.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        rule = "be a number of steps, or text such as '2 epochs' or '10%'"
+        raise RecipeError(Problem(key, value, rule, "'10%' or 1000 (a bare 0.1 would be a tenth of a step)"))
+    unit = match["unit"]
+    if unit == "%":
+        return Span(float(match["value"]), "%")
+    return Span(float(match["value"]), "epochs" if unit.startswith("epoch") else "steps")
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """A schedule whose spans have become steps: ``events`` are the optimizer steps of the mask updates, in order."""
+
+    kind: Kind
+    events: tuple[int, ...]
+    power: float = 3.0
+
+    def due(self, step: int) -> bool:
+        """Whether masks are updated after ``step`` optimizer steps."""
+        return step in self.events
+
+    def progress(self, step: int) -> float:
+        """x at ``step``: 0 before the first event, 1 from the last one on."""
+        done = sum(event <= step for event in self.events)
+        if done == 0:
+            return 0.0
+        return 1.0 if done == len(self.events) else (done - 1) / (len(self.events) - 1)
+
+    def sparsity(self, step: int, final: float, initial: float = 0.0) -> float:
+        """Sparsity due after ``step`` optimizer steps, as a fraction."""
+        x = self.progress(step)
+        if not self.events or step < self.events[0]:
+            return initial
+        if x == 1.0 or self.kind in ("one_shot", "constant"):
+            return final
+        if self.kind == "linear":
+            return initial + (final - initial) * x
+        if self.kind == "polynomial":
+            return final + (initial - final) * pow(1 - x, self.power)
+        if self.kind == "exponential":
+            return 1 - (1 - initial) * pow((1 - final) / (1 - initial), x)
+        if self.kind == "cosine":
+            return initial + (final - initial) * (1 - cos(pi * x / 2))
+        return initial + (final - initial) * x**3
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """When masks are updated; see the module's table. ``every=None`` is a fortieth of the pruning phase.
+
+    ``end`` and ``cooldown`` say the same from two sides: give one (``cooldown`` is what is left to train after the last
+    update; the default is a quarter of the training). ``power`` is used by ``polynomial`` alone.
+    """
+
+    kind: Kind = "exponential"
+    start: Span = Span(10, "%")
+    end: Span | None = None
+    every: Span | None = None
+    cooldown: Span | None = None
+    power: float = 3.0
+
+    def problems(self, key: str = "schedule") -> list[Problem]:
+        """What is wrong whatever the length of the training."""
+        found = []
+        if self.kind not in KINDS:
+            found.append(Problem(f"{key}.kind", self.kind, "be one of " + ", ".join(KINDS), nearest(self.kind, KINDS)))
+        if self.end is not None and self.cooldown is not None:
+            found.append(Problem(f"{key}.end", str(self.end), "not be given together with cooldown", "one of the two"))
+        if not self.power > 0:
+            found.append(Problem(f"{key}.power", self.power, "be above 0", "3"))
+        return found
+
+    def timetable(self, total_steps: int, steps_per_epoch: float, key: str = "schedule") -> Timetable:
+        """The events in a training of ``total_steps`` optimizer steps.
+
+        Raises ``RecipeError`` where the schedule does not fit into the training.
+        """
+
+        def steps(span: Span) -> int:
+            return span.steps(total_steps, steps_per_epoch)
+
+        found = self.problems(key)
+        start = steps(self.start)
+        if self.kind == "one_shot":
+            end = start
+        elif self.end is not None:
+            end = steps(self.end)
+        else:
+            end = total_steps - steps(self.cooldown if self.cooldown is not None else Span(25, "%"))
+        whole = f"{total_steps} ({total_steps / steps_per_epoch:g} epochs x {steps_per_epoch:g})"
+        if end > total_steps:
+            fix = f"{floor(0.75 * total_steps)} (75 %)"
+            found.append(Problem(f"{key}.end", end, f"be at or before the last optimizer step {whole}", fix))
+        if start > min(end, total_steps):
+            rule = f"be at or before the end of pruning, step {end} of {whole}"
+            found.append(Problem(f"{key}.start", start, rule, f"{max(0, min(end, total_steps) // 10)}"))
+        every = max(1, (end - start + 1) // _AUTO_EVENTS) if self.every is None else steps(self.every)
+        if every < 1:
+            found.append(Problem(f"{key}.every", str(self.every), "be at least one step", "100"))
+        if found:
+            raise RecipeError(*found)
+        # An interval longer than the phase leaves one event, at the start, that goes all the way (as in INC).
+        return Timetable(self.kind, tuple(range(start, end + 1, every)), self.power)

@@ -1,0 +1,75 @@
+"""Exact selection: of n scores, the k lowest go, and never one more.
+
+    cut   (k, threshold): everything below the threshold goes; of the scores equal to it, the first ones by position,
+          until k have gone.
+
+A threshold alone over-prunes wherever scores tie (all equal weights, zero gradients); a cut cannot.
+
+The k-th smallest of many scores is found without sorting them: a strided sample brackets it, one pass counts what lies
+below the bracket and gathers what lies inside (about 2 %), and the exact value is selected from those. Scores are read as
+a list of tensors, never concatenated, so that a global selection needs no copy of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import floor, isqrt
+from typing import Final
+
+import torch
+from torch import Tensor
+
+__all__ = ["Cut", "count_of", "cut_lowest", "kept", "kth_smallest"]
+
+_SMALL: Final = 1 << 18  # below this many scores, selecting directly is faster than bracketing
+_SAMPLE: Final = 1 << 17
+
+
+@dataclass(frozen=True)
+class Cut:
+    """The ``k`` lowest scores go; none of them is above ``threshold``."""
+
+    k: int
+    threshold: float
+
+
+def count_of(fraction: float, n: int) -> int:
+    """How many of ``n`` units a sparsity means: the floor, forgiving the rounding of floats (0.29 of 100 is 29)."""
+    return min(n, floor(fraction * n + 1e-6))
+
+
+def kth_smallest(scores: Sequence[Tensor], k: int) -> float:
+    """The k-th smallest (k from 1) of all scores in all tensors, exactly."""
+    flat = [score.flatten() for score in scores]
+    n = sum(score.numel() for score in flat)
+    if not 1 <= k <= n:
+        raise ValueError(f"k must be in 1..{n}, got {k}")
+    if n > _SMALL:
+        stride = n // _SAMPLE | 1  # odd, so that it does not march along one column of a power-of-two matrix
+        sample = torch.cat([score[::stride] for score in flat]).sort().values
+        rank, margin = k * sample.numel() // n, 5 * isqrt(sample.numel())
+        low = float(sample[max(0, rank - margin)]) if rank > margin else -torch.inf
+        high = float(sample[rank + margin]) if rank + margin < sample.numel() else torch.inf
+        below = sum(int((score < low).sum()) for score in flat)
+        inside = torch.cat([score[(score >= low) & (score <= high)] for score in flat])
+        if below < k <= below + inside.numel():
+            return float(inside.kthvalue(k - below).values)
+    return float(torch.cat(flat).kthvalue(k).values)
+
+
+def cut_lowest(score: Tensor, k: int) -> Cut:
+    """The cut that takes the ``k`` lowest of one tensor's scores."""
+    return Cut(k, kth_smallest([score], k) if k else -torch.inf)
+
+
+def kept(score: Tensor, cut: Cut) -> Tensor:
+    """Bool of ``score``'s shape, False at exactly ``cut.k`` places."""
+    if cut.k == 0:
+        return torch.ones_like(score, dtype=torch.bool)
+    keep = score > cut.threshold
+    excess = score.numel() - int(keep.sum()) - cut.k
+    if excess > 0:
+        ties = (score == cut.threshold).flatten().nonzero().flatten()
+        keep = keep.flatten()
+        keep[ties[ties.numel() - excess :]] = True
+        keep = keep.view(score.shape)
+    return keep

@@ -1,0 +1,264 @@
+"""The documentation strings of the running Python's standard library, as sentences, read without importing anything.
+
+Every ``.py`` file of the standard library is parsed with ``ast``; nothing in it is executed. A documentation string
+becomes blocks (paragraphs and list items), a block becomes sentences, and white space runs become one space. Examples
+(``>>>``), tables, literal blocks and section titles are left out, and the mark-up of roles and literals is reduced to
+back-quotes, so that a sentence here is the author's sentence, in one line.
+
+The same interpreter gives the same list on every machine: modules that distributions package separately (tkinter, ...)
+or that newer versions removed are never read, and everything is sorted by name, not by the file system.
+
+Splits are by name: ``in_validation(name)`` looks at a SHA-256 of the qualified name, so that adding a function moves no
+other. Texts that occur twice are kept once, and a sentence of the validation part never occurs in the training part.
+"""
+
+import ast
+import hashlib
+import re
+import sys
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from prunus.errors import DataError, Problem
+
+__all__ = [
+    "DocEntry",
+    "hash_fraction",
+    "in_validation",
+    "normalised",
+    "python_name",
+    "read_library",
+    "sentences",
+    "without_leaks",
+]
+
+VALIDATION_SHARE: Final = 0.2
+
+# Not read: tests and tools, what distributions package separately, what Python 3.12 and 3.13 removed, data in disguise.
+SKIPPED: Final = frozenset(
+    """__phello__ _aix_support _osx_support _pydev _sysconfigdata aifc antigravity asynchat asyncore audioop cgi cgitb
+    chunk crypt distutils ensurepip idlelib imghdr imp lib2to3 mailcap msilib nntplib nturl2path ossaudiodev pipes
+    pydoc_data smtpd sndhdr spwd sunau telnetlib test this tkinter turtle turtledemo uu xdrlib""".split()
+)
+SKIPPED_FOLDERS: Final = frozenset({"__pycache__", "dist-packages", "idle_test", "site-packages", "test", "tests"})
+
+# Pure-Python twins of public modules, and the name people know them by.
+PUBLIC_NAMES: Final = {
+    "_collections_abc": "collections.abc",
+    "_pydatetime": "datetime",
+    "_pydecimal": "decimal",
+    "_pyio": "io",
+    "_pyrepl": "pyrepl",
+    "_strptime": "time",
+}
+
+
+@dataclass(frozen=True)
+class DocEntry:
+    """One documented function, method, property or class."""
+
+    module: str
+    """Dotted, by its public name: ``email.message``."""
+    name: str
+    """Within the module: ``Message.get_payload``."""
+    kind: str
+    """``function`` (methods too), ``property`` or ``class``."""
+    signature: str
+    """One line, without the first argument of a method: ``get_payload(i=None, decode=False)``."""
+    arguments: tuple[tuple[str, str], ...]
+    """Name of each argument and the source text of its default, empty where it has none."""
+    sentences: tuple[str, ...]
+    """The documentation string, in order, with the closing full stops."""
+
+    @property
+    def full_name(self) -> str:
+        """Unique among the entries that ``read_library`` returns."""
+        return f"{self.module}.{self.name}"
+
+
+def python_name() -> str:
+    """Which data this is: ``CPython 3.11.7``."""
+    names = {"cpython": "CPython", "pypy": "PyPy"}
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    return f"{names.get(sys.implementation.name, sys.implementation.name)} {version}"
+
+
+def hash_fraction(text: str) -> float:
+    """A number in [0, 1) that depends on ``text`` alone: the first 48 bits of its SHA-256."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+
+
+def in_validation(name: str) -> bool:
+    """Whether the thing of this qualified name belongs to the validation part (one in five does)."""
+    return hash_fraction(name) < VALIDATION_SHARE
+
+
+def normalised(text: str) -> str:
+    """Lower-case letters and single spaces only: two texts that differ in digits or punctuation are one."""
+    return " ".join(re.findall(r"[a-z]+", text.lower()))
+
+
+def without_leaks(entries: Iterable[tuple[str, str, Sequence[str]]]) -> dict[str, bool]:
+    """Key -> whether it is for validation, for the entries that may be used; the others are absent.
+
+    Each entry is ``(key, name that decides the split, texts)``. An entry whose texts, joined and normalised, occurred
+    before is left out, and so is a training entry that shares a text of four words or more with a validation entry.
+    """
+    rows: list[tuple[str, bool, set[str]]] = []
+    seen: set[str] = set()
+    for key, name, texts in entries:
+        whole = normalised(" ".join(texts))
+        if whole not in seen:
+            seen.add(whole)
+            rows.append((key, in_validation(name), {text for text in map(normalised, texts) if text.count(" ") >= 3}))
+    held_out = {text for _, validation, texts in rows if validation for text in texts}
+    return {key: validation for key, validation, texts in rows if validation or not texts & held_out}
+
+
+# --- from a documentation string to sentences ---
+
+_TITLE = re.compile(r"(?i)^(args|arguments|parameters|params|returns?|raises|yields|notes?|examples?|usage|see also)\s*:?$")
+_ITEM = re.compile(r"^\s*(?:[-*+•]\s+|:\w+(?: \w+)*:|\d+[.)]\s+|[`*']?\w+[`*']?(?:, ?\w+)* +--? +)")
+_ABBREVIATION = re.compile(r"(?i)(?:\b(?:e\.g|i\.e|etc|vs|cf|approx|no|incl|resp|[a-z])\.|\.\.)$")
+_END = re.compile(r"[.!?][\"')`]*\s+(?=[\"'`(*]*[A-Z])")
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Paragraphs and list items in one line each; examples, tables, literal blocks and titles are left out."""
+    literal = False
+    for paragraph in re.split(r"\n\s*\n", text.expandtabs()):
+        lines = paragraph.split("\n")
+        indented = all(line.startswith((" ", "\t")) for line in lines)
+        # "::" opens an indented literal block; any block with a prompt or a ruled line is an example or a table.
+        code = (literal and indented) or ">>>" in paragraph or re.search(r"[-=~+|]{4,}|^\s*\$ ", paragraph, re.MULTILINE)
+        literal = paragraph.rstrip().endswith("::") or (literal and indented)
+        if code or _ITEM.match(lines[0]) is None and indented and re.search(r"\w\(.*\)|[={}<>;]|%", paragraph):
+            continue
+        items: list[list[str]] = []
+        depth = len(lines[0]) - len(lines[0].lstrip())
+        for line in lines:
+            opens = not items or _ITEM.match(line) or len(line) - len(line.lstrip()) < depth
+            items.append([line]) if opens else items[-1].append(line)
+            depth = min(depth, len(line) - len(line.lstrip())) if len(items) == 1 else 0
+        for item in items:
+            joined = " ".join(" ".join(item).split())
+            if not _TITLE.match(joined):
+                yield joined
+
+
+def _plain(text: str) -> str:
+    """Roles and literals reduced to back-quotes: ``:class:`Foo` `` and double back-quotes to single ones."""
+    text = re.sub(r":\w+(?::\w+)?:`~?([^`]*)`", r"`\1`", text)
+    text = text.replace("``", "`").replace("::", ":")
+    return re.sub(r"`([^`' ]+)'", r"`\1`", text)
+
+
+def sentences(text: str) -> tuple[str, ...]:
+    """The sentences of a cleaned documentation string (``ast.get_docstring``), each in one line."""
+    found: list[str] = []
+    for block in _blocks(text):
+        plain = _plain(block)
+        start = 0
+        for match in _END.finditer(plain):
+            head = plain[start : match.start() + 1]
+            if not _ABBREVIATION.search(head):
+                found.append(plain[start : match.end()].strip())
+                start = match.end()
+        found.append(plain[start:].strip())
+    return tuple(sentence for sentence in found if re.search(r"[A-Za-z]{2}", sentence))
+
+
+# --- from files to entries ---
+
+
+def _members(nodes: Iterable[ast.stmt]) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+    """Definitions among ``nodes``, also those below ``if`` and ``try``."""
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node
+        elif isinstance(node, ast.If):
+            yield from _members([*node.body, *node.orelse])
+        elif isinstance(node, ast.Try):
+            yield from _members([*node.body, *(s for h in node.handlers for s in h.body), *node.orelse])
+
+
+def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef, method: bool) -> tuple[tuple[str, str], ...]:
+    spec = node.args
+    positional = [*spec.posonlyargs, *spec.args]
+    defaults: list[ast.expr | None] = [None] * (len(positional) - len(spec.defaults)) + list(spec.defaults)
+    pairs = list(zip(positional, defaults, strict=True))
+    if method and pairs and pairs[0][0].arg in ("self", "cls", "mcls", "metacls"):
+        pairs = pairs[1:]
+    named = [(arg.arg, ast.unparse(default) if default else "") for arg, default in pairs]
+    named += [("*" + spec.vararg.arg, "")] if spec.vararg else []
+    pairs = list(zip(spec.kwonlyargs, spec.kw_defaults, strict=True))
+    named += [(arg.arg, ast.unparse(default) if default else "") for arg, default in pairs]
+    return tuple(named + ([("**" + spec.kwarg.arg, "")] if spec.kwarg else []))
+
+
+def _entries(module: str, nodes: Iterable[ast.stmt], scope: str = "") -> Iterator[DocEntry]:
+    for node in _members(nodes):
+        kind, arguments = "class", tuple[tuple[str, str], ...]()
+        if isinstance(node, ast.ClassDef):
+            yield from _entries(module, node.body, f"{scope}{node.name}.")
+        else:
+            decorators = " ".join(ast.unparse(decorator) for decorator in node.decorator_list)
+            kind = "property" if "property" in decorators else "function"
+            arguments = _arguments(node, method=bool(scope) and "staticmethod" not in decorators)
+        text = ast.get_docstring(node) or ""
+        private = any(part.startswith("_") and not part.endswith("__") for part in (scope + node.name).split("."))
+        found = () if private else sentences(text)
+        if found:
+            listed = ", ".join(name + (f"={default}" if default else "") for name, default in arguments)
+            listed = listed if len(listed) <= 60 else listed[:60].rsplit(",", 1)[0] + ", ..."
+            before, after = ("class ", "") if kind == "class" else ("", f"({listed})" if kind == "function" else "")
+            yield DocEntry(module, scope + node.name, kind, f"{before}{node.name}{after}", arguments, found)
+
+
+def _module_name(path: Path) -> str:
+    parts = list(path.with_suffix("").parts)
+    parts = parts[:-1] if parts[-1] == "__init__" else parts
+    return ".".join([PUBLIC_NAMES.get(parts[0], parts[0]), *parts[1:]])
+
+
+def _files(root: Path) -> list[Path]:
+    """Sources below ``root`` that are read, relative to it, in order of their names."""
+    tops = sorted(name for name in sys.stdlib_module_names if name not in SKIPPED)
+    found = [Path(f"{name}.py") for name in tops if (root / f"{name}.py").is_file()]
+    for name in tops:
+        for path in (root / name).rglob("*.py"):
+            relative = path.relative_to(root)
+            if not SKIPPED_FOLDERS & set(relative.parts):
+                found.append(relative)
+    return sorted(found, key=lambda path: path.parts)
+
+
+def read_library(
+    root: Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> tuple[DocEntry, ...]:
+    """All public documented functions, methods, properties and classes, sorted by module and place in the file.
+
+    ``root`` is the folder of the standard library, the running interpreter's by default; ``progress(done, total)``
+    counts files. Files that cannot be read or parsed are passed over. Takes about two seconds.
+
+    Raises ``DataError`` if the folder holds no sources at all (a Python that ships compiled files only).
+    """
+    folder = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
+    files = _files(folder)
+    entries: dict[str, DocEntry] = {}
+    for done, path in enumerate(files, start=1):
+        try:
+            tree = ast.parse((folder / path).read_bytes())
+        except (OSError, SyntaxError, ValueError, RecursionError):
+            continue
+        for entry in _entries(_module_name(path), tree.body):
+            entries.setdefault(entry.full_name, entry)
+        if progress is not None and (done % 20 == 0 or done == len(files)):
+            progress(done, len(files))
+    if not entries:
+        rule = "hold the sources of the standard library, which the pydocs tasks read"
+        raise DataError(Problem("standard library", str(folder), rule, "a Python with .py files, or another task"))
+    return tuple(entries.values())
