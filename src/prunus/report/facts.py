@@ -1,6 +1,6 @@
 """Facts: what a run did and measured, as a JSON object in ``prunus.json``, read and written whole.
 
-The report, the terminal tables and the model card are functions of this object alone. Every entry except ``prunus`` (the
+The report, the terminal tables and the model card are functions of this object alone. Each entry but ``prunus`` (the
 version that wrote the file) may be missing or null: that fact was not measured. A file is data from outside, so readers
 go through ``section``, ``rows``, ``number`` and ``text``, which answer with nothing where a value has another type.
 
@@ -86,6 +86,7 @@ def read_facts(directory: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: ``prunus.json`` is missing, larger than 64 MiB, no JSON object, nested deeper than 64 levels,
             or names no version under ``prunus``.
+
     """
     path = directory / FACTS_FILE
     try:
@@ -96,7 +97,9 @@ def read_facts(directory: Path) -> dict[str, Any]:
         reason = error.strerror or type(error).__name__
         raise _error(path, reason, "be a readable file", "the directory that `prunus run` wrote") from error
     if len(data) > MAX_BYTES:
-        raise _error(path, "more", f"hold at most {MAX_BYTES:,} bytes", "the directory that `prunus run` wrote")
+        raise _error(
+            path, f"{len(data):,} or more", f"hold at most {MAX_BYTES:,} bytes", "the directory that `prunus run` wrote"
+        )
     try:
         # parse_constant sees NaN, Infinity and -Infinity, which Python's reader accepts although JSON has none.
         facts = json.loads(data.decode("utf-8"), parse_constant=lambda _: None)
@@ -105,7 +108,9 @@ def read_facts(directory: Path) -> dict[str, Any]:
     if not isinstance(facts, dict):
         raise _error(path, type(facts).__name__, "be a JSON object", "the directory that `prunus run` wrote")
     if _deeper_than(facts, MAX_DEPTH):
-        raise _error(path, "more", f"be nested at most {MAX_DEPTH} levels", "the directory that `prunus run` wrote")
+        raise _error(
+            path, "more levels", f"be nested at most {MAX_DEPTH} levels", "the directory that `prunus run` wrote"
+        )
     if not text(facts, "prunus"):
         raise CheckpointError(
             Problem(f"prunus in {path}", facts.get("prunus"), "be the version that wrote it", "the run again")
@@ -121,6 +126,7 @@ def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
     Raises:
         CheckpointError: the file cannot be written; the old one, if any, is unchanged.
         TypeError: a value is none of JSON's kinds.
+
     """
     data = json.dumps(_plain(facts), indent=1, allow_nan=False).encode("ascii") + b"\n"
     # Beside the target, for os.replace is atomic within one file system only; opened by hand, for the modules that make

@@ -14,7 +14,20 @@ from prunus.report.facts import number, text
 
 __all__ = ["COLUMNS", "Layer", "fraction_of_zeros", "layer_grid"]
 
-COLUMNS: Final = ("q", "k", "v", "qkv", "o", "cross q", "cross k", "cross v", "cross o", "ffn in", "ffn gate", "ffn out")
+COLUMNS: Final = (
+    "q",
+    "k",
+    "v",
+    "qkv",
+    "o",
+    "cross q",
+    "cross k",
+    "cross v",
+    "cross o",
+    "ffn in",
+    "ffn gate",
+    "ffn out",
+)
 """Parts of a layer in the order in which a token meets them."""
 
 _LAYER: Final = re.compile(r"(?P<layer>(?P<stem>.*?)(?:^|\.)(?P<index>\d{1,6}))\.(?P<rest>.+)")
@@ -32,9 +45,9 @@ _PARTS: Final = tuple(
             r"(attention|crossattention)\.output\.dense|out_lin|o_proj|self_attn\.out_proj|encoder_attn\.out_proj"
             r"|(attn|attention)\.(c_proj|o|wo|out_proj|dense)|(selfattention|encdecattention)\.o|self_attention\.dense",
         ),
-        ("ffn in", r"intermediate\.dense|lin1|fc1|c_fc|up_proj|mlp\.wi|wi|wi_1|dense_h_to_4h|linear1"),
+        ("ffn in", r"intermediate\.dense|ffn|lin1|fc1|c_fc|up_proj|mlp\.wi|wi|wi_1|dense_h_to_4h|linear1"),
         ("ffn gate", r"gate_proj|wi_0"),
-        ("ffn out", r"output\.dense|lin2|fc2|mlp\.c_proj|down_proj|mlp\.wo|wo|dense_4h_to_h|linear2"),
+        ("ffn out", r"output\.dense|ffn_output|lin2|fc2|mlp\.c_proj|down_proj|mlp\.wo|wo|dense_4h_to_h|linear2"),
     )
 )
 
@@ -95,7 +108,7 @@ def _part(name: str) -> str | None:
 
 
 def _stack(stem: str) -> str:
-    """"encoder" or "decoder" where the stem says so, otherwise its last word."""
+    """The word "encoder" or "decoder" where the stem has it, otherwise its last word."""
     words = [word for word in stem.split(".") if word]
     named = [word for word in words if word in {"encoder", "decoder"}]
     return named[-1] if named else (words[-1] if words else "layer")

@@ -30,10 +30,10 @@ __all__ = [
 NOT_MEASURED: Final = "not measured"
 
 DEFINITIONS: Final[dict[str, str]] = {
-    "metric": "A fraction in [0, 1] (a correlation: in [-1, 1]) on the validation examples, after the last step; higher is "
-    "better. On n examples, a difference below 1/n is less than one example.",
+    "metric": "A fraction in [0, 1] (a correlation: in [-1, 1]) on the validation examples, of the weights the run "
+    "ended with; higher is better. On n examples, a difference below 1/n is less than one example.",
     "target": "The fraction of zeros that the recipe asks for, over the tensors it prunes.",
-    "sparsity": "Zeros / weights of the tensors that this recipe prunes, counted in the weights after the last step.",
+    "sparsity": "Zeros / weights of the tensors that this recipe prunes, counted in the weights it ended with.",
     "sparsity_all": "Zeros / all parameters of the model, with embeddings, biases, normalisation and head.",
     "bytes": "Bytes of the weight file on disk, in MB of 1,000,000 bytes. Zeros are stored like any other number, so "
     "they alone make no file smaller.",
@@ -57,6 +57,8 @@ class SummaryRow:
     sparse: str
     change: str = ""
     """Sparse minus dense, with its sign; empty where it says nothing."""
+    dense_note: str = ""
+    sparse_note: str = ""
 
 
 def fraction(value: float | None) -> str:
@@ -115,8 +117,9 @@ def metric_names(facts: Mapping[str, Any]) -> list[str]:
 
 
 def only_dense(facts: Mapping[str, Any]) -> bool:
-    """True where the run pruned nothing and was not asked to."""
-    return not section(facts, "sparse") and not rows(facts, "tensors") and not number(facts, "target_sparsity")
+    """True where the run made a dense model, pruned nothing and was not asked to."""
+    pruned = bool(section(facts, "sparse") or rows(facts, "tensors") or number(facts, "target_sparsity"))
+    return bool(section(facts, "dense")) and not pruned
 
 
 def summary_rows(facts: Mapping[str, Any]) -> list[SummaryRow]:
@@ -135,8 +138,9 @@ def summary_rows(facts: Mapping[str, Any]) -> list[SummaryRow]:
         lines.append(SummaryRow(key, label, fraction(number(dense, key)), fraction(number(sparse, key))))
     sizes = number(dense, "bytes"), number(sparse, "bytes")
     lines.append(SummaryRow("bytes", "size on disk (MB)", megabytes(sizes[0]), megabytes(sizes[1]), _times(*sizes)))
-    times = [duration(number(part, "seconds")) + _cached(part) for part in (dense, sparse)]
-    lines.append(SummaryRow("seconds", "training time", times[0], times[1]))
+    times = [duration(number(part, "seconds")) for part in (dense, sparse)]
+    cached = ["from cache" if part.get("cached") is True else "" for part in (dense, sparse)]
+    lines.append(SummaryRow("seconds", "training time", times[0], times[1], "", cached[0], cached[1]))
     baselines = section(section(facts, "task"), "baselines")
     for who in baselines:
         for name, value in numbers(baselines, who).items():
@@ -154,10 +158,6 @@ def _times(dense: float | None, sparse: float | None) -> str:
     if not dense or sparse is None:
         return ""
     return "same" if dense == sparse else f"\N{MULTIPLICATION SIGN} {sparse / dense:.3g}"
-
-
-def _cached(part: Mapping[str, Any]) -> str:
-    return " (from cache)" if part.get("cached") is True else ""
 
 
 def _yaml(value: object, depth: int) -> Iterator[str]:

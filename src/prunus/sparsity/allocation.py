@@ -101,23 +101,24 @@ def global_cuts(
     while active and left:
         theta = kth_smallest(list(active.values()), left)
         at_or_below = {name: int((score <= theta).sum()) for name, score in active.items()}
-        full = [name for name in active if at_or_below[name] > limit[name]]
-        if not full:
-            return cuts | _share_ties(active, theta, at_or_below, left)
-        for name in full:
+        room = {name: min(count, limit[name]) for name, count in at_or_below.items()}
+        if sum(room.values()) >= left:
+            return cuts | _share_ties(active, theta, room, sum(room.values()) - left)
+        for name in [name for name in active if at_or_below[name] > limit[name]]:
             cuts[name] = cut_lowest(active.pop(name), limit[name])
             left -= limit[name]
     return cuts | {name: Cut(0, -torch.inf) for name in active}
 
 
-def _share_ties(scores: Mapping[str, Tensor], theta: float, at_or_below: Mapping[str, int], k: int) -> dict[str, Cut]:
-    """Cuts at one threshold whose ks sum to ``k``: units tied at it go in the order of the tensors."""
-    excess = sum(at_or_below.values()) - k
+def _share_ties(scores: Mapping[str, Tensor], theta: float, room: Mapping[str, int], excess: int) -> dict[str, Cut]:
+    """Cuts at one threshold: each tensor's ``room`` less ``excess`` units tied at it, which go in the tensors' order."""
     cuts = {}
     for name in reversed(list(scores)):
-        spared = min(excess, int((scores[name] == theta).sum())) if excess else 0
+        below = int((scores[name] < theta).sum())
+        spared = min(excess, max(0, room[name] - below))
         excess -= spared
-        cuts[name] = Cut(at_or_below[name] - spared, theta)
+        k = room[name] - spared
+        cuts[name] = Cut(k, theta) if k >= below else cut_lowest(scores[name], k)
     return cuts
 
 

@@ -64,7 +64,7 @@ class Masker:
             self._load(model, state)
         else:
             for rule in self.rules:
-                if rule.timetable.due(0):
+                if rule.timetable.due(0) and rule.timetable.prunes(0):
                     self._update(model, rule)
             self.apply(model)
 
@@ -125,13 +125,12 @@ class Masker:
             weight.mul_(mask)
 
     def finish(self, model: nn.Module) -> list[TensorFacts]:
-        """Applies the masks a last time and counts. Raises ``TrainingError`` where the zeros asked for are not there."""
-        self.apply(model)
+        """Masks a last time and counts. Raises ``TrainingError`` where the zeros asked for are not there."""
         with torch.no_grad():
             for name, mask in self._masks.items():
-                model.get_parameter(name).masked_fill_(
-                    ~mask, 0.0
-                )  # a product leaves -0.0 where the weight was negative
+                # Not apply(): the weights may be those of a restored checkpoint, which no shadow may overwrite. And a
+                # product would leave -0.0 where the weight was negative.
+                model.get_parameter(name).masked_fill_(~mask, 0.0)
         facts = self.measure(model)
         found = [
             Problem(
@@ -306,8 +305,8 @@ class Masker:
             elif kind == "planned":
                 self._planned[name] = int(value)
             elif kind == "mask":
-                self._masks[name] = value.to(device, torch.bool)
+                self._masks[name] = value.to(device, torch.bool, copy=True)
             elif kind == "score":
-                self._scores[name] = value.to(device, torch.float32)
+                self._scores[name] = value.to(device, torch.float32, copy=True)
             elif kind == "shadow":
-                self._shadow[name] = value.to(device)
+                self._shadow[name] = value.to(device, copy=True)

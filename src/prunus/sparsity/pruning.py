@@ -16,6 +16,7 @@ from prunus.sparsity.allocation import Allocation
 from prunus.sparsity.criteria import CRITERIA, Criterion, criterion
 from prunus.sparsity.patterns import NofM, Pattern, Reduce, parse_pattern
 from prunus.sparsity.schedules import Schedule, Timetable
+from prunus.sparsity.selection import count_of
 from prunus.sparsity.targets import Selection, Targets, select
 
 __all__ = ["Pruning", "Rule", "resolve"]
@@ -72,7 +73,8 @@ class Pruning:
             rule = f"be at most {most:g}, which is all that pattern {pattern} can give"
             found.append(Problem(f"{key}.sparsity", sparsity, rule, f"{most:g}, or pattern: 4x1"))
         found += self.schedule.problems(f"{key}.schedule")
-        found += self.allocation.problems(sparsity or 0.0, f"{key}.allocation")
+        most = pattern.max_sparsity if isinstance(pattern, NofM) else 0.0
+        found += self.allocation.problems(most if sparsity is None else sparsity, f"{key}.allocation")
         return found
 
 
@@ -90,6 +92,21 @@ class Rule:
     def fraction_of_units(self, step: int, final: float) -> float:
         """The share of pruned units after ``step`` optimizer steps in a tensor that ends at ``final`` sparsity."""
         return min(1.0, self.timetable.sparsity(step, final) / self.pattern.max_sparsity)
+
+
+def _shortfall(allocation: Allocation, pattern: Pattern, selection: Selection, sparsity: float) -> int:
+    """Zeros asked for that the caps of a global scope rule out, as each cap is rounded down; 0 where that is under a unit."""
+    if allocation.scope != "global":
+        return 0
+    total = room = 0
+    smallest = min(pattern.zeros_per_unit(shape) for shape in selection.taken.values())
+    for shape in selection.taken.values():
+        rows, columns = pattern.units(shape)
+        zeros = pattern.zeros_per_unit(shape)
+        total += rows * columns * zeros
+        room += count_of(min(1.0, allocation.max_per_tensor / pattern.max_sparsity), rows * columns) * zeros
+    short = count_of(sparsity / pattern.max_sparsity, total) - room
+    return short if short >= smallest else 0
 
 
 def resolve(
@@ -117,7 +134,7 @@ def resolve(
         if timetable is None or selection is None:
             continue
         final, chosen = pruning.final_sparsity(), criterion(pruning.criterion)
-        if chosen.needs_gradient and timetable.sparsity(0, final) > 0:
+        if chosen.needs_gradient and timetable.prunes(0):
             rule = f"be at least 1 with criterion {chosen.name}, which has seen no gradient at step 0"
             found.append(Problem(f"{where}.schedule.start", 0, rule, "100, or criterion: magnitude"))
         for name, value in ((n, pruning.allocation.final(n, final)) for n in selection.taken):
@@ -130,6 +147,11 @@ def resolve(
                 rule = f"not match a tensor that {owner[name]} prunes already"
                 found.append(Problem(f"{where}.targets", name, rule, "an exclude pattern in one of the two"))
                 break
+        short = _shortfall(pruning.allocation, pattern, selection, final)
+        if short:
+            rule = f"leave room for the sparsity {final:g}: whole units under this cap are {short} weights short of it"
+            key_ = f"{where}.allocation.max_per_tensor"
+            found.append(Problem(key_, pruning.allocation.max_per_tensor, rule, "1, or a lower sparsity"))
         owner |= dict.fromkeys(selection.taken, where)
         rules.append(Rule(pruning, pattern, chosen, timetable, selection, final))
     if found:

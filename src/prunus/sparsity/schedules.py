@@ -22,7 +22,7 @@ formula. Steps count optimizer steps: the event at step t happens after t of the
 
 import re
 from dataclasses import dataclass
-from math import cos, floor, pi
+from math import cos, floor, pi, pow
 from typing import Final, Literal
 
 from prunus.errors import Problem, RecipeError, nearest
@@ -87,6 +87,10 @@ class Timetable:
             return 0.0
         return 1.0 if done == len(self.events) else (done - 1) / (len(self.events) - 1)
 
+    def prunes(self, step: int) -> bool:
+        """Whether anything may be pruned after ``step`` optimizer steps; the first event of a growing schedule does not."""
+        return self.sparsity(step, 0.5) > 0
+
     def sparsity(self, step: int, final: float, initial: float = 0.0) -> float:
         """Sparsity due after ``step`` optimizer steps, as a fraction."""
         x = self.progress(step)
@@ -149,12 +153,16 @@ class Schedule:
         else:
             end = total_steps - steps(self.cooldown if self.cooldown is not None else Span(25, "%"))
         whole = f"{total_steps} ({total_steps / steps_per_epoch:g} epochs x {steps_per_epoch:g})"
-        if end > total_steps:
+        if end > total_steps and self.kind != "one_shot":
             fix = f"{floor(0.75 * total_steps)} (75 %)"
             found.append(Problem(f"{key}.end", end, f"be at or before the last optimizer step {whole}", fix))
-        if start > min(end, total_steps):
-            rule = f"be at or before the end of pruning, step {end} of {whole}"
-            found.append(Problem(f"{key}.start", start, rule, f"{max(0, min(end, total_steps) // 10)}"))
+        if end < 0:
+            rule = f"leave at least one of the optimizer steps {whole} to prune in"
+            given = "cooldown" if self.end is None else "end"
+            found.append(Problem(f"{key}.{given}", str(self.cooldown or self.end), rule, "25%"))
+        elif start > min(end, total_steps):
+            rule = f"be at or before the end of pruning, step {min(end, total_steps)} of {whole}"
+            found.append(Problem(f"{key}.start", start, rule, f"{min(end, total_steps) // 10}"))
         every = max(1, (end - start + 1) // _AUTO_EVENTS) if self.every is None else steps(self.every)
         if every < 1:
             found.append(Problem(f"{key}.every", str(self.every), "be at least one step", "100"))

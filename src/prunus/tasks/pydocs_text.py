@@ -5,6 +5,9 @@ becomes blocks (paragraphs and list items), a block becomes sentences, and white
 (``>>>``), tables, literal blocks and section titles are left out, and the mark-up of roles and literals is reduced to
 back-quotes, so that a sentence here is the author's sentence, in one line.
 
+``pydocs-topic`` asks of a passage (one or a few sentences of one documentation string) which part of the library it is
+from. The names of the modules would give the answer away, and ``___`` stands for them in every passage.
+
 The same interpreter gives the same list on every machine: modules that distributions package separately (tkinter, ...)
 or that newer versions removed are never read, and everything is sorted by name, not by the file system.
 
@@ -17,32 +20,44 @@ import hashlib
 import re
 import sys
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from prunus.errors import DataError, Problem
+from prunus.tasks.base import Metrics, Split
+from prunus.tasks.examples import TextExample
+from prunus.tasks.metrics import accuracy, macro_f1
 
 __all__ = [
+    "LABELS",
+    "TOPICS",
     "DocEntry",
     "hash_fraction",
     "in_validation",
+    "masked",
     "normalised",
     "python_name",
     "read_library",
     "sentences",
+    "topic_baseline",
+    "topic_examples",
     "without_leaks",
 ]
 
 VALIDATION_SHARE: Final = 0.2
 
 # Not read: tests and tools, what distributions package separately, what Python 3.12 and 3.13 removed, data in disguise.
-SKIPPED: Final = frozenset(
-    """__phello__ _aix_support _osx_support _pydev _sysconfigdata aifc antigravity asynchat asyncore audioop cgi cgitb
+_SKIPPED: Final = """
+    __phello__ _aix_support _osx_support _pydev _sysconfigdata aifc antigravity asynchat asyncore audioop cgi cgitb
     chunk crypt distutils ensurepip idlelib imghdr imp lib2to3 mailcap msilib nntplib nturl2path ossaudiodev pipes
-    pydoc_data smtpd sndhdr spwd sunau telnetlib test this tkinter turtle turtledemo uu xdrlib""".split()
-)
+    pydoc_data smtpd sndhdr spwd sunau telnetlib test this tkinter turtle turtledemo uu xdrlib
+"""
+SKIPPED: Final = frozenset(_SKIPPED.split())
 SKIPPED_FOLDERS: Final = frozenset({"__pycache__", "dist-packages", "idle_test", "site-packages", "test", "tests"})
 
 # Pure-Python twins of public modules, and the name people know them by.
@@ -120,7 +135,9 @@ def without_leaks(entries: Iterable[tuple[str, str, Sequence[str]]]) -> dict[str
 
 # --- from a documentation string to sentences ---
 
-_TITLE = re.compile(r"(?i)^(args|arguments|parameters|params|returns?|raises|yields|notes?|examples?|usage|see also)\s*:?$")
+_TITLE = re.compile(
+    r"(?i)^(args|arguments|parameters|params|returns?|raises|yields|notes?|examples?|usage|see also)\s*:?$"
+)
 _ITEM = re.compile(r"^\s*(?:[-*+•]\s+|:\w+(?: \w+)*:|\d+[.)]\s+|[`*']?\w+[`*']?(?:, ?\w+)* +--? +)")
 _ABBREVIATION = re.compile(r"(?i)(?:\b(?:e\.g|i\.e|etc|vs|cf|approx|no|incl|resp|[a-z])\.|\.\.)$")
 _END = re.compile(r"[.!?][\"')`]*\s+(?=[\"'`(*]*[A-Z])")
@@ -133,9 +150,12 @@ def _blocks(text: str) -> Iterator[str]:
         lines = paragraph.split("\n")
         indented = all(line.startswith((" ", "\t")) for line in lines)
         # "::" opens an indented literal block; any block with a prompt or a ruled line is an example or a table.
-        code = (literal and indented) or ">>>" in paragraph or re.search(r"[-=~+|]{4,}|^\s*\$ ", paragraph, re.MULTILINE)
+        code = (
+            (literal and indented) or ">>>" in paragraph or re.search(r"[-=~+|]{4,}|^\s*\$ ", paragraph, re.MULTILINE)
+        )
         literal = paragraph.rstrip().endswith("::") or (literal and indented)
-        if code or _ITEM.match(lines[0]) is None and indented and re.search(r"\w\(.*\)|[={}<>;]|%", paragraph):
+        symbols = re.search(r"\w\(.*\)|[={}<>;]|%", paragraph)
+        if code or (indented and symbols and not _ITEM.match(lines[0])):
             continue
         items: list[list[str]] = []
         depth = len(lines[0]) - len(lines[0].lstrip())
@@ -190,7 +210,7 @@ def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef, method: bool) -> tu
     positional = [*spec.posonlyargs, *spec.args]
     defaults: list[ast.expr | None] = [None] * (len(positional) - len(spec.defaults)) + list(spec.defaults)
     pairs = list(zip(positional, defaults, strict=True))
-    if method and pairs and pairs[0][0].arg in ("self", "cls", "mcls", "metacls"):
+    if method and pairs and pairs[0][0].arg in ("self", "cls", "klass", "mcls", "metacls"):
         pairs = pairs[1:]
     named = [(arg.arg, ast.unparse(default) if default else "") for arg, default in pairs]
     named += [("*" + spec.vararg.arg, "")] if spec.vararg else []
@@ -202,9 +222,7 @@ def _arguments(node: ast.FunctionDef | ast.AsyncFunctionDef, method: bool) -> tu
 def _entries(module: str, nodes: Iterable[ast.stmt], scope: str = "") -> Iterator[DocEntry]:
     for node in _members(nodes):
         kind, arguments = "class", tuple[tuple[str, str], ...]()
-        if isinstance(node, ast.ClassDef):
-            yield from _entries(module, node.body, f"{scope}{node.name}.")
-        else:
+        if not isinstance(node, ast.ClassDef):
             decorators = " ".join(ast.unparse(decorator) for decorator in node.decorator_list)
             kind = "property" if "property" in decorators else "function"
             arguments = _arguments(node, method=bool(scope) and "staticmethod" not in decorators)
@@ -216,6 +234,8 @@ def _entries(module: str, nodes: Iterable[ast.stmt], scope: str = "") -> Iterato
             listed = listed if len(listed) <= 60 else listed[:60].rsplit(",", 1)[0] + ", ..."
             before, after = ("class ", "") if kind == "class" else ("", f"({listed})" if kind == "function" else "")
             yield DocEntry(module, scope + node.name, kind, f"{before}{node.name}{after}", arguments, found)
+        if isinstance(node, ast.ClassDef):
+            yield from _entries(module, node.body, f"{scope}{node.name}.")
 
 
 def _module_name(path: Path) -> str:
@@ -236,9 +256,7 @@ def _files(root: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.parts)
 
 
-def read_library(
-    root: Path | None = None, progress: Callable[[int, int], None] | None = None
-) -> tuple[DocEntry, ...]:
+def read_library(root: Path | None = None, progress: Callable[[int, int], None] | None = None) -> tuple[DocEntry, ...]:
     """All public documented functions, methods, properties and classes, sorted by module and place in the file.
 
     ``root`` is the folder of the standard library, the running interpreter's by default; ``progress(done, total)``
@@ -262,3 +280,112 @@ def read_library(
         rule = "hold the sources of the standard library, which the pydocs tasks read"
         raise DataError(Problem("standard library", str(folder), rule, "a Python with .py files, or another task"))
     return tuple(entries.values())
+
+
+# --- the topics ---
+
+# What a module is about; only modules that every CPython since 3.11 has, whatever is installed beside it.
+# fmt: off
+TOPICS: Final[Mapping[str, str]] = {
+    "asyncio": "asyncio",
+    "debugging": "bdb cProfile code codeop dis faulthandler pdb profile pstats timeit trace traceback tracemalloc",
+    "files": "bz2 filecmp fileinput fnmatch genericpath glob gzip io lzma ntpath os pathlib posixpath shutil stat "
+             "tarfile tempfile zipfile",
+    "imports": "compileall importlib modulefinder pkgutil py_compile runpy site sysconfig venv zipapp zipimport",
+    "logging": "logging",
+    "mail": "base64 email imaplib mailbox mimetypes poplib quopri smtplib",
+    "network": "ftplib http ipaddress netrc socket socketserver ssl urllib webbrowser wsgiref xmlrpc",
+    "numbers": "decimal fractions numbers random statistics",
+    "processes": "concurrent multiprocessing queue sched selectors subprocess threading",
+    "testing": "doctest unittest",
+    "types": "abc ast dataclasses enum inspect pydoc symtable types typing",
+    "xml": "html xml",
+}
+# fmt: on
+LABELS: Final = tuple(TOPICS)
+PASSAGE_WORDS: Final = 30
+PASSAGE_CHARACTERS: Final = 240
+MOST_ROWS: Final[Mapping[Split, int]] = {"train": 400, "validation": 100}
+
+_LABEL_OF: Final = {module: label for label, modules in enumerate(TOPICS.values()) for module in modules.split()}
+_NAMES: Final = frozenset(module.lower() for module in _LABEL_OF)
+# Names that classes and functions of the module carry inside theirs: XMLReader, HTTPHandler.
+_INSIDE = re.compile(
+    r"(?i)asyncio|decimal|doctest|email|http|importlib|logging|multiprocessing|unittest|urllib|wsgi|xml"
+)
+
+
+def masked(text: str) -> str:
+    """``text`` with ``___`` for each identifier that is, or shows, the name of a module in ``TOPICS``."""
+
+    def replaced(match: re.Match[str]) -> str:
+        return "___" if match[0].lower() in _NAMES or _INSIDE.search(match[0]) else match[0]
+
+    return re.sub(r"[A-Za-z_]\w*", replaced, text)
+
+
+def _passages(entry: DocEntry) -> Iterator[list[str]]:
+    """Neighbouring sentences of up to ``PASSAGE_WORDS`` words together; one sentence may have ten words more."""
+    passage: list[str] = []
+    words = 0
+    for sentence in entry.sentences:
+        count = len(sentence.split())
+        if passage and words + count > PASSAGE_WORDS:
+            yield passage
+            passage, words = [], 0
+        if count <= PASSAGE_WORDS + 10 and not sentence.endswith(":"):
+            passage.append(masked(sentence))
+            words += count
+    yield passage
+
+
+def topic_examples(entries: Iterable[DocEntry]) -> dict[Split, list[TextExample]]:
+    """Passages by split, at most ``MOST_ROWS`` of each label, in an order that mixes the labels.
+
+    Passages of fewer than six plain words say too little and are left out.
+    """
+    rows: dict[str, tuple[str, list[str], int]] = {}
+    for entry in entries:
+        label = _LABEL_OF.get(entry.module.split(".")[0])
+        for number, passage in enumerate(_passages(entry) if label is not None else ()):
+            text = " ".join(passage)
+            plain = sum(word.isalpha() for word in text.split()) >= 6 and len(text) <= PASSAGE_CHARACTERS
+            if label is not None and plain:
+                rows[f"{entry.full_name}/{number}"] = (entry.full_name, passage, label)
+    split = without_leaks((key, name, passage) for key, (name, passage, _) in rows.items())
+    found: dict[Split, list[TextExample]] = {"train": [], "validation": []}
+    counts: Counter[tuple[Split, int]] = Counter()
+    for key in sorted(split, key=hash_fraction):
+        part: Split = "validation" if split[key] else "train"
+        _, passage, label = rows[key]
+        counts[part, label] += 1
+        if counts[part, label] <= MOST_ROWS[part]:
+            found[part].append(TextExample(" ".join(passage), None, label))
+    return found
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[a-z]{2,}|___", text.lower())
+
+
+def topic_baseline(train: Sequence[TextExample], validation: Sequence[TextExample]) -> Metrics:
+    """``accuracy`` and ``macro_f1`` on ``validation`` of naive Bayes on the words of ``train``.
+
+    The label c with the greatest log p(c) + sum over words w of log p(w | c) wins, where p(c) is the share of c among
+    the rows and p(w | c) = (n_wc + 1) / (n_c + V), n_wc counts w in rows of c, n_c all words there, and V is the number
+    of different words; words that ``train`` does not have are passed over.
+    """
+    vocabulary = {word: i for i, word in enumerate(sorted({w for row in train for w in _words(row.text)}))}
+    counts = np.ones((len(LABELS), len(vocabulary)))
+    labels = np.array([int(row.label) for row in train], dtype=np.int64)
+    for row in train:
+        np.add.at(counts[int(row.label)], [vocabulary[word] for word in _words(row.text)], 1.0)
+    given = np.log(counts / counts.sum(1, keepdims=True))
+    # A label without a row in train must never win; log(0) would warn.
+    prior = np.log(np.maximum(np.bincount(labels, minlength=len(LABELS)) / max(len(labels), 1), 1e-300))
+    found = [
+        int((prior + given[:, [vocabulary[word] for word in _words(row.text) if word in vocabulary]].sum(1)).argmax())
+        for row in validation
+    ]
+    wanted = [int(row.label) for row in validation]
+    return {"accuracy": accuracy(found, wanted), "macro_f1": macro_f1(found, wanted)}

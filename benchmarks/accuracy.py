@@ -1,0 +1,116 @@
+"""Accuracy of the shipped recipes: one row, one seed, one JSON file.
+
+    python benchmarks/accuracy.py --task sst2 --row 4x1-80 --seed 1 --data DIR
+    python benchmarks/accuracy.py --task squad --row dense --seed 1 --data DIR
+
+``--scale cpu`` (the default) is what two CPU cores manage: a fixed, seeded subset of the training data, frozen embeddings,
+bfloat16 autocast in training; evaluation is in float32 on the whole dev set. ``--scale full`` is the recipe as shipped.
+Every file says which it was, in ``settings`` and in ``notes``. A dense row with the sparse rows' budget is ``dense-long``:
+the dense model, trained on like the sparse ones, with the same teacher and no mask.
+"""
+
+import argparse
+import json
+import platform
+import shlex
+import sys
+from datetime import date
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+
+from prunus.recipe import load_recipe
+from prunus.training.quiet import quiet
+from prunus.training.run import run
+
+CPU = {
+    "sst2": [
+        "task.max_train_samples=16000",
+        "task.max_length=64",
+        "train.freeze=[embeddings]",
+        "train.precision=bf16",
+        "train.threads=2",
+    ],
+    "squad": [
+        "task.max_train_samples=3000",
+        "task.max_length=256",
+        "train.freeze=[embeddings]",
+        "train.precision=bf16",
+        "train.threads=2",
+    ],
+}
+CPU_EPOCHS = {"sst2": {"dense": 2, "sparse": 3}, "squad": {"dense": 3, "sparse": 3}}
+ROWS = {
+    "dense": ("dense", []),
+    "dense-long": ("4x1-80", ["prune=[]"]),
+    "4x1-80": ("4x1-80", []),
+    "2to4": ("4x1-80", ["prune.pattern=2:4", "prune.sparsity=0.5"]),
+    "unstructured-80": ("4x1-80", ["prune.pattern=1x1"]),
+}
+
+
+def settings_of(task: str, row: str, seed: int, scale: str) -> tuple[str, list[str]]:
+    """The shipped recipe of a row, and what is set over it."""
+    recipe, extra = ROWS[row]
+    settings = [*extra, f"train.seed={seed}", "train.checkpoint_every=null"]
+    if scale == "cpu":
+        settings += CPU[task]
+        settings.append(f"train.epochs={CPU_EPOCHS[task]['dense' if recipe == 'dense' else 'sparse']}")
+        if recipe != "dense":
+            settings += [f"dense.epochs={CPU_EPOCHS[task]['dense']}", "evaluate_dense=false"]
+    if recipe != "dense":
+        settings.append("dense.seed=1")  # one dense model teaches every sparse row
+    return f"{task}-{recipe}", settings
+
+
+def main() -> None:
+    """Runs one row and writes its result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=CPU, required=True)
+    parser.add_argument("--row", choices=ROWS, required=True)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--scale", choices=("cpu", "full"), default="cpu")
+    parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"))
+    parser.add_argument("--keep", type=Path, help="directory for the output of the run; a temporary one without it")
+    options = parser.parse_args()
+    quiet()
+    name, settings = settings_of(options.task, options.row, options.seed, options.scale)
+    recipe = load_recipe(name, settings, {"task.data": options.data})
+    with TemporaryDirectory() as temporary:
+        output = options.keep or Path(temporary) / "run"
+        command = f"prunus run {name} --data DIR " + " ".join(f"--set {shlex.quote(s)}" for s in settings)
+        facts = run(recipe, output, command=command, console=Console(), overwrite=True)
+    column = facts["sparse"] if recipe.prune else facts["dense"]
+    result = {
+        "task": options.task,
+        "row": options.row,
+        "seed": options.seed,
+        "scale": options.scale,
+        "metrics": column["metrics"],
+        "sparsity": column["sparsity"],
+        "sparsity_all": column["sparsity_all"],
+        "target_sparsity": facts.get("target_sparsity"),
+        "tensors": {"count": len(facts.get("tensors", [])), "sparsity": [t["sparsity"] for t in facts.get("tensors", [])]},
+        "training_seconds": column["seconds"],
+        "dense_training_seconds": facts.get("dense", {}).get("seconds") if recipe.prune else None,
+        "train_examples": facts["task"]["train_examples"],
+        "validation_examples": facts["task"]["validation_examples"],
+        "notes": facts["task"]["notes"],
+        "settings": settings,
+        "command": command,
+        "benchmark": "python benchmarks/accuracy.py " + shlex.join(a for a in sys.argv[1:] if a != options.data),
+        "recipe": facts["recipe"] | {"task": facts["recipe"]["task"] | {"data": "DIR"}},
+        "environment": facts["environment"],
+        "machine": platform.machine(),
+        "date": date.today().isoformat(),
+    }
+    options.results.mkdir(parents=True, exist_ok=True)
+    path = options.results / f"{options.task}-{options.row}-seed{options.seed}-{options.scale}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"{path.name}: {result['metrics']}, sparsity {result['sparsity']:.4f}, {result['training_seconds']:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The model card: ``README.md`` beside the weights, for a reader who has only the directory.
+
+Front matter is YAML with text quoted where it must be; in the body, text from the facts is escaped for Markdown and
+HTML, or stands in a code block whose fence is longer than any in the text.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from prunus.report.facts import clean, number, rows, section, text, texts
+from prunus.report.words import count, fraction, only_dense, recipe_text, summary_rows
+
+__all__ = ["model_card"]
+
+# Head of the task -> the Hub's name of the pipeline and the class that loads the model.
+_HEADS: Final[dict[str, tuple[str, str]]] = {
+    "classification": ("text-classification", "AutoModelForSequenceClassification"),
+    "regression": ("text-classification", "AutoModelForSequenceClassification"),
+    "question-answering": ("question-answering", "AutoModelForQuestionAnswering"),
+    "masked-lm": ("fill-mask", "AutoModelForMaskedLM"),
+}
+# End of the architecture's name -> the class that loads it, where the head is not recorded.
+_ENDINGS: Final[tuple[str, ...]] = (
+    "ForSequenceClassification",
+    "ForQuestionAnswering",
+    "ForMaskedLM",
+    "ForTokenClassification",
+    "ForCausalLM",
+)
+_HUB_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+# Markup anywhere, what makes a list or a heading at the start of a line, and the colon that makes a link of an address.
+_MARKDOWN: Final = re.compile(r"[\\`*_\[\]<>|~$&]|^[#+=-]|(?<=^\d)[.)](?= )|(?<=^\d\d)[.)](?= )|:(?=//)")
+
+_LIMITS: Final = (
+    "The metrics hold for the validation examples of this task. Other data was not tried.",
+    "Zeros are stored as ordinary numbers: they alone make no file smaller and no stock runtime faster.",
+    "The model has the limits and biases of the model it was made from.",
+)
+
+
+def model_card(facts: Mapping[str, Any]) -> str:
+    """``README.md`` of a run's output directory: front matter, results, how to load, recipe, limits."""
+    parts = [
+        _front_matter(facts),
+        f"# {_inline(_title(facts))}",
+        _intro(facts),
+        "## Results\n\n" + _results(facts),
+        "## Load it\n\n" + _loading(facts),
+        "## Recipe, as it ran\n\n" + _recipe(facts),
+        "## Not measured\n\n" + _bullets(texts(facts, "not_measured") or ["Nothing is listed."]),
+        "## Limits\n\n" + _bullets(_limits(facts)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _title(facts: Mapping[str, Any]) -> str:
+    model = section(facts, "model")
+    name = text(model, "name") or text(model, "architecture") or "model"
+    task = text(section(facts, "task"), "name")
+    kind = "" if only_dense(facts) else ", sparse"
+    return f"{name}{kind}{' on ' + task if task else ''}"
+
+
+def _front_matter(facts: Mapping[str, Any]) -> str:
+    tags = ["prunus"] if only_dense(facts) else ["prunus", "sparse", "pruning"]
+    fields: dict[str, object] = {"library_name": "transformers", "tags": tags}
+    name = text(section(facts, "model"), "name")
+    if _HUB_NAME.fullmatch(name):
+        fields["base_model"] = name
+    pipeline, _ = _HEADS.get(text(section(facts, "task"), "head"), ("", ""))
+    if pipeline:
+        fields["pipeline_tag"] = pipeline
+    return f"---\n{recipe_text(fields)}\n---"
+
+
+def _intro(facts: Mapping[str, Any]) -> str:
+    sparse, task = section(facts, "sparse"), section(facts, "task")
+    found, lines = number(sparse, "sparsity"), []
+    if found is not None:
+        tensors = len(rows(facts, "tensors"))
+        overall = number(sparse, "sparsity_all")
+        where = f"the {tensors:,} pruned tensors" if tensors else "the pruned tensors"
+        whole = f", and {fraction(overall)} of all weights" if overall is not None else ""
+        lines.append(f"{fraction(found)} of the weights in {where} are zero{whole}.")
+    state = text(facts, "status")
+    if state and state != "finished":
+        lines.append(f"**The run is not finished ({_inline(state)}).**")
+    lines.append(f"Made with prunus {_inline(text(facts, 'prunus') or 'of unknown version')}.")
+    notes = texts(task, "notes") + [f"Warning: {line}" for line in texts(facts, "warnings")]
+    return " ".join(lines) + ("\n\n" + _bullets(notes) if notes else "")
+
+
+def _results(facts: Mapping[str, Any]) -> str:
+    lines = ["| | dense | sparse |", "|---|---:|---:|"]
+    for line in summary_rows(facts):
+        cells = (line.label, _noted(line.dense, line.dense_note), _noted(line.sparse, line.sparse_note))
+        lines.append("| " + " | ".join(_inline(cell) for cell in cells) + " |")
+    seen = number(section(facts, "task"), "validation_examples")
+    examples = f"Metrics on {count(seen)} validation examples. " if seen is not None else ""
+    lines += ["", f"{examples}Sparsity of the targets: zeros / weights of the tensors that this recipe prunes;"]
+    return "\n".join(lines) + " of all weights: zeros / all parameters. A baseline's value stands in both columns."
+
+
+def _noted(shown: str, note: str) -> str:
+    return f"{shown} ({note})" if note else shown
+
+
+def _loading(facts: Mapping[str, Any]) -> str:
+    _, loader = _HEADS.get(text(section(facts, "task"), "head"), ("", ""))
+    architecture = text(section(facts, "model"), "architecture")
+    ending = next((ending for ending in _ENDINGS if architecture.endswith(ending)), "")
+    loader = loader or f"AutoModel{ending}"
+    code = (
+        f"from transformers import {loader}, AutoTokenizer\n\n"
+        'directory = "path/to/this/directory"\n'
+        f"model = {loader}.from_pretrained(directory)\n"
+        "tokenizer = AutoTokenizer.from_pretrained(directory)"
+    )
+    return _fenced(code, "python")
+
+
+def _recipe(facts: Mapping[str, Any]) -> str:
+    recipe, command = facts.get("recipe"), text(facts, "command")
+    parts = [_fenced(command, "sh")] if command else []
+    parts.append(_fenced(recipe_text(recipe), "yaml") if recipe else "Not recorded.")
+    return "\n\n".join(parts)
+
+
+def _limits(facts: Mapping[str, Any]) -> list[str]:
+    return [line for line in _LIMITS if not (only_dense(facts) and line.startswith("Zeros"))]
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {_inline(line)}" for line in lines)
+
+
+def _fenced(code: str, language: str) -> str:
+    longest = max((len(run) for run in re.findall("`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{clean(code)}\n{fence}"
+
+
+def _inline(shown: str) -> str:
+    """One line of Markdown that shows ``shown`` as it is: markup and HTML are escaped, line breaks become spaces."""
+    one_line = " ".join(clean(shown).split())
+    return _MARKDOWN.sub(_escaped, one_line)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    entities = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+    return entities.get(match[0], "\\" + match[0])

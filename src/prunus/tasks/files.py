@@ -1,0 +1,391 @@
+"""Rows out of data files, streamed, with the line of every mistake.
+
+    .csv .tsv        a header, then one row a line; a quoted CSV field may hold line ends
+    .jsonl           one object a line
+    .json            a list of objects, an object with such a list under "data", or SQuAD's articles under "data"
+    any of them .gz
+
+Files are UTF-8, with or without a byte order mark. A tab-separated file has no quoting at all, as GLUE's files need it:
+a quotation mark is a character. Mistakes are gathered in a ``Complaints`` and raised together as one DataError.
+
+Lengths are bounded, so that a wrong file (or a small ``.gz`` that grows) fails early: a line has at most
+``MAX_ROW`` bytes, a CSV field the 131,072 characters of the ``csv`` module, a JSON document ``MAX_JSON`` bytes.
+"""
+
+import csv
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+from typing import Final, NamedTuple, NoReturn
+
+from prunus.errors import DataError, Problem, nearest
+
+__all__ = ["KINDS", "Complaints", "Layout", "Row", "check_columns", "file_kind", "read_rows", "select", "text_of"]
+
+MAX_ROW: Final = 4 * 2**20
+MAX_JSON: Final = 2**30
+MAX_PROBLEMS: Final = 10
+
+_BOM: Final = b"\xef\xbb\xbf"
+_SPACE: Final = re.compile(r"[ \t\r\n]*")
+
+
+class Row(NamedTuple):
+    """One row: where it stands, and its values by role."""
+
+    source: str
+    line: int
+    place: str
+    values: Mapping[str, object]
+
+    @property
+    def where(self) -> str:
+        """As an error names the row: ``data/train.tsv line 17``."""
+        return f"{self.source} {self.line}{self.place}"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns fill which roles.
+
+    ``required`` and ``optional`` map a role to the column names that may hold it, the preferred one first. A table
+    whose first line names no required column is read without a header if it is as wide as ``headerless``, which then
+    names the columns. ``skip_short`` leaves out rows with fewer columns than the header, which one official file needs.
+    """
+
+    required: Mapping[str, tuple[str, ...]]
+    optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    headerless: tuple[str, ...] = ()
+    skip_short: bool = False
+
+
+class Complaints:
+    """Mistakes found so far, and the number of rows that were left out; raises at the tenth mistake."""
+
+    def __init__(self) -> None:
+        self.found: list[Problem] = []
+        self.skipped = 0
+
+    def add(self, where: str, value: object, rule: str, fix: str = "") -> None:
+        """Note a mistake and go on reading."""
+        shown = value if not isinstance(value, str) or len(value) <= 80 else value[:77] + "..."
+        self.found.append(Problem(where, shown, rule, fix))
+        if len(self.found) >= MAX_PROBLEMS:
+            self.close()
+
+    def fatal(self, where: str, value: object, rule: str, fix: str = "") -> NoReturn:
+        """Note a mistake after which reading makes no sense, and raise all of them."""
+        self.add(where, value, rule, fix)
+        raise DataError(*self.found)
+
+    def close(self) -> None:
+        """Raise what was found, if anything was."""
+        if self.found:
+            raise DataError(*self.found)
+
+
+class _Record(NamedTuple):
+    """One row before its roles are known: its line, its place in that line, and its columns."""
+
+    line: int
+    place: str
+    values: Mapping[str, object]
+
+
+def file_kind(path: Path) -> str | None:
+    """``csv``, ``tsv``, ``jsonl`` or ``json``, from the name; None for other names."""
+    name = path.name.lower().removesuffix(".gz")
+    kind = name.rpartition(".")[2]
+    return kind if kind in KINDS and "." in name else None
+
+
+def read_rows(path: Path, layout: Layout, complaints: Complaints) -> Generator[Row, None, None]:
+    """The rows of a file, in order. Raises DataError for a file that cannot be read or has no row."""
+    kind = file_kind(path)
+    if kind is None:
+        complaints.fatal(str(path), path.suffix, f"end in {', '.join('.' + k for k in KINDS)}, or one of these and .gz")
+    source, count = f"{path} line", 0
+    for record in KINDS[kind](path, layout, complaints):
+        count += 1
+        values = select(record.values, layout, f"{source} {record.line}{record.place}", complaints)
+        if values is not None:
+            yield Row(source, record.line, record.place, values)
+    if not count and not complaints.found:
+        complaints.fatal(str(path), "no rows", "hold at least one row")
+
+
+def check_columns(path: Path, layout: Layout) -> list[Problem]:
+    """What is wrong with a file as far as its first row; nothing of a ``.json`` file, which has to be read whole."""
+    if file_kind(path) == "json":
+        return []
+    complaints = Complaints()
+    try:
+        with closing(read_rows(path, layout, complaints)) as rows:
+            next(rows, None)
+    except DataError as error:
+        return list(error.problems)
+    return complaints.found
+
+
+def select(
+    values: Mapping[str, object], layout: Layout, where: str, complaints: Complaints
+) -> dict[str, object] | None:
+    """The values of a row by role, or None after a complaint about each required column that is not there."""
+    columns = _columns(values, layout, where, complaints)
+    return None if columns is None else {role: values[name] for role, name in columns.items()}
+
+
+def _columns(names: Collection[str], layout: Layout, where: str, complaints: Complaints) -> dict[str, str] | None:
+    columns = {}
+    for role, accepted in {**layout.required, **layout.optional}.items():
+        for name in accepted:
+            if name in names:
+                columns[role] = name
+                break
+    missing = [role for role in layout.required if role not in columns]
+    for role in missing:
+        wanted = " or ".join(layout.required[role])
+        fix = f"{nearest(layout.required[role][0], names)} (columns: {{{role}: NAME}} names a column of own files)"
+        complaints.add(where, "columns " + ", ".join(names), f"have a column {wanted}", fix if names else "")
+    return None if missing else columns
+
+
+def text_of(row: Row, role: str, complaints: Complaints) -> str | None:
+    """The value of a role if it is a string; otherwise None, after a complaint."""
+    value = row.values.get(role)
+    if isinstance(value, str):
+        return value
+    complaints.add(row.where, value, f"hold a string as {role}")
+    return None
+
+
+@contextmanager
+def _opened(path: Path, complaints: Complaints) -> Iterator[gzip.GzipFile | BufferedReader]:
+    """The (decompressed) bytes of a file; everything that can fail while reading becomes a complaint."""
+    try:
+        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        complaints.fatal(str(path), "no such file", "be an existing file", _neighbour(path))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        complaints.fatal(str(path), str(error), "be a whole gzip file", "gzip -t, and fetch the file again")
+    except (OSError, ValueError) as error:
+        complaints.fatal(str(path), str(error), "be a readable file")
+
+
+def _neighbour(path: Path) -> str:
+    try:
+        names = sorted(entry.name for entry in path.parent.iterdir() if entry.is_file())
+    except OSError:
+        return f"a path that exists: there is no directory {path.parent}"
+    return nearest(path.name, names[:20]) if names else f"another directory: {path.parent} holds no files"
+
+
+def _lines(path: Path, complaints: Complaints) -> Iterator[tuple[int, str]]:
+    """Number and text of each line, with its line end."""
+    with _opened(path, complaints) as file:
+        number = 0
+        while data := file.readline(MAX_ROW + 1):
+            number += 1
+            where = f"{path} line {number}"
+            if len(data) > MAX_ROW:
+                complaints.fatal(where, f"{MAX_ROW:,} bytes and more", f"have at most {MAX_ROW:,} bytes")
+            if number == 1:
+                data = data.removeprefix(_BOM)
+            try:
+                text = data.decode("utf-8")
+            except UnicodeDecodeError as error:
+                text = data.decode("utf-8", errors="replace")
+                complaints.add(where, f"byte 0x{data[error.start]:02x} in {text.strip()[:40]}", "be UTF-8", "iconv")
+            yield number, text
+
+
+def _tsv(path: Path, layout: Layout, complaints: Complaints) -> Iterator[_Record]:
+    lines = ((number, text.rstrip("\r\n")) for number, text in _lines(path, complaints))
+    return _table(path, ((number, text.split("\t")) for number, text in lines if text), layout, complaints)
+
+
+def _csv(path: Path, layout: Layout, complaints: Complaints) -> Iterator[_Record]:
+    return _table(path, _csv_cells(path, complaints), layout, complaints)
+
+
+def _csv_cells(path: Path, complaints: Complaints) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader((text for _, text in _lines(path, complaints)), strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            complaints.fatal(
+                f"{path} line {line}", str(error), "be a well-formed CSV row", "an even number of quotation marks"
+            )
+        if cells:
+            yield line, cells
+
+
+def _table(
+    path: Path, lines: Iterator[tuple[int, list[str]]], layout: Layout, complaints: Complaints
+) -> Iterator[_Record]:
+    names: tuple[str, ...] | None = None
+    for number, cells in lines:
+        where = f"{path} line {number}"
+        if names is None:
+            names = _header(cells, layout, where, complaints)
+            if names is not layout.headerless:
+                continue
+        if len(cells) == len(names):
+            yield _Record(number, "", dict(zip(names, cells, strict=True)))
+        elif layout.skip_short and len(cells) < len(names):
+            complaints.skipped += 1
+        else:
+            complaints.add(where, f"{len(cells)} columns", f"have {len(names)} columns, as the first row")
+
+
+def _header(cells: list[str], layout: Layout, where: str, complaints: Complaints) -> tuple[str, ...]:
+    known = {name for accepted in layout.required.values() for name in accepted}
+    if len(cells) == len(layout.headerless) and not known & set(cells):
+        return layout.headerless
+    names = tuple(cell.strip() for cell in cells)
+    twice = sorted({name for name in names if names.count(name) > 1 and name in known})
+    if twice:
+        complaints.fatal(where, ", ".join(names), f"name the column {twice[0]} once")
+    if _columns(names, layout, where, complaints) is None:
+        complaints.close()
+    return names
+
+
+def _jsonl(path: Path, _: Layout, complaints: Complaints) -> Iterator[_Record]:
+    for number, text in _lines(path, complaints):
+        if not text.strip():
+            continue
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            complaints.add(f"{path} line {number}", text.strip(), f"be a JSON object ({error})")
+            continue
+        if isinstance(value, dict):
+            yield _Record(number, "", value)
+        else:
+            complaints.add(f"{path} line {number}", text.strip(), "be a JSON object")
+
+
+def _json(path: Path, _: Layout, complaints: Complaints) -> Iterator[_Record]:
+    with _opened(path, complaints) as file:
+        data = file.read(MAX_JSON + 1)
+    if len(data) > MAX_JSON:
+        complaints.fatal(str(path), f"more than {MAX_JSON:,} bytes", f"have at most {MAX_JSON:,} bytes", "JSONL")
+    try:
+        text = data.removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.removeprefix(_BOM).count(b"\n", 0, error.start) + 1
+        complaints.fatal(f"{path} line {line}", f"byte 0x{error.object[error.start]:02x}", "be UTF-8", "iconv")
+    if not text.strip():
+        complaints.fatal(str(path), "an empty file", "hold at least one row")
+    try:
+        yield from _items(path, text, complaints)
+    except json.JSONDecodeError as error:
+        complaints.fatal(f"{path} line {error.lineno}", f"{error.msg} at column {error.colno}", "be JSON")
+    except (ValueError, RecursionError) as error:
+        complaints.fatal(str(path), str(error), "be JSON")
+
+
+def _items(path: Path, text: str, complaints: Complaints) -> Iterator[_Record]:
+    """The objects of the list, SQuAD's articles cut into questions."""
+    for line, index, item in _elements(path, text, complaints):
+        place = f" item {index}"
+        if not isinstance(item, dict):
+            complaints.add(f"{path} line {line}{place}", str(item), "be a JSON object")
+        elif "paragraphs" in item:
+            for inner, question in _questions(item, f"{path} line {line} data[{index}]", complaints):
+                yield _Record(line, f" data[{index}]{inner}", question)
+        else:
+            yield _Record(line, place, item)
+
+
+def _elements(path: Path, text: str, complaints: Complaints) -> Iterator[tuple[int, int, object]]:
+    """Line, index and value of each element of the outer list, or of the list under "data" of the outer object."""
+    decode = json.JSONDecoder().raw_decode
+
+    def skip(at: int, expected: str) -> int:
+        """The position after one of the expected characters and the white space around it."""
+        at = _past_space(text, at)
+        if text[at : at + 1] not in [*expected]:
+            raise json.JSONDecodeError(f"Expecting one of {expected}", text, at)
+        return _past_space(text, at + 1)
+
+    at = _past_space(text, 0)
+    if text[at] == "{":
+        at = _find_data(text, skip(at, "{"), skip)
+    if at < 0 or text[at] != "[":
+        rule = 'be a list of objects, or an object with such a list under "data"'
+        complaints.fatal(str(path), text[:40].strip(), rule)
+    at = skip(at, "[")
+    line, counted, index = 1, 0, 0
+    while text[at : at + 1] != "]":
+        line, counted = line + text.count("\n", counted, at), at
+        value, at = decode(text, at)
+        yield line, index, value
+        index += 1
+        at = _past_space(text, at)
+        if text[at : at + 1] != "]":
+            at = skip(at, ",")
+
+
+def _past_space(text: str, at: int) -> int:
+    match = _SPACE.match(text, at)
+    return match.end() if match else at
+
+
+def _find_data(text: str, at: int, skip: Callable[[int, str], int]) -> int:
+    """Where the value of the key "data" of the outer object starts; -1 if there is none."""
+    decode = json.JSONDecoder().raw_decode
+    while text[at : at + 1] != "}":
+        key, at = decode(text, at)
+        at = skip(at, ":")
+        if key == "data":
+            return at
+        _, at = decode(text, at)
+        at = _past_space(text, at)
+        if text[at : at + 1] != "}":
+            at = skip(at, ",")
+    return -1
+
+
+def _questions(
+    article: Mapping[str, object], where: str, complaints: Complaints
+) -> Iterator[tuple[str, dict[str, object]]]:
+    """Place and columns of each question of one article in SQuAD's layout."""
+    for i, paragraph in enumerate(_objects(article, "paragraphs", where, complaints)):
+        inner = f".paragraphs[{i}]"
+        for j, qa in enumerate(_objects(paragraph, "qas", where + inner, complaints)):
+            columns = {
+                "context": paragraph.get("context"),
+                "question": qa.get("question"),
+                "answers": qa.get("answers"),
+            }
+            yield f"{inner}.qas[{j}]", columns | ({"id": qa["id"]} if "id" in qa else {})
+
+
+def _objects(parent: Mapping[str, object], key: str, where: str, complaints: Complaints) -> list[Mapping[str, object]]:
+    value = parent.get(key)
+    if isinstance(value, list) and all(isinstance(item, dict) for item in value):
+        return value
+    complaints.add(where, str(value), f"hold a list of objects as {key}")
+    return []
+
+
+KINDS: Final[Mapping[str, Callable[[Path, Layout, Complaints], Iterator[_Record]]]] = {
+    "tsv": _tsv,
+    "json": _json,
+    "jsonl": _jsonl,
+    "csv": _csv,
+}
+"""Endings that can be read -> how; in the order in which a directory is searched."""

@@ -1,0 +1,1 @@
+"""Training: the rooms that know the Trainer of transformers."""

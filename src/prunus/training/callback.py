@@ -1,0 +1,108 @@
+"""Pruning inside any ``transformers.Trainer``: one callback, no subclass.
+
+    Trainer(..., callbacks=[PruneCallback(Pruning(sparsity=0.8, pattern="4x1"))])
+
+The order within a step is the Trainer's own: gradients are accumulated, synchronised, unscaled and clipped before
+``on_pre_optimizer_step`` (scores see those), and ``on_optimizer_step`` comes before anything is evaluated or saved (which
+therefore sees exact zeros).
+"""
+
+from collections.abc import Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any, Final
+
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from prunus.checkpoint.state import read_tensors, write_tensors
+from prunus.errors import CheckpointError, Problem, RecipeError
+from prunus.sparsity.masker import Masker
+from prunus.sparsity.measure import TensorFacts
+from prunus.sparsity.pruning import Pruning
+
+__all__ = ["STATE_FILE", "PruneCallback"]
+
+STATE_FILE: Final = "prunus_state.safetensors"
+
+
+class PruneCallback(TrainerCallback):  # type: ignore[misc]
+    """Prunes the model of a Trainer by one or several rules.
+
+    After training, ``facts`` holds what was counted in the weights and ``masker`` the masks. Checkpoints carry the state of
+    the masker, so that ``trainer.train(resume_from_checkpoint=True)`` goes on with the same masks and schedule. Raises
+    ``RecipeError`` at the start of training for rules that do not fit the model or its length, ``TrainingError`` at its
+    end where the zeros are not there.
+
+    With ``load_best_model_at_end``, only checkpoints after the last mask update count as best.
+    """
+
+    def __init__(
+        self, prunings: Pruning | Sequence[Pruning] = (), *, masker: Masker | None = None, seed: int = 0
+    ) -> None:
+        self.prunings = (prunings,) if isinstance(prunings, Pruning) else tuple(prunings)
+        self.masker = masker
+        self.facts: list[TensorFacts] = []
+        self._seed = seed
+        self._locked = masker is not None
+
+    def save_state(self, directory: Path) -> None:
+        """Writes what a resumed run needs into a checkpoint's directory."""
+        if self.masker is not None and not self._locked:
+            write_tensors(directory / STATE_FILE, self.masker.state_dict())
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Resolves the rules; on a resumed run goes on from the checkpoint's masks."""
+        if self._locked:
+            return
+        _refuse_deepspeed(args)
+        loader = kwargs["train_dataloader"]
+        steps_per_epoch = ceil(len(loader) / args.gradient_accumulation_steps) if hasattr(loader, "__len__") else None
+        held = None
+        if state.global_step:
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
+            if not path.is_file():
+                rule = "be in the checkpoint that training resumes from"
+                raise CheckpointError(Problem(STATE_FILE, str(path), rule, "a checkpoint written with the callback"))
+            held = read_tensors(path)
+        self.masker = Masker(model, self.prunings, state.max_steps, steps_per_epoch, seed=self._seed, state=held)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Scores see the final gradient."""
+        if self.masker is not None:
+            self.masker.observe(model)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Updates masks when due, makes the zeros exact."""
+        if self.masker is None:
+            return
+        finished = self.masker.finished
+        self.masker.step(model)
+        if self.masker.finished and not finished:
+            # What was best so far was denser than asked for, and must not be loaded at the end.
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """The masker's state joins the checkpoint (``PrunusTrainer`` has put it there already)."""
+        directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and directory.is_dir() and not (directory / STATE_FILE).exists():
+            self.save_state(directory)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Counts the zeros; a miss is an error. A training that was stopped on purpose is not counted."""
+        if self.masker is not None and (self._locked or state.global_step >= state.max_steps):
+            self.facts = self.masker.finish(model)
+
+
+def _refuse_deepspeed(args: TrainingArguments) -> None:
+    if args.deepspeed:
+        rule = "be absent: its backward pass already steps the optimizer, before scores or masks can act"
+        raise RecipeError(Problem("deepspeed", args.deepspeed, rule, "DDP (accelerate launch)"))

@@ -1,0 +1,106 @@
+"""The dense model that a sparse one starts from and learns from: fine-tuned once, kept for the next run.
+
+It is kept below ``$PRUNUS_CACHE`` (default: ``prunus`` in the user's cache directory) under a name that is a digest of all
+that decides it: the model's files, the task with its data and tokens, the training, and the versions of torch and
+transformers. A changed recipe therefore trains another one, and an unchanged one does not.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import torch
+import transformers
+from transformers import PreTrainedModel, set_seed
+
+from prunus._version import __version__
+from prunus.report.facts import FACTS_FILE, read_facts, write_facts
+from prunus.tasks.collate import Collate
+from prunus.training.evidence import plain, size_on_disk
+from prunus.training.fit import drop_checkpoints, fit
+from prunus.training.models import load_model
+from prunus.training.prepare import Prepared
+from prunus.training.progress import Bars
+
+__all__ = ["Dense", "cache_directory", "dense_model"]
+
+_SAMPLE: Final = 64
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A fine-tuned dense model, the seconds its training took, whether it was kept, and the bytes of its weights."""
+
+    model: PreTrainedModel
+    seconds: float
+    cached: bool
+    bytes: int
+
+
+def cache_directory() -> Path:
+    """``$PRUNUS_CACHE``, or ``prunus`` in the user's cache directory."""
+    own = os.environ.get("PRUNUS_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunus"
+
+
+def _digest(prepared: Prepared) -> str:
+    """Names the dense model by everything that decides its weights."""
+    sha = hashlib.sha256()
+    files = sorted(Path(prepared.source).glob("*.safetensors")) if Path(prepared.source).is_dir() else []
+    for path in files:
+        with path.open("rb") as file:
+            sha.update(hashlib.file_digest(file, "sha256").digest())
+    rows = prepared.train_features
+    step = max(1, len(rows) // _SAMPLE)
+    said: dict[str, Any] = {
+        "source": None if files else [prepared.source, prepared.recipe.model.revision],
+        "task": plain(replace(prepared.recipe.task, train=None, validation=None, data=None)),
+        "rows": len(rows),
+        "sample": [rows[index]["input_ids"] for index in range(0, len(rows), step)],
+        "train": plain(prepared.recipe.dense_training),
+        "versions": [torch.__version__, transformers.__version__],
+    }
+    sha.update(json.dumps(said, sort_keys=True, default=str).encode())
+    return sha.hexdigest()[:16]
+
+
+def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[[str], None]) -> Dense:
+    """The dense model of a recipe, fine-tuned now or kept from an earlier run."""
+    kept = cache_directory() / "dense" / _digest(prepared)
+    head = prepared.task.head
+    if (kept / FACTS_FILE).is_file():
+        say(f"dense model: kept from an earlier run in {kept}")
+        model = load_model(str(kept), prepared.config, head)
+        return Dense(model, float(read_facts(kept)["seconds"]), True, size_on_disk(kept))
+    train = prepared.recipe.dense_training
+    set_seed(train.seed)
+    model = load_model(prepared.source, prepared.config, head, prepared.recipe.model.revision)
+    partial = kept.with_name(f"{kept.name}.{uuid4().hex[:8]}.partial")
+    partial.mkdir(parents=True)
+    try:
+        result = fit(
+            model,
+            prepared.train_features,
+            collate,
+            train,
+            prepared.dense_length,
+            partial,
+            bars=bars,
+            what="dense training",
+        )
+        drop_checkpoints(partial)
+        model.save_pretrained(partial)
+        prepared.tokenizer.save_pretrained(partial)
+        write_facts(partial / FACTS_FILE, {"prunus": __version__, "seconds": result.seconds})
+        if not kept.exists():
+            partial.rename(kept)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    say(f"dense model: kept for the next run in {kept}")
+    return Dense(model, result.seconds, False, size_on_disk(kept))

@@ -1,0 +1,139 @@
+"""The facts of a run, as ``prunus.json`` holds them: what was counted and clocked, never what was configured."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+
+from prunus._version import __version__
+from prunus.recipe import Recipe
+from prunus.sparsity.masker import Masker
+from prunus.sparsity.measure import TensorFacts, all_sparsity, sparsity_of
+from prunus.sparsity.schedules import Span
+from prunus.tasks.base import Task
+
+__all__ = [
+    "environment",
+    "history",
+    "plain",
+    "recipe_facts",
+    "size_on_disk",
+    "task_facts",
+    "tensor_facts",
+    "weight_facts",
+]
+
+_PACKAGES: Final = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, spans and tuples as what JSON and YAML can say."""
+    if isinstance(value, Span):
+        return str(value) if value.unit != "steps" else int(value.value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(getattr(value, name)) for name in asdict(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def recipe_facts(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as it ran, without the keys that were left out."""
+
+    def present(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: present(item) for key, item in value.items() if item is not None and item not in ({}, [])}
+        return [present(item) for item in value] if isinstance(value, list) else value
+
+    return dict(present(plain(recipe)))
+
+
+def environment(threads: int | None = None) -> dict[str, Any]:
+    """Versions and the machine."""
+    found = {"prunus": __version__, "python": platform.python_version(), "platform": platform.platform(terse=True)}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return found | {"cpu": _cpu(), "cores": cores, "threads": threads or torch.get_num_threads(), "accelerator": device}
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def task_facts(task: Task) -> dict[str, Any]:
+    """The task, its sizes, its trivial baselines."""
+    return {
+        "name": task.name,
+        "head": task.head,
+        "metric": task.metric,
+        "train_examples": task.size("train"),
+        "validation_examples": task.size("validation"),
+        "notes": list(task.notes),
+        "baselines": plain(task.baselines()),
+    }
+
+
+def weight_facts(
+    model: nn.Module, tensors: Sequence[TensorFacts], metrics: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """One column of the table: metrics, sparsity of the targets, sparsity of all weights."""
+    return {
+        "metrics": plain(metrics) if metrics is not None else None,
+        "sparsity": sparsity_of(tensors),
+        "sparsity_all": all_sparsity(model),
+    }
+
+
+def tensor_facts(tensors: Sequence[TensorFacts], masker: Masker) -> list[dict[str, Any]]:
+    """One entry a pruned tensor."""
+    planned = masker.planned
+    return [
+        asdict(fact)
+        | {"shape": list(fact.shape), "sparsity": fact.sparsity, "planned": planned.get(fact.name, 0) / fact.weights}
+        for fact in tensors
+    ]
+
+
+def size_on_disk(directory: Path) -> int:
+    """Bytes of the weights' files."""
+    return sum(path.stat().st_size for path in directory.glob("model*.safetensors"))
+
+
+def history(logs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The Trainer's logs, sorted into losses, sparsity and metrics."""
+    losses = [
+        {key: log[key] for key in ("step", "loss", "hard_loss", "distill_loss", "learning_rate") if key in log}
+        for log in logs
+        if "loss" in log
+    ]
+    sparsity = [
+        {"step": log["step"], "due": log["sparsity_due"], "measured": log["sparsity"]}
+        for log in logs
+        if "sparsity" in log
+    ]
+    measured = {point["step"]: point["measured"] for point in sparsity}
+    metrics = []
+    for log in logs:
+        named = {key.removeprefix("eval_"): value for key, value in log.items() if key.startswith("eval_")}
+        if named:
+            known = [step for step in measured if step <= log["step"]]
+            metrics.append({"step": log["step"], "metrics": named, "sparsity": measured[max(known)] if known else None})
+    return {"loss": losses, "sparsity": sparsity, "metrics": metrics}

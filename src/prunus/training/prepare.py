@@ -1,0 +1,229 @@
+"""Everything a run can know before it trains: data, tokens, shapes, steps, memory, and every mistake at once.
+
+``prepare`` is the first half of ``prunus run`` and the whole of ``prunus plan``.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from prunus.errors import Problem, PrunusError, RecipeError
+from prunus.recipe import Recipe, TrainSpec
+from prunus.sparsity.pruning import Rule, resolve
+from prunus.tasks import check_task, load_task
+from prunus.tasks.base import Feature, Task
+from prunus.training.models import config_for, load_tokenizer, meta_model, model_source
+
+__all__ = ["Length", "Prepared", "length_of", "plan_facts", "prepare"]
+
+Progress = Callable[[str, int, int], None]
+"""(what, done, total)"""
+
+
+@dataclass(frozen=True)
+class Length:
+    """A training in optimizer steps."""
+
+    steps_per_epoch: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe that has met its data and its model's shapes, and can run."""
+
+    recipe: Recipe
+    task: Task
+    tokenizer: PreTrainedTokenizerBase
+    config: PreTrainedConfig
+    source: str
+    teacher_source: str | None
+    train_features: Sequence[Feature]
+    length: Length
+    dense_length: Length
+    rules: tuple[Rule, ...]
+    parameters: int
+    skeleton: nn.Module
+
+
+def length_of(features: int, train: TrainSpec) -> Length:
+    """Optimizer steps as the Trainer counts them; the last micro-batches of an epoch make a step of their own."""
+    steps = max(1, ceil(ceil(features / train.batch_size) / train.gradient_accumulation_steps))
+    return Length(steps, train.max_steps if train.max_steps is not None else ceil(train.epochs * steps))
+
+
+def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
+    """Reads the data, tokenises the training split and checks the recipe against both and against the model.
+
+    Raises one ``PrunusError`` with every problem that can be known before training.
+    """
+    found: list[Problem] = list(recipe.problems()) + check_task(recipe.task)
+    source = _source(recipe.model.name, "model.name", found)
+    teacher = recipe.distill.teacher if recipe.distill is not None else "dense"
+    teacher_source = None if teacher == "dense" else _source(teacher, "distill.teacher", found)
+    if found or source is None:
+        raise RecipeError(*found)
+
+    def step(what: str) -> Callable[[int, int], None] | None:
+        return None if progress is None else lambda done, total: progress(what, done, total)
+
+    task = load_task(recipe.task, step("reading data"))
+    config = _gather(found, lambda: config_for(source, task, recipe.model.revision))
+    tokenizer = _gather(found, lambda: load_tokenizer(source, recipe.model.revision))
+    if teacher_source is not None:
+        _gather(found, lambda: config_for(teacher_source, task, key="distill.teacher"))
+    if config is None or tokenizer is None or found:
+        raise RecipeError(*found)
+    skeleton = meta_model(config, task.head)
+    features = task.features("train", tokenizer, step("tokenising"))
+    length = length_of(len(features), recipe.train)
+    try:
+        rules = tuple(resolve(skeleton, recipe.prune, length.total, length.steps_per_epoch))
+    except PrunusError as error:
+        found += error.problems
+        rules = ()
+    found += _frozen_targets(recipe.train, rules, skeleton)
+    if found:
+        raise RecipeError(*found)
+    parameters = sum(parameter.numel() for parameter in skeleton.parameters())
+    dense_length = length_of(len(features), recipe.dense_training)
+    return Prepared(
+        recipe,
+        task,
+        tokenizer,
+        config,
+        source,
+        teacher_source,
+        features,
+        length,
+        dense_length,
+        rules,
+        parameters,
+        skeleton,
+    )
+
+
+def _source(name: str, key: str, found: list[Problem]) -> str | None:
+    return _gather(found, lambda: model_source(name, key))
+
+
+R = TypeVar("R")
+
+
+def _gather(found: list[Problem], action: Callable[[], R]) -> R | None:
+    try:
+        return action()
+    except PrunusError as error:
+        found += error.problems
+        return None
+
+
+def _frozen_targets(train: TrainSpec, rules: Sequence[Rule], model: nn.Module) -> list[Problem]:
+    found = []
+    for index, pattern in enumerate(train.freeze):
+        try:
+            regex = re.compile(pattern)
+        except re.error as error:
+            found.append(Problem(f"train.freeze[{index}]", pattern, f"be a regular expression ({error})"))
+            continue
+        if not any(regex.search(name) for name, _ in model.named_parameters()):
+            rule = "match at least one parameter"
+            found.append(Problem(f"train.freeze[{index}]", pattern, rule, "embeddings"))
+        for rule_ in rules:
+            hit = next((name for name in rule_.selection.taken if regex.search(name)), None)
+            if hit is not None and rule_.criterion.needs_gradient:
+                text = f"leave {hit} trainable, whose gradient criterion {rule_.criterion.name} needs"
+                found.append(Problem(f"train.freeze[{index}]", pattern, text, "criterion: magnitude"))
+    return found
+
+
+def plan_facts(prepared: Prepared) -> dict[str, Any]:
+    """What ``prunus plan`` prints: plain values, nothing measured by training."""
+    recipe, task = prepared.recipe, prepared.task
+    trainable = _trainable(prepared)
+    rules: list[dict[str, Any]] = []
+    for rule in prepared.rules:
+        events = rule.timetable.events
+        final = rule.pruning.allocation.final
+        zeros = sum(int(final(name, rule.sparsity) * out * inp) for name, (out, inp) in rule.selection.taken.items())
+        rules.append(
+            {
+                "pattern": str(rule.pattern),
+                "criterion": rule.criterion.name,
+                "sparsity": rule.sparsity,
+                "scope": rule.pruning.allocation.scope,
+                "tensors": [{"name": name, "shape": list(shape)} for name, shape in rule.selection.taken.items()],
+                "skipped": [
+                    {"name": name, "shape": list(shape), "reason": reason}
+                    for name, (shape, reason) in rule.selection.skipped.items()
+                ],
+                "weights": rule.selection.weights,
+                "zeros": zeros,
+                "schedule": {
+                    "kind": rule.timetable.kind,
+                    "first": events[0],
+                    "last": events[-1],
+                    "updates": len(events),
+                    "every": events[1] - events[0] if len(events) > 1 else 0,
+                    "sparsity": [[event, rule.timetable.sparsity(event, rule.sparsity)] for event in events],
+                },
+                "bytes": _rule_bytes(rule),
+            }
+        )
+    return {
+        "recipe": asdict(recipe),
+        "model": {
+            "name": recipe.model.name,
+            "architecture": type(prepared.skeleton).__name__,
+            "parameters": prepared.parameters,
+            "trainable": trainable,
+        },
+        "task": {
+            "name": task.name,
+            "head": task.head,
+            "metric": task.metric,
+            "train_examples": task.size("train"),
+            "validation_examples": task.size("validation"),
+            "train_features": len(prepared.train_features),
+            "notes": list(task.notes),
+        },
+        "steps": {
+            "per_epoch": prepared.length.steps_per_epoch,
+            "total": prepared.length.total,
+            "dense": prepared.dense_length.total if recipe.needs_dense else 0,
+        },
+        "rules": rules,
+        "bytes": {
+            "weights": 4 * prepared.parameters,
+            "gradients": 4 * trainable,
+            "optimizer": 8 * trainable,
+            "teacher": 4 * prepared.parameters if recipe.distill is not None else 0,
+            "masks": sum(rule["bytes"]["masks"] for rule in rules),
+            "scores": sum(rule["bytes"]["scores"] for rule in rules),
+            "shadow": sum(rule["bytes"]["shadow"] for rule in rules),
+        },
+    }
+
+
+def _trainable(prepared: Prepared) -> int:
+    frozen = [re.compile(pattern) for pattern in prepared.recipe.train.freeze]
+    named = prepared.skeleton.named_parameters()
+    return sum(p.numel() for name, p in named if not any(regex.search(name) for regex in frozen))
+
+
+def _rule_bytes(rule: Rule) -> dict[str, int]:
+    """Memory that the masker will hold: masks (1 byte a weight), scores of weights or units, dense weights to revive."""
+    units = 0
+    for shape in rule.selection.taken.values():
+        rows, columns = shape if rule.pattern.needs_element_scores else rule.pattern.units(shape)
+        units += rows * columns
+    return {
+        "masks": rule.selection.weights,
+        "scores": 4 * units if rule.criterion.needs_gradient else 0,
+        "shadow": 4 * rule.selection.weights if rule.pruning.revive else 0,
+    }

@@ -1,0 +1,70 @@
+"""A saved model measured again, from its files alone."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from prunus.checkpoint.state import MASKS_FILE, read_masks
+from prunus.errors import CheckpointError, Problem, PrunusError
+from prunus.recipe import Recipe, read_recipe
+from prunus.report.facts import read_facts
+from prunus.sparsity.measure import all_sparsity, measure, sparsity_of
+from prunus.sparsity.patterns import parse_pattern
+from prunus.tasks import check_task, load_task
+from prunus.tasks.collate import Collate
+from prunus.training.models import config_for, load_model, load_tokenizer
+from prunus.training.predict import predict
+from prunus.training.progress import Bars
+
+__all__ = ["rescore"]
+
+
+def rescore(directory: Path, data: Mapping[str, Any], console: Console | None = None) -> dict[str, Any]:
+    """Metrics and sparsity of the model in ``directory``, on the data of its recipe or on that which ``data`` names.
+
+    Raises ``CheckpointError`` for a directory that is no finished run or whose zeros are not where its masks say.
+    """
+    held = read_facts(directory)
+    try:
+        recipe: Recipe = read_recipe(held.get("recipe", {}))
+    except PrunusError as error:
+        raise CheckpointError(*error.problems) from None
+    spec = replace(recipe.task, **data)
+    found = check_task(spec)
+    if found:
+        raise CheckpointError(*found)
+    with Bars(console) as bars:
+        task = load_task(spec, lambda done, total: bars("reading data", done, total))
+        config = config_for(str(directory), task, key="directory")
+        tokenizer = load_tokenizer(str(directory), key="directory")
+        model = load_model(str(directory), config, task.head)
+        features = task.features("validation", tokenizer, lambda done, total: bars("tokenising", done, total))
+        batch = recipe.train.eval_batch_size
+        outputs = predict(
+            model, features, Collate(tokenizer), task.head, batch, lambda done, total: bars("evaluating", done, total)
+        )
+    patterns = {
+        str(tensor["name"]): parse_pattern(str(tensor["pattern"]), "prunus.json")
+        for tensor in held.get("tensors", [])
+        if tensor.get("name") in dict(model.named_parameters())
+    }
+    tensors = measure(model, patterns)
+    if (directory / MASKS_FILE).is_file():
+        for name, mask in read_masks(directory / MASKS_FILE).items():
+            weight = model.get_parameter(name)
+            if weight.shape != mask.shape or bool((weight.detach()[~mask] != 0).any()):
+                rule = "be zero wherever its mask says so"
+                raise CheckpointError(Problem(name, "a nonzero weight", rule, "the directory as the run left it"))
+    return {
+        "directory": str(directory),
+        "task": task.name,
+        "validation_examples": task.size("validation"),
+        "notes": list(task.notes),
+        "metrics": task.score(outputs, features),
+        "sparsity": sparsity_of(tensors),
+        "sparsity_all": all_sparsity(model),
+        "tensors": len(tensors),
+    }

@@ -1,0 +1,208 @@
+"""A run: a recipe in, an output directory out.
+
+    prepare      data, shapes, every mistake            nothing is trained before this is through
+    dense        fine-tuned, or kept, where the recipe needs it; scored
+    sparse       trained with masks and teacher; counted; scored
+    save         model, masks, facts, report, card      beside the output and renamed
+
+The directory is that of a plain Hugging Face model (``AutoModelFor....from_pretrained`` needs no prunus), with
+``prunus.json``, ``masks.safetensors``, ``report.html`` and ``README.md`` beside it.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+from rich.console import Console
+from transformers import PreTrainedModel, set_seed
+
+from prunus._version import __version__
+from prunus.checkpoint.state import MASKS_FILE, write_masks
+from prunus.errors import CheckpointError, Problem
+from prunus.recipe import Recipe
+from prunus.report.card import model_card
+from prunus.report.facts import FACTS_FILE, write_facts
+from prunus.report.html import render_html
+from prunus.sparsity.measure import measure
+from prunus.tasks.base import Metrics
+from prunus.tasks.collate import Collate
+from prunus.training.dense import dense_model
+from prunus.training.evidence import (
+    environment,
+    history,
+    recipe_facts,
+    size_on_disk,
+    task_facts,
+    tensor_facts,
+    weight_facts,
+)
+from prunus.training.fit import Fit, Teaching, drop_checkpoints, fit
+from prunus.training.models import load_model, trained_for
+from prunus.training.predict import predict
+from prunus.training.prepare import Prepared, prepare
+from prunus.training.progress import Bars
+
+__all__ = ["run", "score_model"]
+
+_NO_SPEED: Final = "speed: this run measured none; zeros alone make no file smaller and no stock runtime faster"
+
+
+def check_output(directory: Path, overwrite: bool, resume: bool) -> None:
+    """``CheckpointError`` where the output must not be written: it is there already, or is to be resumed and is not."""
+    if resume and not directory.is_dir():
+        raise CheckpointError(Problem("output", str(directory), "exist to be resumed", "a run without --resume"))
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(Problem("output", str(directory), "be a directory", "another --output"))
+    if not resume and not overwrite and directory.is_dir() and any(directory.iterdir()):
+        fix = "--overwrite, --resume, or another --output"
+        raise CheckpointError(Problem("output", str(directory), "be empty or new, so that nothing is lost", fix))
+
+
+def score_model(model: PreTrainedModel, prepared: Prepared, bars: Bars, what: str) -> Metrics:
+    """The task's official metrics of ``model`` on the whole validation split."""
+    task = prepared.task
+    features = task.features("validation", prepared.tokenizer, lambda done, total: bars("tokenising", done, total))
+    batch = prepared.recipe.train.eval_batch_size
+    collate = Collate(prepared.tokenizer)
+    outputs = predict(model, features, collate, task.head, batch, lambda done, total: bars(what, done, total))
+    return task.score(outputs, features)
+
+
+def run(
+    recipe: Recipe,
+    output: Path,
+    *,
+    command: str = "",
+    overwrite: bool = False,
+    resume: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Runs ``recipe`` into ``output`` and returns the facts that ``output / "prunus.json"`` holds.
+
+    Raises ``PrunusError`` before any training for all that can be known then, and ``Interrupted`` after Ctrl-C.
+    """
+    check_output(output, overwrite, resume)
+
+    def say(text: str) -> None:
+        if console is not None:
+            console.print(text, highlight=False, soft_wrap=True)
+
+    with Bars(console) as bars:
+        prepared = prepare(recipe, bars)
+        if overwrite and not resume and output.is_dir():
+            shutil.rmtree(output)
+        output.mkdir(parents=True, exist_ok=True)
+        collate = Collate(prepared.tokenizer)
+        facts: dict[str, Any] = {
+            "prunus": __version__,
+            "status": "running",
+            "command": command,
+            "recipe": recipe_facts(recipe),
+            "model": {
+                "name": recipe.model.name,
+                "architecture": type(prepared.skeleton).__name__,
+                "parameters": prepared.parameters,
+            },
+            "task": task_facts(prepared.task),
+            "environment": environment(recipe.train.threads),
+            "seed": recipe.train.seed,
+            "not_measured": [_NO_SPEED],
+            "warnings": [],
+        }
+        write_facts(output / FACTS_FILE, facts)
+        patterns = {name: rule.pattern for rule in prepared.rules for name in rule.selection.taken}
+        try:
+            dense, teacher, starting = _dense(prepared, collate, bars, facts, say)
+            set_seed(recipe.train.seed)
+            model = starting or load_model(prepared.source, prepared.config, prepared.task.head, recipe.model.revision)
+            if dense is not None:
+                facts["dense"] |= weight_facts(dense, measure(dense, patterns), facts["dense"].get("metrics"))
+            result = fit(
+                model,
+                prepared.train_features,
+                collate,
+                recipe.train,
+                prepared.length,
+                output,
+                bars=bars,
+                what="sparse training" if recipe.prune else "training",
+                pruning=recipe.prune,
+                teaching=Teaching(teacher, recipe.distill)
+                if teacher is not None and recipe.distill is not None
+                else None,
+                score=lambda trained: score_model(trained, prepared, bars, "evaluating"),
+                resume=resume,
+            )
+        except KeyboardInterrupt:
+            write_facts(output / FACTS_FILE, facts | {"status": "interrupted"})
+            raise
+        metrics = score_model(model, prepared, bars, "evaluating")
+        _finish(prepared, model, result, metrics, facts, output)
+    return facts
+
+
+def _dense(
+    prepared: Prepared, collate: Collate, bars: Bars, facts: dict[str, Any], say: Callable[[str], None]
+) -> tuple[PreTrainedModel | None, PreTrainedModel | None, PreTrainedModel | None]:
+    """The model of the dense column, the teacher, and the model that training starts from; each may be None."""
+    recipe, head = prepared.recipe, prepared.task.head
+    dense = starting = teacher = None
+    if recipe.needs_dense:
+        kept = dense_model(prepared, collate, bars, say)
+        facts["dense"] = {"seconds": kept.seconds, "cached": kept.cached, "bytes": kept.bytes}
+        teacher = dense = kept.model
+    elif recipe.prune and trained_for(prepared.config, head):
+        dense = load_model(prepared.source, prepared.config, head, recipe.model.revision)
+        facts["dense"] = {"seconds": None, "cached": False, "bytes": size_on_disk(Path(prepared.source)) or None}
+    if dense is not None:
+        if recipe.evaluate_dense:
+            facts["dense"]["metrics"] = score_model(dense, prepared, bars, "evaluating the dense model")
+        else:
+            facts["not_measured"].append("the dense model's metrics: evaluate_dense is false")
+    if prepared.teacher_source is not None:
+        teacher = load_model(prepared.teacher_source, prepared.config, head)
+    if recipe.needs_dense and dense is not None and recipe.model.start != "pretrained":
+        starting = deepcopy(dense)
+    return dense, teacher, starting
+
+
+def _finish(
+    prepared: Prepared, model: PreTrainedModel, result: Fit, metrics: Metrics, facts: dict[str, Any], output: Path
+) -> None:
+    """Counts, writes everything beside the output and moves it there, the facts last."""
+    partial = output / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    column = "sparse" if prepared.recipe.prune else "dense"
+    masker = result.callback.masker if result.callback is not None else None
+    tensors = result.callback.facts if result.callback is not None else []
+    began = perf_counter()
+    model.save_pretrained(partial)
+    prepared.tokenizer.save_pretrained(partial)
+    facts[column] = weight_facts(model, tensors, metrics) | {
+        "seconds": result.seconds,
+        "bytes": size_on_disk(partial),
+        "save_seconds": perf_counter() - began,
+    }
+    if masker is not None:
+        write_masks(partial / MASKS_FILE, masker.masks)
+        facts["tensors"] = tensor_facts(tensors, masker)
+        facts["target_sparsity"] = masker.due()
+        facts["skipped"] = [
+            {"name": name, "shape": list(shape), "reason": reason}
+            for selection in masker.selections
+            for name, (shape, reason) in selection.skipped.items()
+        ]
+    facts["history"] = history(result.history)
+    facts["status"] = "finished"
+    (partial / "report.html").write_text(render_html(facts), encoding="utf-8")
+    (partial / "README.md").write_text(model_card(facts), encoding="utf-8")
+    write_facts(partial / FACTS_FILE, facts)
+    for path in sorted(partial.iterdir(), key=lambda path: path.name == FACTS_FILE):
+        os.replace(path, output / path.name)
+    partial.rmdir()
+    drop_checkpoints(output)

@@ -1,0 +1,115 @@
+"""The Trainer of transformers, with a teacher, honest logs and length-sorted evaluation.
+
+    loss = hard_weight * task loss + weight * distillation         (distillation/logits.py)
+
+Each micro-batch contributes the mean over its own rows, and gradient accumulation averages micro-batches; that of the last,
+shorter micro-batch therefore counts as much as the others. The teacher runs in eval mode without gradients on the same
+inputs; evaluation never runs it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+
+from prunus.distillation.logits import Distillation, distill
+from prunus.errors import Problem, TrainingError
+from prunus.sparsity.measure import sparsity_of
+from prunus.sparsity.pruning import Pruning
+from prunus.training.callback import PruneCallback
+
+__all__ = ["PrunusTrainer"]
+
+
+class PrunusTrainer(Trainer):  # type: ignore[misc]
+    """A ``transformers.Trainer`` that prunes and distils.
+
+    ``pruning`` is a rule or several (None trains dense); ``teacher`` is a model with the student's outputs, used with
+    ``distillation``; ``score`` replaces the Trainer's own evaluation by metrics of the model. All other arguments are the
+    Trainer's.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        pruning: Pruning | Sequence[Pruning] | None = None,
+        teacher: nn.Module | None = None,
+        distillation: Distillation | None = None,
+        score: Callable[[nn.Module], Mapping[str, float]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.score = score
+        self.model_accepts_loss_kwargs = False  # a mean per micro-batch, for both losses alike
+        self.prune_callback = PruneCallback(pruning, seed=self.args.seed) if pruning is not None else None
+        if self.prune_callback is not None:
+            self.add_callback(self.prune_callback)
+        self.distillation = distillation or Distillation()
+        self.teacher = teacher
+        if teacher is not None:
+            teacher.requires_grad_(False).eval().to(self.args.device)
+        self._parts: dict[str, Tensor] = {}
+        self._batches = 0
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The weighted sum; see the module's docstring. Raises ``TrainingError`` where it is not finite."""
+        hard, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        loss = hard
+        if model.training:
+            parts = {"hard_loss": hard}
+            if self.teacher is not None:
+                with torch.no_grad():
+                    taught = self.teacher(**{k: v for k, v in inputs.items() if k not in _LABELS})
+                parts["distill_loss"] = distill(outputs, taught, inputs, self.distillation.temperature)
+                loss = self.distillation.hard_weight * hard + self.distillation.weight * parts["distill_loss"]
+            self._note(parts)
+            if not torch.isfinite(loss):
+                fix = "a lower learning rate, gradient clipping, or train.precision: fp32"
+                step = self.state.global_step
+                raise TrainingError(Problem(f"loss at step {step}", float(loss.detach()), "be finite", fix))
+        return (loss, outputs) if return_outputs else loss
+
+    def _note(self, parts: Mapping[str, Tensor]) -> None:
+        for name, value in parts.items():
+            held = self._parts.get(name)
+            self._parts[name] = value.detach() if held is None else held + value.detach()
+        self._batches += 1
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the parts of the loss and the sparsity due and measured, before any reporter sees the logs."""
+        if "loss" in logs and self._batches:
+            logs |= {name: float(value) / self._batches for name, value in self._parts.items()}
+            self._parts, self._batches = {}, 0
+            masker = self.prune_callback.masker if self.prune_callback is not None else None
+            if masker is not None:
+                logs |= {"sparsity_due": masker.due(), "sparsity": sparsity_of(masker.measure(self.model))}
+        super().log(logs, *args, **kwargs)
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """``score`` where it was given, the Trainer's own evaluation otherwise."""
+        if self.score is None:
+            return dict(super().evaluate(eval_dataset, ignore_keys, metric_key_prefix))
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.score(self.model).items()}
+        self.log(dict(metrics))
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The model, and beside it what a resumed run needs of the masks."""
+        super().save_model(output_dir, _internal_call)
+        if self.prune_callback is not None and self.args.should_save:
+            self.prune_callback.save_state(Path(output_dir or self.args.output_dir))
+
+
+_LABELS = frozenset({"labels", "start_positions", "end_positions"})

@@ -1,0 +1,228 @@
+"""Every layout that can be read, and every mistake with its line."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from prunus.errors import DataError
+from prunus.tasks import files
+from prunus.tasks.files import Complaints, Layout, check_columns, read_rows
+
+LAYOUT = Layout({"text": ("sentence", "text"), "target": ("label",)}, {"pair": ("other",)})
+BOM = b"\xef\xbb\xbf"
+
+
+def rows_of(path: Path, layout: Layout = LAYOUT) -> list[tuple[int, dict[str, object]]]:
+    complaints = Complaints()
+    rows = [(row.line, dict(row.values)) for row in read_rows(path, layout, complaints)]
+    complaints.close()
+    return rows
+
+
+def plain(path: Path, data: bytes) -> Path:
+    path.write_bytes(data)
+    return path
+
+
+def zipped(path: Path, data: bytes) -> Path:
+    path = path.with_name(path.name + ".gz")
+    path.write_bytes(gzip.compress(data))
+    return path
+
+
+@pytest.mark.parametrize("write", [plain, zipped])
+@pytest.mark.parametrize("mark", [b"", BOM])
+@pytest.mark.parametrize(
+    ("name", "data", "lines", "texts"),
+    [
+        ("a.tsv", b"sentence\tlabel\nx y\t1\nz\t0\n", [2, 3], ["x y", "z"]),
+        ("crlf.tsv", b"sentence\tlabel\r\nx y\t1\r\n\r\nz\t0", [2, 4], ["x y", "z"]),
+        ("quotes.tsv", b'label\tsentence\n1\t"x\n0\ta "b" c\n', [2, 3], ['"x', 'a "b" c']),
+        ("separators.tsv", "text\tlabel\nx\u2028y\x85z\t1\n".encode(), [2], ["x\u2028y\x85z"]),
+        ("a.csv", b'sentence,label,idx\n"x, ""y""",1,7\nz,0,8\n', [2, 3], ['x, "y"', "z"]),
+        ("lines.csv", b'sentence,label\n"x\ny",1\n\nz,0\n', [2, 5], ["x\ny", "z"]),
+        ("a.jsonl", b'{"sentence": "x", "label": 1}\n\n{"label": 0, "text": "y"}\n', [1, 3], ["x", "y"]),
+        ("a.json", b'[{"sentence": "x", "label": 1},\n\n {"sentence": "y", "label": 2}]\n', [1, 3], ["x", "y"]),
+        (
+            "data.json",
+            b'{"version": {"data": []},\n "data": [\n{"text": "x", "label": 1}\n, {"text": "y", "label": 1}], "z": 1}',
+            [3, 4],
+            ["x", "y"],
+        ),
+    ],
+)
+def test_layouts(
+    tmp_path: Path,
+    write: Callable[[Path, bytes], Path],
+    mark: bytes,
+    name: str,
+    data: bytes,
+    lines: list[int],
+    texts: list[str],
+) -> None:
+    rows = rows_of(write(tmp_path / name, mark + data))
+    assert [line for line, _ in rows] == lines
+    assert [row["text"] for _, row in rows] == texts
+    assert all(set(row) == {"text", "target"} for _, row in rows)
+
+
+def test_optional_role(tmp_path: Path) -> None:
+    rows = rows_of(plain(tmp_path / "a.csv", b"sentence,other,label\nx,y,1\n"))
+    assert rows == [(2, {"text": "x", "pair": "y", "target": "1"})]
+
+
+def test_squad_layout(tmp_path: Path) -> None:
+    question = {"id": "q", "question": "who?", "answers": [{"text": "me", "answer_start": 0}]}
+    paragraphs = [
+        {"context": "me", "qas": [question, {**question, "id": "r"}]},
+        {"context": "me too", "qas": [question]},
+    ]
+    document = {"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]}
+    complaints = Complaints()
+    layout = Layout({"context": ("context",), "answer": ("answers",)})
+    found = list(read_rows(plain(tmp_path / "a.json", json.dumps(document).encode()), layout, complaints))
+    assert [row.values["context"] for row in found] == ["me", "me", "me too"]
+    assert found[2].where == f"{tmp_path / 'a.json'} line 1 data[0].paragraphs[1].qas[0]"
+    assert not complaints.found
+
+
+@pytest.mark.parametrize(
+    ("data", "texts"),
+    [
+        (b"gj\t1\t\tSailors rode.\ngj\t0\t*\tRode sailors.\n", ["Sailors rode.", "Rode sailors."]),
+        (b"sentence\tlabel\nSailors rode.\t1\n", ["Sailors rode."]),
+        (b"a\tlabel\tb\tsentence\nx\t1\ty\tSailors rode.\n", ["Sailors rode."]),
+    ],
+)
+def test_headerless(tmp_path: Path, data: bytes, texts: list[str]) -> None:
+    layout = Layout({"text": ("sentence",), "target": ("label",)}, headerless=("source", "label", "mark", "sentence"))
+    assert [row["text"] for _, row in rows_of(plain(tmp_path / "a.tsv", data), layout)] == texts
+
+
+def test_skip_short_rows(tmp_path: Path) -> None:
+    data = b"sentence\tlabel\textra\nx\t1\t\ncut in\ntwo\t1\ny\t0\t\n"
+    complaints = Complaints()
+    layout = Layout(LAYOUT.required, skip_short=True)
+    rows = list(read_rows(plain(tmp_path / "a.tsv", data), layout, complaints))
+    assert [row.values["text"] for row in rows] == ["x", "y"]
+    assert complaints.skipped == 2
+    assert not complaints.found
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "where", "words"),
+    [
+        ("empty.tsv", b"", "", "hold at least one row"),
+        ("empty.csv", b"", "", "hold at least one row"),
+        ("empty.jsonl", b"\n\n", "", "hold at least one row"),
+        ("empty.json", b" ", "", "hold at least one row"),
+        ("none.json", b"[]", "", "hold at least one row"),
+        ("header.tsv", b"sentence\tlabel\n", "", "hold at least one row"),
+        ("columns.tsv", b"sentense\tlabel\nx\t1\n", " line 1", "have a column sentence or text"),
+        ("nearest.tsv", b"sentense\tlabel\nx\t1\n", " line 1", "try sentense"),
+        ("twice.csv", b"label,sentence,label\n1,x,1\n", " line 1", "name the column label once"),
+        ("wide.tsv", b"sentence\tlabel\nx\t1\nx\ty\t1\n", " line 3", "have 2 columns, as the first row, got 3 columns"),
+        ("narrow.csv", b"sentence,label\nx\n", " line 2", "have 2 columns, as the first row, got 1 columns"),
+        ("quote.csv", b'sentence,label\nx,1\n"y,1\nz,0\n', " line 3", "be a well-formed CSV row"),
+        ("after.csv", b'sentence,label\n"y"z,1\n', " line 2", "be a well-formed CSV row"),
+        ("latin.tsv", b"sentence\tlabel\nx\t1\ncaf\xe9\t0\n", " line 3", "be UTF-8, got byte 0xe9 in caf"),
+        ("latin.json", b'[\n{"text": "caf\xe9", "label": 1}]', " line 2", "be UTF-8"),
+        ("utf16.csv", "sentence,label\nx,1\n".encode("utf-16"), " line 1", "be UTF-8"),
+        ("broken.jsonl", b'{"text": "x", "label": 1}\n{"text": \n', " line 2", "be a JSON object"),
+        ("list.jsonl", b"[1, 2]\n", " line 1", "be a JSON object, got [1, 2]"),
+        ("missing.jsonl", b'{"text": "x"}\n', " line 1", "have a column label"),
+        (
+            "broken.json",
+            b'[{"text": "x", "label": 1},\n{"text" "y"}]',
+            " line 2",
+            "be JSON, got Expecting ':' delimiter",
+        ),
+        ("cut.json", b'[{"text": "x", "label": 1}\n', " line 2", "be JSON"),
+        ("comma.json", b'[{"text": "x", "label": 1}\n{"text": "x", "label": 1}]', " line 2", "be JSON"),
+        ("items.json", b'[{"text": "x", "label": 1},\n7]', " line 2 item 1", "be a JSON object, got '7'"),
+        ("number.json", b"7", "", "be a list of objects"),
+        ("nodata.json", b'{"rows": []}', "", 'or an object with such a list under "data"'),
+        ("notlist.json", b'{"data": 3}', "", 'or an object with such a list under "data"'),
+        ("open.json", b'{"rows": 1', " line 1", "be JSON"),
+        ("deep.json", b"[" * 100_000, "", "be JSON"),
+        ("deep.jsonl", b"[" * 100_000, " line 1", "be a JSON object"),
+        ("digits.jsonl", b'{"text": "x", "label": ' + b"9" * 5000 + b"}", " line 1", "be a JSON object"),
+        ("squad.json", b'[{"paragraphs": 3}]', " line 1 data[0]", "hold a list of objects as paragraphs"),
+        (
+            "qas.json",
+            b'[{"paragraphs": [{"qas": [1]}]}]',
+            " line 1 data[0].paragraphs[0]",
+            "hold a list of objects as qas",
+        ),
+        ("kind.parquet", b"PAR1", "", "end in .tsv, .json, .jsonl, .csv"),
+        ("noending", b"x", "", "end in .tsv"),
+        ("bad.tsv.gz", b"sentence\tlabel\nx\t1\n", "", "be a whole gzip file"),
+        ("cut.tsv.gz", gzip.compress(b"sentence\tlabel\n" + b"x\t1\n" * 99)[:-12], "", "be a whole gzip file"),
+        ("damaged.json.gz", gzip.compress(b"[1]" * 99)[:12] + b"\xff" * 30, "", "be a whole gzip file"),
+    ],
+)
+def test_mistakes(tmp_path: Path, name: str, data: bytes, where: str, words: str) -> None:
+    path = plain(tmp_path / name, data)
+    with pytest.raises(DataError) as caught:
+        rows_of(path)
+    first = caught.value.problems[0]
+    assert first.key == f"{path}{where}"
+    assert words in str(caught.value)
+
+
+def test_all_mistakes_at_once_up_to_ten(tmp_path: Path) -> None:
+    path = plain(tmp_path / "a.tsv", b"sentence\tlabel\n" + b"x\t1\nonly one\n" * 4)
+    with pytest.raises(DataError) as caught:
+        rows_of(path)
+    assert [problem.key for problem in caught.value.problems] == [f"{path} line {n}" for n in (3, 5, 7, 9)]
+    path = plain(tmp_path / "b.tsv", b"sentence\tlabel\n" + b"only one\n" * 1000)
+    with pytest.raises(DataError) as caught:
+        rows_of(path)
+    assert [problem.key for problem in caught.value.problems] == [f"{path} line {n}" for n in range(2, 12)]
+
+
+def test_missing_file_names_its_neighbour(tmp_path: Path) -> None:
+    plain(tmp_path / "train.tsv", b"x")
+    with pytest.raises(DataError, match=r"be an existing file, got no such file\n    try train\.tsv"):
+        rows_of(tmp_path / "trian.tsv")
+    with pytest.raises(DataError, match="there is no directory"):
+        rows_of(tmp_path / "nowhere" / "train.tsv")
+
+
+def test_directory_is_not_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.tsv").mkdir()
+    with pytest.raises(DataError, match="be a readable file"):
+        rows_of(tmp_path / "a.tsv")
+
+
+@pytest.mark.parametrize("name", ["long.tsv", "long.csv", "long.jsonl", "long.tsv.gz"])
+def test_lines_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(files, "MAX_ROW", 1000)
+    data = b"sentence\tlabel\nx\t1\n" if "tsv" in name else b""
+    data += b"x" * 5000
+    path = plain(tmp_path / name, gzip.compress(data) if name.endswith(".gz") else data)
+    with pytest.raises(DataError, match="have at most 1,000 bytes"):
+        rows_of(path)
+
+
+def test_json_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_JSON", 1000)
+    path = plain(tmp_path / "a.json.gz", gzip.compress(b" " * 100_000))
+    with pytest.raises(DataError, match="have at most 1,000 bytes"):
+        rows_of(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "found"),
+    [
+        ("good.tsv", b"sentence\tlabel\nx\t1\n" + b"bad\n", 0),
+        ("bad.tsv", b"x\ty\nx\t1\n", 2),
+        ("bad.jsonl", b'{"text": "x"}\n' + b'{"text": "x", "label": 1}\n', 1),
+        ("unread.json", b"[", 0),
+    ],
+)
+def test_check_columns_reads_the_first_row(tmp_path: Path, name: str, data: bytes, found: int) -> None:
+    assert len(check_columns(plain(tmp_path / name, data), LAYOUT)) == found
