@@ -92,7 +92,10 @@ def main() -> None:
         "sparsity": column["sparsity"],
         "sparsity_all": column["sparsity_all"],
         "target_sparsity": facts.get("target_sparsity"),
-        "tensors": {"count": len(facts.get("tensors", [])), "sparsity": [t["sparsity"] for t in facts.get("tensors", [])]},
+        "tensors": {
+            "count": len(facts.get("tensors", [])),
+            "sparsity": [t["sparsity"] for t in facts.get("tensors", [])],
+        },
         "training_seconds": column["seconds"],
         "dense_training_seconds": facts.get("dense", {}).get("seconds") if recipe.prune else None,
         "train_examples": facts["task"]["train_examples"],

@@ -31,7 +31,7 @@ recipes_app = typer.Typer(help="The recipes that come with prunus.", no_args_is_
 app.add_typer(recipes_app, name="recipes")
 
 out = Console(soft_wrap=True)
-err = Console(stderr=True)
+err = Console(stderr=True, soft_wrap=True)
 
 Recipe_ = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (prunus recipes ls) or a YAML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key, as train.epochs=3.")]

@@ -18,8 +18,10 @@ import yaml
 
 from prunus.distillation.logits import Distillation
 from prunus.errors import Problem, PrunusError, RecipeError, nearest
+from prunus.sparsity.allocation import Allocation
 from prunus.sparsity.pruning import Pruning
-from prunus.sparsity.schedules import Span, parse_span
+from prunus.sparsity.schedules import Schedule, Span, parse_span
+from prunus.sparsity.targets import Targets
 from prunus.tasks.spec import TaskSpec
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
 
 SHIPPED: Final = Path(__file__).with_name("recipes")
 _BYTES: Final = 1 << 20
+_UNREAD: Final = object()  # stands for a value that could not be read; its key keeps the default
 T = TypeVar("T")
 
 
@@ -145,6 +148,18 @@ class Recipe:
         return found
 
 
+_BLOCKS: Final[dict[str, type[Any]]] = {
+    "model": ModelSpec,
+    "task": TaskSpec,
+    "train": TrainSpec,
+    "prune": Pruning,
+    "prune.schedule": Schedule,
+    "prune.allocation": Allocation,
+    "prune.targets": Targets,
+    "distill": DistillSpec,
+}
+
+
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with prunus."""
     return sorted(path.stem for path in SHIPPED.glob("*.yaml"))
@@ -198,7 +213,9 @@ def read_recipe(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> Recipe
     if isinstance(raw.get("prune"), dict):
         raw["prune"] = [raw["prune"]]
     if isinstance(raw.get("dense"), dict) and isinstance(raw.get("train"), dict):
-        raw["dense"] = {**raw["train"], **raw["dense"]}  # what the dense training does not say, it shares
+        known = {entry.name for entry in fields(TrainSpec)}
+        shared = {name: value for name, value in raw["train"].items() if name in known}
+        raw["dense"] = {**shared, **raw["dense"]}  # what the dense training does not say, it shares
     recipe = _read(Recipe, raw, "", problems)
     if problems:
         # What could not be read stands as its default; only what was read can be checked further.
@@ -271,13 +288,23 @@ def _read(cls: type[T], raw: Any, key: str, found: list[Problem]) -> T:
     for name, value in raw.items():
         where = f"{key}.{name}" if key else str(name)
         if name not in known:
-            found.append(Problem(where, value, "be a known key", nearest(str(name), known)))
+            found.append(Problem(where, value, "be a known key", _nearest_key(str(name), key, known)))
             continue
-        before = len(found)
         read = _value(hints[name], value, where, found)
-        if len(found) == before:
+        if read is not _UNREAD:
             values[name] = read
     return cls(**values)
+
+
+def _nearest_key(name: str, key: str, known: Sequence[str]) -> str:
+    """The nearest key of this block, else the one of that name in another block, else all of this block."""
+    here = nearest(name, known)
+    if here.startswith("one of "):
+        for block, cls in _BLOCKS.items():
+            there = nearest(name, [entry.name for entry in fields(cls)])
+            if not there.startswith("one of "):
+                return f"{block}.{there}"
+    return f"{key}.{here}" if key and not here.startswith("one of ") else here
 
 
 def _value(hint: Any, value: Any, key: str, found: list[Problem], optional: bool = False) -> Any:
@@ -293,18 +320,21 @@ def _value(hint: Any, value: Any, key: str, found: list[Problem], optional: bool
             return parse_span(value, key)
         except RecipeError as error:
             found += error.problems
-            return None
+            return _UNREAD
     if is_dataclass(hint) and isinstance(hint, type):
         return _read(hint, value, key, found)
     if origin is Literal:
         if value not in arguments:
             found.append(Problem(key, value, "be one of " + ", ".join(arguments), nearest(str(value), arguments)))
+            return _UNREAD
         return value
     if origin is tuple:
         several = value if isinstance(value, list | tuple) else [value]
-        return tuple(_value(arguments[0], item, f"{key}[{index}]", found) for index, item in enumerate(several))
+        read = (_value(arguments[0], item, f"{key}[{index}]", found) for index, item in enumerate(several))
+        return tuple(item for item in read if item is not _UNREAD)
     if origin is not None and isinstance(value, Mapping):
-        return {str(name): _value(arguments[1], item, f"{key}.{name}", found) for name, item in value.items()}
+        pairs = ((str(name), _value(arguments[1], item, f"{key}.{name}", found)) for name, item in value.items())
+        return {name: item for name, item in pairs if item is not _UNREAD}
     return _plain(hint, value, key, found)
 
 
@@ -319,6 +349,7 @@ def _plain(hint: Any, value: Any, key: str, found: list[Problem]) -> Any:
         names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
         wanted = names.get(hint, "a mapping of names to values")
         found.append(Problem(key, value, f"be {wanted}", {bool: "true", int: "1", float: "0.5"}.get(hint, "")))
+        return _UNREAD
     return value
 
 

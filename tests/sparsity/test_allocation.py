@@ -183,7 +183,7 @@ def starved(seed: int = 0) -> nn.Sequential:
     """A model whose first layer gets gradients a million times below the second's."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 32))
-    model.get_parameter(FIRST).register_hook(lambda grad: grad * 1e-6)
+    model.get_parameter(FIRST).register_hook(lambda grad: grad * 1e-6)  # type: ignore[no-untyped-call]
     return model
 
 

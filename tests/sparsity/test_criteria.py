@@ -14,18 +14,22 @@ STEPS, SHAPE = 9, (8, 12)
 
 def closed_form(name: str, weights: np.ndarray, grads: np.ndarray) -> np.ndarray:
     """Score after all steps; arrays ``[steps, out, in]``."""
-    last = weights[-1] * grads[-1]
-    if name == "magnitude":
-        return np.abs(weights[-1])
-    if name == "gradient":
-        return np.abs(grads[-1])
-    if name == "snip":
-        return np.abs(last)
+    decay = {"snip_momentum": 0.9, "movement": 1.0}.get(name, 0.0)
     total = np.zeros(SHAPE)
     for step in range(STEPS):
-        product = weights[step] * grads[step]
-        total += 0.9 ** (STEPS - 1 - step) * np.abs(product) if name == "snip_momentum" else -product
+        total += decay ** (STEPS - 1 - step) * contribution(name, weights[step], grads[step])
     return total
+
+
+def contribution(name: str, weight: np.ndarray, grad: np.ndarray) -> np.ndarray:
+    parts: dict[str, np.ndarray] = {
+        "magnitude": np.abs(weight),
+        "gradient": np.abs(grad),
+        "snip": np.abs(weight * grad),
+        "snip_momentum": np.abs(weight * grad),
+        "movement": -weight * grad,
+    }
+    return parts[name]
 
 
 @pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
@@ -51,9 +55,8 @@ def test_the_lowest_closed_form_goes(name: str, pattern: str, reduce: str) -> No
     if name in ("snip_momentum", "movement"):  # the history is of units: it matters for max alone
         units = np.zeros((SHAPE[0] // rows, SHAPE[1] // columns))
         for step in range(STEPS):
-            product = weights[step] * grads[step]
-            decay = 0.9 ** (STEPS - 1 - step) if name == "snip_momentum" else 1.0
-            units += decay * pooled(np.abs(product) if name == "snip_momentum" else -product, rows, columns, reduce)
+            decay = (0.9 if name == "snip_momentum" else 1.0) ** (STEPS - 1 - step)
+            units += decay * pooled(contribution(name, weights[step], grads[step]), rows, columns, reduce)
     else:
         units = pooled(score, rows, columns, reduce)
     keep = units > np.median(units)

@@ -31,7 +31,7 @@ def scores(seed: int = 0, shape: tuple[int, int] = SHAPE) -> Tensor:
 
 
 def reduced(values: np.ndarray, reduce: Reduce) -> float:
-    return float({"mean": values.mean, "sum": values.sum, "max": values.max}[reduce]())
+    return {"mean": float(values.mean()), "sum": float(values.sum()), "max": float(values.max())}[reduce]
 
 
 @pytest.mark.parametrize("reduce", REDUCTIONS)

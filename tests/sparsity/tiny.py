@@ -31,7 +31,7 @@ def train(
         generator = torch.Generator().manual_seed(1000 * seed + step)
         inputs = torch.randn(8, width, generator=generator)
         optimizer.zero_grad()
-        (model(inputs) - inputs.roll(1, 1)).square().mean().backward()  # type: ignore[no-untyped-call]
+        (model(inputs) - inputs.roll(1, 1)).square().mean().backward()
         masker.observe(model)
         optimizer.step()
         masker.step(model)

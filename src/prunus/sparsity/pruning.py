@@ -74,7 +74,8 @@ class Pruning:
             found.append(Problem(f"{key}.sparsity", sparsity, rule, f"{most:g}, or pattern: 4x1"))
         found += self.schedule.problems(f"{key}.schedule")
         most = pattern.max_sparsity if isinstance(pattern, NofM) else 0.0
-        found += self.allocation.problems(most if sparsity is None else sparsity, f"{key}.allocation")
+        asked = most if sparsity is None else sparsity
+        found += self.allocation.problems(asked if 0 <= asked < 1 else 0.0, f"{key}.allocation")
         return found
 
 
