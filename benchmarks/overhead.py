@@ -28,6 +28,7 @@ import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -98,7 +99,7 @@ class Arm:
         return time.perf_counter() - start, updated
 
     def run_chunk(self, data: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        chunk = []
+        chunk: list[float] = []
         for tokens, labels in data:
             seconds, updated = self.step(tokens, labels)
             (self.updates if updated else chunk).append(seconds)
@@ -164,14 +165,14 @@ def training(size: Size) -> dict[str, Any]:
         "steps": size.steps,
         "chunk": size.chunk,
         "steps_between_updates": size.every,
-        "plain_step_s": median(sum(plain.quiet, [])),
+        "plain_step_s": median(chain.from_iterable(plain.quiet)),
         "arms": {name: compare(arm, plain, size) for name, arm in arms.items()},
     }
 
 
 def compare(arm: Arm, plain: Arm, size: Size) -> dict[str, Any]:
     ratios = sorted(mean(ours) / mean(theirs) for ours, theirs in zip(arm.quiet, plain.quiet, strict=True) if ours)
-    step, base = median(sum(arm.quiet, [])), median(sum(plain.quiet, []))
+    step, base = median(chain.from_iterable(arm.quiet)), median(chain.from_iterable(plain.quiet))
     added = max(0.0, mean(arm.updates) - step) if arm.updates else None
     weights = sum(selection.weights for selection in arm.masker.selections) if arm.masker is not None else 1
     total = sum(map(sum, arm.quiet)) + sum(arm.updates)
@@ -207,7 +208,7 @@ def update(pruning: Pruning, size: Size) -> dict[str, Any]:
     if pruning.criterion != "magnitude":
         for weight in model.parameters():
             weight.grad = torch.randn_like(weight)
-    observes, steps, held = [], [], {}
+    observes, steps, held = list[float](), list[float](), dict[str, int]()
     for _ in range(4):
         start = time.perf_counter()
         masker.observe(model)
@@ -280,9 +281,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     size = QUICK if arguments.quick else Size(steps=arguments.steps or Size.steps)
-    # Updates come first: the peak of memory is read after them.
     result: dict[str, Any] = {
-        "command": "python benchmarks/overhead.py " + " ".join(word for word in sys.argv[1:] if "/" not in word),
+        "command": "python benchmarks/overhead.py "
+        + " ".join(word if "/" not in word else Path(word).name for word in sys.argv[1:]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": processor(),
         "threads": torch.get_num_threads(),
@@ -290,7 +291,7 @@ def main() -> None:
         | {"python": platform.python_version()},
         "quick": arguments.quick,
     }
-    if arguments.only != "training":
+    if arguments.only != "training":  # first: its peak of memory is read when it is done
         result["updates"] = updates(size, arguments.inc_python, arguments.nncf_python)
     if arguments.only != "updates":
         result["training"] = training(size)

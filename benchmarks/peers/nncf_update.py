@@ -20,11 +20,19 @@ import torch
 from torch import nn
 
 
-def encoder(blocks: int, width: int) -> nn.Sequential:
-    """The shapes of BERT's encoder weights."""
-    torch.manual_seed(0)
-    shapes = ([(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]) * blocks
-    return nn.Sequential(*(nn.Linear(inp, out, bias=False) for inp, out in shapes))
+class Encoder(nn.Module):
+    """The shapes of BERT's encoder weights in a row. (Not a Sequential: it would call what NNCF adds as one more layer.)"""
+
+    def __init__(self, blocks: int, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        shapes = ([(width, width)] * 4 + [(width, 4 * width), (4 * width, width)]) * blocks
+        self.layers = nn.ModuleList(nn.Linear(inp, out, bias=False) for inp, out in shapes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
 
 
 def run(model: nn.Module, scope: str, width: int, sparsity: float) -> dict[str, object]:
@@ -60,7 +68,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     cases = {}
     for scope in ("global", "local"):
-        model = encoder(arguments.blocks, arguments.width)
+        model = Encoder(arguments.blocks, arguments.width)
         cases[f"magnitude 1x1 0.8 {scope}"] = run(model, scope, arguments.width, 0.8)
     print(
         json.dumps(

@@ -8,6 +8,7 @@ A name in a recipe is looked up in a dict literal; none of them is ever imported
 """
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -31,12 +32,17 @@ __all__ = [
     "Recipe",
     "TrainSpec",
     "load_recipe",
+    "parse_yaml",
     "read_recipe",
     "shipped_recipes",
 ]
 
 SHIPPED: Final = Path(__file__).with_name("recipes")
 _BYTES: Final = 1 << 20
+_VALUES: Final = 100_000
+_LEVELS: Final = 32
+_LARGEST: Final = sys.float_info.max
+_LONGEST: Final = 10**12  # steps, epochs or per cent; a longer span is a slip, and a far longer one no float
 _UNREAD: Final = object()  # stands for a value that could not be read; its key keeps the default
 T = TypeVar("T")
 
@@ -98,6 +104,8 @@ class TrainSpec:
                 found.append(Problem(f"{key}.{name}", getattr(self, name), "be in [0, 1)", "0.9"))
         if self.max_grad_norm < 0:
             found.append(Problem(f"{key}.max_grad_norm", self.max_grad_norm, "be 0 (no clipping) or above", "1.0"))
+        if not 0 <= self.seed < 2**32:
+            found.append(Problem(f"{key}.seed", self.seed, "be in [0, 2**32)", "42"))
         if self.threads is not None and self.threads < 1:
             found.append(Problem(f"{key}.threads", self.threads, "be at least 1", "leaving it out"))
         return found
@@ -177,13 +185,9 @@ def load_recipe(name: str, settings: Sequence[str] = (), flags: Mapping[str, Any
     if path.stat().st_size > _BYTES:
         raise RecipeError(Problem("recipe", f"{path.stat().st_size} bytes", "be at most 1 MiB", "the right file"))
     try:
-        raw = _parse(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        where = f"{path.name}, line {line + 1}" if line is not None else path.name
-        raise RecipeError(
-            Problem(where, str(getattr(error, "problem", error)), "be valid YAML", "quoting the value")
-        ) from None
+        raw = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    except UnicodeDecodeError as error:
+        raise RecipeError(Problem(path.name, str(error), "be text in UTF-8", "saving it as UTF-8")) from None
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise RecipeError(
@@ -196,13 +200,14 @@ def load_recipe(name: str, settings: Sequence[str] = (), flags: Mapping[str, Any
             found.append(Problem("--set", setting, "be key=value", "train.epochs=3"))
             continue
         try:
-            _put(raw, key, _parse(value))
-        except (PrunusError, yaml.YAMLError) as error:
-            found += (
-                error.problems if isinstance(error, PrunusError) else [Problem("--set", setting, "hold a YAML value")]
-            )
+            _put(raw, key, parse_yaml(value, f"--set {key}"))
+        except RecipeError as error:
+            found += error.problems
     for key, value in (flags or {}).items():
-        _put(raw, key, value)
+        try:
+            _put(raw, key, value)
+        except RecipeError as error:
+            found += error.problems
     return read_recipe(raw, found)
 
 
@@ -228,11 +233,22 @@ def read_recipe(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> Recipe
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without two surprises of its version 1.1: ``2:4`` is text, not the number 124, and ``5e-5`` is a number."""
+    """YAML without the surprises of its version 1.1.
+
+    ``2:4`` is text, not the number 124; ``5e-5`` is a number; ``012`` is 12, not 10; a date is text; no key counts twice.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key.value} stands twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, regex) for tag, regex in resolvers if not tag.endswith((":int", ":float"))]
+    first: [(tag, regex) for tag, regex in resolvers if not tag.endswith((":int", ":float", ":timestamp"))]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"[-+]?\d+$"), list("-+0123456789"))
@@ -241,8 +257,41 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse(text: str) -> Any:
-    return yaml.load(text, _Loader)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node)))
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """The value of a YAML text, which ``name`` names in the ``RecipeError`` (with the line) where it is none."""
+    try:
+        value = yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        where = name if error.problem_mark is None else f"{name}, line {error.problem_mark.line + 1}"
+        raise RecipeError(Problem(where, str(error.problem), "be valid YAML", "quoting the value")) from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        # An explicit tag (!!int x) or a number of 5,000 digits fails inside the YAML reader with errors of any kind.
+        shown = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise RecipeError(Problem(name, shown, "be valid YAML", "plain values without tags")) from None
+    if not _is_small(value):
+        rule = f"hold at most {_VALUES:,} values in {_LEVELS} levels, repeated ones counted"
+        raise RecipeError(Problem(name, "more", rule, "a recipe without anchors"))
+    return value
+
+
+def _is_small(value: Any) -> bool:
+    """False for what a few anchors can grow into: 10**9 values, or a list that holds itself."""
+    level, count = [value], 0
+    for _ in range(_LEVELS):
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, Mapping | list):
+                inner += item.values() if isinstance(item, Mapping) else item
+                if count + len(inner) > _VALUES:
+                    return False
+        if not inner:
+            return True
+        level, count = inner, count + len(inner)
+    return False
 
 
 def _default(cls: type[Any], name: str) -> Any:
@@ -253,28 +302,26 @@ def _default(cls: type[Any], name: str) -> Any:
 def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
     """Sets ``prune[0].sparsity`` or ``prune.0.sparsity`` or, where there is one rule, ``prune.sparsity``."""
     parts = dotted.replace("[", ".").replace("]", "").split(".")
-    here: Any = raw
-    for index, part in enumerate(parts):
-        last = index == len(parts) - 1
-        if isinstance(here, list):
-            if not part.isdecimal() and len(here) == 1:
-                here = here[0]
-            elif part.isdecimal() and int(part) < len(here):
-                if last:
-                    here[int(part)] = value
-                    return
-                here = here[int(part)]
-                continue
-            else:
-                raise RecipeError(Problem("--set", dotted, f"name one of the {len(here)} entries", f"{parts[0]}[0]"))
-        elif part.isdecimal() and int(part) == 0 and isinstance(here, dict):
+    holder: Any = {"": raw}
+    place: Any = ""
+    for part in parts:
+        here = holder[place]
+        if isinstance(here, list) and part.isdecimal() and int(part) < len(here):
+            holder, place = here, int(part)
+        elif isinstance(here, list) and not part.isdecimal() and len(here) == 1 and isinstance(here[0], dict):
+            holder, place = here[0], part
+        elif isinstance(here, list):
+            rule = f"name one of the {len(here)} entries of {parts[0]}"
+            raise RecipeError(Problem("--set", dotted, rule, f"{parts[0]}[0]"))
+        elif isinstance(here, dict) and part == "0" and part not in here:
             continue  # a single rule that was written without the list
-        if last:
-            here[part] = value
-            return
-        if not isinstance(here.get(part), dict | list):
-            here[part] = {}
-        here = here[part]
+        else:
+            if not isinstance(here, dict):
+                holder[place] = here = {}
+            holder, place = here, part
+        if isinstance(holder, dict):
+            holder.setdefault(place, None)
+    holder[place] = value
 
 
 def _read(cls: type[T], raw: Any, key: str, found: list[Problem]) -> T:
@@ -317,10 +364,14 @@ def _value(hint: Any, value: Any, key: str, found: list[Problem], optional: bool
         if value == "auto" and optional:
             return None
         try:
-            return parse_span(value, key)
+            span = parse_span(value, key)
         except RecipeError as error:
             found += error.problems
             return _UNREAD
+        if span.value > _LONGEST:
+            found.append(Problem(key, value, f"be at most {_LONGEST:g}", "'10%'"))
+            return _UNREAD
+        return span
     if is_dataclass(hint) and isinstance(hint, type):
         return _read(hint, value, key, found)
     if origin is Literal:
@@ -339,7 +390,10 @@ def _value(hint: Any, value: Any, key: str, found: list[Problem], optional: bool
 
 
 def _plain(hint: Any, value: Any, key: str, found: list[Problem]) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if not abs(value) <= _LARGEST:  # also not for NaN
+            found.append(Problem(key, value, "be a finite number", "0.5"))
+            return _UNREAD
         return float(value)
     if hint is str and isinstance(value, int) and not isinstance(value, bool):
         return str(value)

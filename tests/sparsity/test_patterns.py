@@ -23,7 +23,7 @@ BLOCKS = {
     "rows": (1, 96),
     "columns": (64, 1),
 }
-GROUPS = {"2:4": (2, 4), "4:8": (4, 8), "1:4": (1, 4), "3:4": (3, 4), "1:2": (1, 2)}
+GROUPS = {"2:4": (2, 4), "4:8": (4, 8), "1:4": (1, 4), "3:4": (3, 4), "1:2": (1, 2), "5:32": (5, 32)}
 
 
 def scores(seed: int = 0, shape: tuple[int, int] = SHAPE) -> Tensor:
@@ -88,6 +88,17 @@ def test_the_axes_are_outputs_by_inputs() -> None:
         [True] * 3,
         [False] * 3,
     ]
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_among_equal_scores_the_first_go(name: str) -> None:
+    pattern, (n, m) = parse_pattern(name), GROUPS[name]
+    score = (2 * scores()).round().clamp(-1, 1).masked_fill(scores(1) < -1, -torch.inf)  # four values
+    mask = pattern.expand(torch.zeros(SHAPE[0], SHAPE[1] // m, dtype=torch.bool), SHAPE, score)
+    order = np.argsort(score.numpy().reshape(-1, m), axis=1, kind="stable")[:, : m - n]
+    expected = np.ones((SHAPE[0] * SHAPE[1] // m, m), dtype=bool)
+    np.put_along_axis(expected, order, False, axis=1)
+    assert (mask.numpy().reshape(-1, m) == expected).all()
 
 
 @pytest.mark.parametrize("name", GROUPS)
