@@ -100,6 +100,28 @@ class Prunus:
         self.masker.step(self.model)
 
 
+def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
+    """AdamW; embeddings are frozen, biases and norms do not decay."""
+    decayed, plain = [], []
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("embeddings" not in name)
+        (plain if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=RATE)
+
+
+@torch.inference_mode()
+def right_answers(model: torch.nn.Module, rows: list[dict], pad: int) -> int:
+    """How many rows the model labels right, in float32."""
+    model.eval()
+    right = 0
+    for index in range(0, len(rows), 64):
+        batch = collate(rows[index : index + 64], pad)
+        labels = batch.pop("labels")
+        right += int((model(**batch).logits.argmax(-1) == labels).sum())
+    return right
+
+
 def main() -> None:
     """Trains with one engine and writes its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -123,13 +145,7 @@ def main() -> None:
     train, dev = encode([found[i] for i in chosen]), encode(read(options.data / "dev.tsv"))
     model = AutoModelForSequenceClassification.from_pretrained(options.dense).train()
     teacher = AutoModelForSequenceClassification.from_pretrained(options.dense).eval().requires_grad_(False)
-    decayed, plain = [], []
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("embeddings" not in name)
-        (plain if name.endswith("bias") or "LayerNorm" in name else decayed).append(parameter)
-    optimizer = torch.optim.AdamW(
-        [{"params": decayed, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}], lr=RATE
-    )
+    optimizer = optimizer_of(model)
     per_epoch = -(-len(train) // BATCH)
     total = EPOCHS * per_epoch
     start, end, every = int(0.06 * total), total - int(0.5 * total), max(1, int(0.005 * total))
@@ -166,13 +182,7 @@ def main() -> None:
             if step % 100 == 0:
                 print(f"{options.engine}: step {step} of {total}, loss {loss.item():.4f}", flush=True)
     seconds = time.perf_counter() - began
-    model.eval()
-    right = 0
-    with torch.inference_mode():
-        for index in range(0, len(dev), 64):
-            batch = collate(dev[index : index + 64], tokenizer.pad_token_id)
-            labels = batch.pop("labels")
-            right += int((model(**batch).logits.argmax(-1) == labels).sum())
+    right = right_answers(model, dev, tokenizer.pad_token_id)
     weights = {n: p for n, p in model.named_parameters() if ".encoder." in n and p.dim() == 2}
     zeros = sum(int((p == 0).sum()) for p in weights.values())
     ratios = [float((p == 0).float().mean()) for p in weights.values()]

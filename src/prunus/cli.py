@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.syntax import Syntax
 
@@ -56,13 +55,15 @@ def _errors() -> Iterator[None]:
         err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         err.print(str(error), highlight=False, markup=False)
         raise typer.Exit(EXIT_CODE) from None
-    except KeyboardInterrupt:
-        err.print("stopped; the last checkpoint is whole. Go on with --resume.", highlight=False)
+    except KeyboardInterrupt as stop:
+        err.print(f"stopped: {stop}" if str(stop) else "stopped", highlight=False)
         raise typer.Exit(130) from None
 
 
 def _print_json(facts: Any) -> None:
-    sys.stdout.write(json.dumps(facts, indent=2, default=str) + "\n")
+    # JSON has no NaN, and Python writes it all the same; what was not a number becomes null, as in prunus.json.
+    plain = json.loads(json.dumps(facts, default=str), parse_constant=lambda _: None)
+    sys.stdout.write(json.dumps(plain, indent=2) + "\n")
 
 
 def _flags(**values: object) -> dict[str, Any]:
@@ -244,7 +245,9 @@ def recipes_show(name: str, as_json: AsJson = False) -> None:
     with _errors():
         text = _shipped(name)
         if as_json:
-            _print_json(yaml.safe_load(text))
+            from prunus.recipe import parse_yaml
+
+            _print_json(parse_yaml(text, name))
         elif out.is_terminal:
             out.print(Syntax(text, "yaml", background_color="default", word_wrap=True))
         else:

@@ -10,7 +10,7 @@ A name in a recipe is looked up in a dict literal; none of them is ever imported
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 import yaml
 
 from prunus.distillation.logits import Distillation
-from prunus.errors import Problem, PrunusError, RecipeError, nearest
+from prunus.errors import Problem, RecipeError, nearest
 from prunus.sparsity.allocation import Allocation
 from prunus.sparsity.pruning import Pruning
 from prunus.sparsity.schedules import Schedule, Span, parse_span
@@ -41,7 +41,6 @@ SHIPPED: Final = Path(__file__).with_name("recipes")
 _BYTES: Final = 1 << 20
 _VALUES: Final = 100_000
 _LEVELS: Final = 32
-_LARGEST: Final = sys.float_info.max
 _LONGEST: Final = 10**12  # steps, epochs or per cent; a longer span is a slip, and a far longer one no float
 _UNREAD: Final = object()  # stands for a value that could not be read; its key keeps the default
 T = TypeVar("T")
@@ -92,9 +91,7 @@ class TrainSpec:
         found = []
         for name in ("epochs", "learning_rate", "batch_size", "eval_batch_size", "gradient_accumulation_steps"):
             if not getattr(self, name) > 0:
-                found.append(
-                    Problem(f"{key}.{name}", getattr(self, name), "be above 0", str(_default(TrainSpec, name)))
-                )
+                found.append(Problem(f"{key}.{name}", getattr(self, name), "be above 0", str(getattr(TrainSpec, name))))
         if self.max_steps is not None and self.max_steps < 1:
             found.append(Problem(f"{key}.max_steps", self.max_steps, "be at least 1", "leaving it out"))
         if self.weight_decay < 0:
@@ -182,28 +179,29 @@ def load_recipe(name: str, settings: Sequence[str] = (), flags: Mapping[str, Any
         raise RecipeError(
             Problem("recipe", name, "be a YAML file or a shipped recipe", nearest(name, shipped_recipes()))
         )
-    if path.stat().st_size > _BYTES:
-        raise RecipeError(Problem("recipe", f"{path.stat().st_size} bytes", "be at most 1 MiB", "the right file"))
+    if (size := path.stat().st_size) > _BYTES:
+        raise RecipeError(Problem("recipe", f"{size} bytes", "be at most 1 MiB", "the right file"))
     try:
         raw = parse_yaml(path.read_text(encoding="utf-8"), path.name)
-    except UnicodeDecodeError as error:
-        raise RecipeError(Problem(path.name, str(error), "be text in UTF-8", "saving it as UTF-8")) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(Problem(path.name, str(error), "be readable text in UTF-8", "saving it as UTF-8")) from None
     raw = {} if raw is None else raw
     if not isinstance(raw, dict):
         raise RecipeError(
             Problem(path.name, type(raw).__name__, "be a mapping of keys", "model:, task:, train:, prune:")
         )
     found: list[Problem] = []
+    given: list[tuple[str, Any]] = []
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
             found.append(Problem("--set", setting, "be key=value", "train.epochs=3"))
             continue
         try:
-            _put(raw, key, parse_yaml(value, f"--set {key}"))
+            given.append((key, parse_yaml(value, f"--set {key}")))
         except RecipeError as error:
             found += error.problems
-    for key, value in (flags or {}).items():
+    for key, value in [*given, *(flags or {}).items()]:
         try:
             _put(raw, key, value)
         except RecipeError as error:
@@ -257,8 +255,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
-_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node)))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
 
 
 def parse_yaml(text: str, name: str) -> Any:
@@ -284,19 +282,11 @@ def _is_small(value: Any) -> bool:
     for _ in range(_LEVELS):
         inner: list[Any] = []
         for item in level:
-            if isinstance(item, Mapping | list):
-                inner += item.values() if isinstance(item, Mapping) else item
-                if count + len(inner) > _VALUES:
-                    return False
-        if not inner:
-            return True
+            inner += item.values() if isinstance(item, Mapping) else item if isinstance(item, list) else ()
+            if count + len(inner) > _VALUES:
+                return False
         level, count = inner, count + len(inner)
-    return False
-
-
-def _default(cls: type[Any], name: str) -> Any:
-    entry = next(f for f in fields(cls) if f.name == name)
-    return entry.default if entry.default is not MISSING else None
+    return not level
 
 
 def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
@@ -313,7 +303,7 @@ def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
         elif isinstance(here, list):
             rule = f"name one of the {len(here)} entries of {parts[0]}"
             raise RecipeError(Problem("--set", dotted, rule, f"{parts[0]}[0]"))
-        elif isinstance(here, dict) and part == "0" and part not in here:
+        elif isinstance(here, dict) and part == "0" and place != "":
             continue  # a single rule that was written without the list
         else:
             if not isinstance(here, dict):
@@ -391,7 +381,7 @@ def _value(hint: Any, value: Any, key: str, found: list[Problem], optional: bool
 
 def _plain(hint: Any, value: Any, key: str, found: list[Problem]) -> Any:
     if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        if not abs(value) <= _LARGEST:  # also not for NaN
+        if not abs(value) <= sys.float_info.max:  # also not for NaN
             found.append(Problem(key, value, "be a finite number", "0.5"))
             return _UNREAD
         return float(value)
@@ -405,8 +395,3 @@ def _plain(hint: Any, value: Any, key: str, found: list[Problem]) -> Any:
         found.append(Problem(key, value, f"be {wanted}", {bool: "true", int: "1", float: "0.5"}.get(hint, "")))
         return _UNREAD
     return value
-
-
-def with_output(recipe: Recipe, output: str) -> Recipe:
-    """The same recipe with its output directory."""
-    return replace(recipe, output=output)

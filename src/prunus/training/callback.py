@@ -7,12 +7,12 @@ The order within a step is the Trainer's own: gradients are accumulated, synchro
 therefore sees exact zeros).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunus.checkpoint.state import read_tensors, write_tensors
@@ -45,11 +45,13 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
         self.facts: list[TensorFacts] = []
         self._seed = seed
         self._locked = masker is not None
+        self._saved: Path | None = None
 
     def save_state(self, directory: Path) -> None:
         """Writes what a resumed run needs into a checkpoint's directory."""
         if self.masker is not None and not self._locked:
             write_tensors(directory / STATE_FILE, self.masker.state_dict())
+            self._saved = directory
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -58,15 +60,18 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
         if self._locked:
             return
         _refuse_deepspeed(args)
-        loader = kwargs["train_dataloader"]
-        steps_per_epoch = ceil(len(loader) / args.gradient_accumulation_steps) if hasattr(loader, "__len__") else None
-        held = None
+        try:
+            steps_per_epoch = ceil(len(kwargs["train_dataloader"]) / args.gradient_accumulation_steps)
+        except TypeError:  # a stream has no length, and its training has max_steps and no epochs
+            steps_per_epoch = None
+        self._saved = held = None
         if state.global_step:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
             if not path.is_file():
                 rule = "be in the checkpoint that training resumes from"
                 raise CheckpointError(Problem(STATE_FILE, str(path), rule, "a checkpoint written with the callback"))
             held = read_tensors(path)
+            _check_zeros(model, held, path)
         self.masker = Masker(model, self.prunings, state.max_steps, steps_per_epoch, seed=self._seed, state=held)
 
     def on_pre_optimizer_step(
@@ -91,7 +96,7 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The masker's state joins the checkpoint (``PrunusTrainer`` has put it there already)."""
         directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and directory.is_dir() and not (directory / STATE_FILE).exists():
+        if state.is_world_process_zero and directory.is_dir() and self._saved != directory:
             self.save_state(directory)
 
     def on_train_end(
@@ -102,7 +107,20 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
             self.facts = self.masker.finish(model)
 
 
+def _check_zeros(model: nn.Module, held: Mapping[str, Tensor], path: Path) -> None:
+    """The state is found by its step alone: one of another run would have its masks where these weights are not zero."""
+    weights = dict(model.named_parameters())
+    for key, value in held.items():
+        kind, _, name = key.partition(".")
+        weight = weights.get(name) if kind == "mask" else None
+        if weight is not None and weight.shape == value.shape and weight.detach()[~value.to(weight.device)].any():
+            rule = "belong to the weights that training resumes from"
+            fix = "a checkpoint below the output_dir of this training"
+            raise CheckpointError(Problem(str(path), f"a mask over nonzero weights of {name}", rule, fix))
+
+
 def _refuse_deepspeed(args: TrainingArguments) -> None:
-    if args.deepspeed:
+    # The plugin is also there without the argument, when accelerate's own configuration asks for it.
+    if args.deepspeed or args.deepspeed_plugin is not None:
         rule = "be absent: its backward pass already steps the optimizer, before scores or masks can act"
-        raise RecipeError(Problem("deepspeed", args.deepspeed, rule, "DDP (accelerate launch)"))
+        raise RecipeError(Problem("deepspeed", args.deepspeed or "a plugin", rule, "DDP (accelerate launch)"))

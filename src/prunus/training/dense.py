@@ -23,7 +23,7 @@ from prunus._version import __version__
 from prunus.report.facts import FACTS_FILE, read_facts, write_facts
 from prunus.tasks.collate import Collate
 from prunus.training.evidence import plain, size_on_disk
-from prunus.training.fit import drop_checkpoints, fit
+from prunus.training.fit import Interrupted, drop_checkpoints, fit
 from prunus.training.models import load_model
 from prunus.training.prepare import Prepared
 from prunus.training.progress import Bars
@@ -100,6 +100,9 @@ def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[
         write_facts(partial / FACTS_FILE, {"prunus": __version__, "seconds": result.seconds})
         if not kept.exists():
             partial.rename(kept)
+    except Interrupted:
+        # What there is of a dense model is not kept, so there is nothing to go on from.
+        raise KeyboardInterrupt from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     say(f"dense model: kept for the next run in {kept}")

@@ -32,7 +32,7 @@ from prunus.training.prepare import Length
 from prunus.training.progress import Bars, TrainingBar
 from prunus.training.trainer import PrunusTrainer
 
-__all__ = ["Fit", "Interrupted", "Teaching", "drop_checkpoints", "fit", "last_checkpoint"]
+__all__ = ["Fit", "Interrupted", "Teaching", "drop_checkpoints", "fit", "last_checkpoint", "resume_point"]
 
 _KEEP: Final = 2
 
@@ -95,6 +95,15 @@ def last_checkpoint(directory: Path, pruned: bool) -> Path | None:
     return max(whole)[1] if whole else None
 
 
+def resume_point(directory: Path, pruned: bool) -> Path:
+    """``last_checkpoint``, or ``CheckpointError`` where there is none."""
+    start = last_checkpoint(directory, pruned)
+    if start is None:
+        rule = "hold a whole checkpoint to resume from"
+        raise CheckpointError(Problem(str(directory), "none", rule, "a run without --resume"))
+    return start
+
+
 def fit(
     model: nn.Module,
     features: Sequence[Feature],
@@ -118,12 +127,7 @@ def fit(
     if train.threads is not None:
         torch.set_num_threads(train.threads)
     checkpoints = directory / "checkpoints"
-    start: Path | None = None
-    if resume:
-        start = last_checkpoint(checkpoints, bool(pruning))
-        if start is None:
-            rule = "hold a whole checkpoint to resume from"
-            raise CheckpointError(Problem(str(checkpoints), "none", rule, "a run without --resume"))
+    start = resume_point(checkpoints, bool(pruning)) if resume else None
     frozen = [re.compile(pattern) for pattern in train.freeze]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(regex.search(name) for regex in frozen))
@@ -146,7 +150,7 @@ def fit(
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     seconds = perf_counter() - began
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
-        raise Interrupted
+        raise Interrupted("the last checkpoint is whole; go on with --resume")
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return Fit(seconds, list(trainer.state.log_history), trainer.prune_callback)

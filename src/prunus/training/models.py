@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -16,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from prunus.errors import DataError, MissingExtra, Problem, RecipeError
+from prunus.errors import CheckpointError, DataError, MissingExtra, Problem, RecipeError
 from prunus.tasks.base import HeadKind, Task
 
 __all__ = ["MINILM", "config_for", "load_model", "load_tokenizer", "meta_model", "model_source", "trained_for"]
@@ -48,6 +49,8 @@ def model_source(name: str, key: str = "model.name") -> str:
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise RecipeError(Problem(key, name, "be a directory with a config.json", "the directory of a saved model"))
+        if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+            raise RecipeError(Problem(key, name, "be a directory with weights", "the directory of a saved model"))
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise RecipeError(Problem(key, name, "be an existing directory or a Hub id", "minilm, or the right path"))
@@ -61,7 +64,8 @@ def config_for(source: str, task: Task, revision: str | None = None, key: str = 
     """
     try:
         config = AutoConfig.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        # Whatever a configuration from outside lacks (a file, a type, a network) is told, not typed.
         fix = "a directory, minilm, or a network for a Hub id"
         raise RecipeError(Problem(key, source, f"be a model that can be read ({_first_line(error)})", fix)) from None
     if task.head == "question-answering":
@@ -94,15 +98,29 @@ def _check_labels(config: PreTrainedConfig, task: Task, key: str) -> None:
         raise DataError(Problem(f"labels of {key}", ", ".join(own[:8]), rule, "another checkpoint, or relabelled data"))
 
 
-def meta_model(config: PreTrainedConfig, head: HeadKind) -> PreTrainedModel:
-    """The model without any memory for its weights: names and shapes for a plan."""
-    with torch.device("meta"):
-        return _HEADS[head].from_config(config)
+def meta_model(config: PreTrainedConfig, head: HeadKind, key: str = "model.name") -> PreTrainedModel:
+    """The model without any memory for its weights: names and shapes for a plan.
+
+    Raises ``RecipeError`` for an architecture that has no such head.
+    """
+    try:
+        with torch.device("meta"):
+            return _HEADS[head].from_config(config)
+    except ValueError as error:
+        rule = f"be of an architecture with a head for {head} ({_first_line(error)})"
+        raise RecipeError(Problem(key, config.model_type, rule, "an encoder such as minilm")) from None
 
 
 def load_model(source: str, config: PreTrainedConfig, head: HeadKind, revision: str | None = None) -> PreTrainedModel:
-    """The model in float32 with the head; a head that the checkpoint lacks is drawn from torch's seed."""
-    return _HEADS[head].from_pretrained(source, config=config, revision=revision, dtype=torch.float32)
+    """The model in float32 with the head; a head that the checkpoint lacks is drawn from torch's seed.
+
+    Raises ``CheckpointError`` where the weights are missing, damaged, or of another shape.
+    """
+    try:
+        return _HEADS[head].from_pretrained(source, config=config, revision=revision, dtype=torch.float32)
+    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
+        rule = f"hold the weights that its config.json describes ({_first_line(error)})"
+        raise CheckpointError(Problem("the model", source, rule, "saving it again, or another model")) from None
 
 
 def load_tokenizer(source: str, revision: str | None = None, key: str = "model.name") -> PreTrainedTokenizerBase:
@@ -112,6 +130,10 @@ def load_tokenizer(source: str, revision: str | None = None, key: str = "model.n
     except (OSError, ValueError) as error:
         rule = f"have a tokenizer beside it ({_first_line(error)})"
         raise RecipeError(Problem(key, source, rule, "saving the tokenizer there")) from None
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # Without its files, transformers makes an empty one from the model's type, to which every word is unknown.
+        rule = "have a tokenizer beside it that knows words"
+        raise RecipeError(Problem(key, source, rule, "saving the tokenizer there"))
     return tokenizer
 
 

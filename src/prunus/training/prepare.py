@@ -17,7 +17,7 @@ from prunus.recipe import Recipe, TrainSpec
 from prunus.sparsity.pruning import Rule, resolve
 from prunus.tasks import check_task, load_task
 from prunus.tasks.base import Feature, Task
-from prunus.training.models import config_for, load_tokenizer, meta_model, model_source
+from prunus.training.models import config_for, load_tokenizer, meta_model, model_source, trained_for
 
 __all__ = ["Length", "Prepared", "length_of", "plan_facts", "prepare"]
 
@@ -76,10 +76,10 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
     config = _gather(found, lambda: config_for(source, task, recipe.model.revision))
     tokenizer = _gather(found, lambda: load_tokenizer(source, recipe.model.revision))
     if teacher_source is not None:
-        _gather(found, lambda: config_for(teacher_source, task, key="distill.teacher"))
-    if config is None or tokenizer is None or found:
+        found += _teacher(teacher_source, task, tokenizer)
+    skeleton = None if config is None else _gather(found, lambda: meta_model(config, task.head))
+    if config is None or tokenizer is None or skeleton is None or found:
         raise RecipeError(*found)
-    skeleton = meta_model(config, task.head)
     features = task.features("train", tokenizer, step("tokenising"))
     length = length_of(len(features), recipe.train)
     try:
@@ -110,6 +110,26 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
 
 def _source(name: str, key: str, found: list[Problem]) -> str | None:
     return _gather(found, lambda: model_source(name, key))
+
+
+def _teacher(source: str, task: Task, tokenizer: PreTrainedTokenizerBase | None) -> list[Problem]:
+    """Why the model in ``source`` cannot teach: it is not trained for the task, or knows other tokens."""
+    found: list[Problem] = []
+    config = _gather(found, lambda: config_for(source, task, key="distill.teacher"))
+    if config is not None and not trained_for(config, task.head):
+        rule = f"be a model that is fine-tuned for {task.head}"
+        found.append(Problem("distill.teacher", source, rule, "dense, which fine-tunes one first"))
+    if config is not None and tokenizer is not None and config.get_text_config().vocab_size < len(tokenizer):
+        rule = f"know the {len(tokenizer)} tokens of the model's tokenizer"
+        found.append(
+            Problem(
+                "distill.teacher",
+                f"{config.get_text_config().vocab_size} tokens",
+                rule,
+                "a teacher with that tokenizer",
+            )
+        )
+    return found
 
 
 R = TypeVar("R")

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, set_seed
 
 from prunus._version import __version__
 from prunus.checkpoint.state import MASKS_FILE, write_masks
-from prunus.errors import CheckpointError, Problem
+from prunus.errors import CheckpointError, Problem, PrunusError
 from prunus.recipe import Recipe
 from prunus.report.card import model_card
 from prunus.report.facts import FACTS_FILE, write_facts
@@ -40,8 +40,8 @@ from prunus.training.evidence import (
     tensor_facts,
     weight_facts,
 )
-from prunus.training.fit import Fit, Teaching, drop_checkpoints, fit
-from prunus.training.models import load_model, trained_for
+from prunus.training.fit import Fit, Teaching, drop_checkpoints, fit, resume_point
+from prunus.training.models import config_for, load_model, trained_for
 from prunus.training.predict import predict
 from prunus.training.prepare import Prepared, prepare
 from prunus.training.progress import Bars
@@ -52,14 +52,32 @@ _NO_SPEED: Final = "speed: this run measured none; zeros alone make no file smal
 
 
 def check_output(directory: Path, overwrite: bool, resume: bool) -> None:
-    """``CheckpointError`` where the output must not be written: it is there already, or is to be resumed and is not."""
+    """``CheckpointError`` where the output must not be written.
+
+    It is there already, or is to be resumed and is not, or is to be overwritten and is not that of a run.
+    """
     if resume and not directory.is_dir():
         raise CheckpointError(Problem("output", str(directory), "exist to be resumed", "a run without --resume"))
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(Problem("output", str(directory), "be a directory", "another --output"))
-    if not resume and not overwrite and directory.is_dir() and any(directory.iterdir()):
+    if resume or not directory.is_dir() or not any(directory.iterdir()):
+        return
+    if not overwrite:
         fix = "--overwrite, --resume, or another --output"
         raise CheckpointError(Problem("output", str(directory), "be empty or new, so that nothing is lost", fix))
+    if not (directory / FACTS_FILE).is_file():
+        rule = f"hold the {FACTS_FILE} of an earlier run, which --overwrite then removes"
+        raise CheckpointError(Problem("output", str(directory), rule, "another --output"))
+
+
+def _check_inputs(prepared: Prepared, output: Path) -> None:
+    """``CheckpointError`` where removing ``output`` would remove what the run reads."""
+    task = prepared.recipe.task
+    for read in (prepared.source, prepared.teacher_source, task.train, task.validation, task.data):
+        if read is not None and Path(read).expanduser().resolve().is_relative_to(output.resolve()):
+            raise CheckpointError(
+                Problem("output", str(output), f"not hold {read}, which the run reads", "another one")
+            )
 
 
 def score_model(model: PreTrainedModel, prepared: Prepared, bars: Bars, what: str) -> Metrics:
@@ -86,6 +104,8 @@ def run(
     Raises ``PrunusError`` before any training for all that can be known then, and ``Interrupted`` after Ctrl-C.
     """
     check_output(output, overwrite, resume)
+    if resume:
+        resume_point(output / "checkpoints", bool(recipe.prune))
 
     def say(text: str) -> None:
         if console is not None:
@@ -94,6 +114,7 @@ def run(
     with Bars(console) as bars:
         prepared = prepare(recipe, bars)
         if overwrite and not resume and output.is_dir():
+            _check_inputs(prepared, output)
             shutil.rmtree(output)
         output.mkdir(parents=True, exist_ok=True)
         collate = Collate(prepared.tokenizer)
@@ -137,10 +158,11 @@ def run(
                 score=lambda trained: score_model(trained, prepared, bars, "evaluating"),
                 resume=resume,
             )
-        except KeyboardInterrupt:
-            write_facts(output / FACTS_FILE, facts | {"status": "interrupted"})
+            metrics = score_model(model, prepared, bars, "evaluating")
+        except (KeyboardInterrupt, PrunusError) as error:
+            status = "failed" if isinstance(error, PrunusError) else "interrupted"
+            write_facts(output / FACTS_FILE, facts | {"status": status})
             raise
-        metrics = score_model(model, prepared, bars, "evaluating")
         _finish(prepared, model, result, metrics, facts, output)
     return facts
 
@@ -164,7 +186,8 @@ def _dense(
         else:
             facts["not_measured"].append("the dense model's metrics: evaluate_dense is false")
     if prepared.teacher_source is not None:
-        teacher = load_model(prepared.teacher_source, prepared.config, head)
+        own = config_for(prepared.teacher_source, prepared.task, key="distill.teacher")
+        teacher = load_model(prepared.teacher_source, own, head)
     if recipe.needs_dense and dense is not None and recipe.model.start != "pretrained":
         starting = deepcopy(dense)
     return dense, teacher, starting

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prunus.checkpoint.state import read_tensors, write_tensors
 from prunus.distillation.logits import Distillation, distill
 from prunus.errors import Problem, TrainingError
 from prunus.sparsity.measure import sparsity_of
@@ -53,6 +54,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             teacher.requires_grad_(False).eval().to(self.args.device)
         self._parts: dict[str, Tensor] = {}
         self._batches = 0
+        self._order = _EpochOrder()
+        self.add_callback(self._order)
 
     def compute_loss(
         self,
@@ -102,14 +105,53 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             return dict(super().evaluate(eval_dataset, ignore_keys, metric_key_prefix))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.score(self.model).items()}
         self.log(dict(metrics))
-        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The model, and beside it what a resumed run needs of the masks."""
+        """The model, and beside it what a resumed run needs of the masks and of the order of rows."""
         super().save_model(output_dir, _internal_call)
+        directory = Path(output_dir or self.args.output_dir)
         if self.prune_callback is not None and self.args.should_save:
-            self.prune_callback.save_state(Path(output_dir or self.args.output_dir))
+            self.prune_callback.save_state(directory)
+        if _internal_call and self.args.should_save:
+            self._order.save_state(directory)
 
 
+class _EpochOrder(TrainerCallback):  # type: ignore[misc]
+    """Lets a resumed training see the rows of its epoch in the order in which the stopped one saw them.
+
+    The sampler that groups rows by length draws an epoch's order from torch's own generator as it stands when the epoch
+    begins, and a Trainer that resumes within an epoch begins it with another state: some rows would come twice.
+    """
+
+    def __init__(self) -> None:
+        self._began: Tensor | None = None
+        self._restored: Tensor | None = None
+
+    def save_state(self, directory: Path) -> None:
+        """Writes the generator's state at the beginning of this epoch."""
+        if self._began is not None:
+            write_tensors(directory / _ORDER_FILE, {"began": self._began})
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Reads it where training goes on within an epoch."""
+        self._restored = None
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _ORDER_FILE
+        if state.epoch and not float(state.epoch).is_integer() and path.is_file():
+            self._restored = read_tensors(path).get("began")
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Just before the order is drawn."""
+        if self._restored is not None:
+            torch.set_rng_state(self._restored)
+            self._restored = None
+        self._began = torch.get_rng_state()
+
+
+_ORDER_FILE = "epoch_order.safetensors"
 _LABELS = frozenset({"labels", "start_positions", "end_positions"})

@@ -1,0 +1,125 @@
+"""Writes docs/results.md from the result files: ``python benchmarks/table.py``.
+
+Every figure in the page comes from a file in ``benchmarks/results/``; a row that was not run is not in the table.
+"""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PAGE = HERE.parent / "docs" / "results.md"
+METRICS = {"sst2": ["accuracy"], "squad": ["f1", "exact_match"]}
+ROWS = {
+    "dense": "dense",
+    "dense-long": "dense, trained as long as the sparse rows, with their teacher",
+    "unstructured-80": "unstructured 80 %",
+    "4x1-80": "4x1 80 %",
+    "2to4": "2:4",
+}
+
+
+def load(pattern: str) -> list[dict[str, Any]]:
+    """The result files whose names match."""
+    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(pattern))]
+
+
+def cell(values: list[float]) -> str:
+    """One value, or mean and range of several."""
+    if len(values) == 1:
+        return f"{values[0]:.4f}"
+    return f"{mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
+
+
+def accuracy_section(task: str, title: str) -> list[str]:
+    """The table of one task at one scale."""
+    lines: list[str] = []
+    for scale in ("full", "cpu"):
+        found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for result in load(f"{task}-*-{scale}.json"):
+            found[result["row"]].append(result)
+        if not found:
+            continue
+        some = next(iter(found.values()))[0]
+        notes = "; ".join(some["notes"]) or "all training examples"
+        tuned = [s for s in some["settings"] if s.startswith(("train.freeze", "train.precision", "task.max_length"))]
+        lines += [f"## {title}", "", f"{notes}. {', '.join(f'`{s}`' for s in tuned)}.".replace("..", ".")]
+        lines += [f"Evaluated on the whole dev set ({some['validation_examples']:,}), in float32.", ""]
+        head = " | ".join(METRICS[task])
+        lines += [f"| model | {head} | sparsity of the targets | of all weights | seeds | training, s |"]
+        lines += ["|---|" + "---|" * (len(METRICS[task]) + 4)]
+        for row, name in ROWS.items():
+            if row not in found:
+                continue
+            runs = found[row]
+            scores = " | ".join(cell([run["metrics"][metric] for run in runs]) for metric in METRICS[task])
+            sparsity = f"{mean(run['sparsity'] for run in runs):.4f} | {mean(run['sparsity_all'] for run in runs):.4f}"
+            seeds = ", ".join(str(run["seed"]) for run in runs)
+            lines.append(
+                f"| {name} | {scores} | {sparsity} | {seeds} | {mean(r['training_seconds'] for r in runs):.0f} |"
+            )
+        lines += ["", _where(some), ""]
+    return lines
+
+
+def _where(result: dict[str, Any]) -> str:
+    env = result["environment"]
+    return (
+        f"{env['cpu']}, {env['cores']} cores, {env['threads']} threads; torch {env['torch']}, transformers "
+        f"{env['transformers']}, prunus {env['prunus']}. Seconds are those of a machine that did other work too. "
+        "Each row: `benchmarks/accuracy.py`; the exact command is in its file."
+    )
+
+
+def peers_section() -> list[str]:
+    """INC and prunus in one loop."""
+    found = load("peer-sst2-*.json")
+    if not found:
+        return []
+    lines = ["## Side by side with Intel Neural Compressor 2.6", ""]
+    lines += [f"SST-2, MiniLM, 4x1 80 %, snip_momentum, one plain training loop for both. {found[0]['notes']}.", ""]
+    lines += [
+        "| engine | accuracy | sparsity | lowest and highest tensor | seed | training, s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in found:
+        package = "neural-compressor" if result["engine"] == "inc" else "prunus"
+        tensors = f"{result['tensors']['lowest']:.3f} to {result['tensors']['highest']:.3f}"
+        lines.append(
+            f"| {package} {result['versions'][package]} | {result['accuracy']:.4f} | {result['sparsity']:.6f} | {tensors} | "
+            f"{result['seed']} | {result['training_seconds']:.0f} |"
+        )
+    return [*lines, "", "`benchmarks/peers/sst2_loop.py`.", ""]
+
+
+def overhead_section() -> list[str]:
+    """What pruning costs."""
+    path = RESULTS / "overhead.json"
+    if not path.is_file():
+        return []
+    result = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["## What a pruning step and a mask update cost", ""]
+    return [
+        *lines,
+        *result.get("markdown", []),
+        "",
+        "`benchmarks/overhead.py`, `benchmarks/results/overhead.json`.",
+        "",
+    ]
+
+
+def main() -> None:
+    """Writes the page."""
+    lines = ["# Results", "", "Made by `benchmarks/table.py` from the files in `benchmarks/results/`; do not edit.", ""]
+    lines += accuracy_section("sst2", "SST-2, all-MiniLM-L6-v2")
+    lines += accuracy_section("squad", "SQuAD v1.1, all-MiniLM-L6-v2")
+    lines += peers_section() + overhead_section()
+    PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    print(PAGE.relative_to(HERE.parent))
+
+
+if __name__ == "__main__":
+    main()
