@@ -122,7 +122,7 @@ def right_answers(model: torch.nn.Module, rows: list[dict], pad: int) -> int:
     return right
 
 
-def main() -> None:
+def main() -> None:  # noqa: PLR0915 - one training, top to bottom
     """Trains with one engine and writes its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=("inc", "prunus"), required=True)

@@ -40,7 +40,12 @@ def example_facts(layers: int = 2, points: int = 50) -> dict[str, Any]:
         "status": "finished",
         "recipe": {"name": "quickstart", "pruning": [{"pattern": "4x1", "target": 0.8}], "learning_rate": 5e-5},
         "command": "prunus run quickstart",
-        "model": {"name": "org/tiny", "architecture": "BertForSequenceClassification", "parameters": 22713217},
+        "model": {
+            "name": "org/tiny",
+            "base_model": "org/tiny",
+            "architecture": "BertForSequenceClassification",
+            "parameters": 22713217,
+        },
         "task": {
             "name": "sst2",
             "head": "classification",

@@ -64,7 +64,7 @@ def test_the_front_matter() -> None:
 @pytest.mark.parametrize("name", ["/srv/models/x", "./x", "a/b/c", "x: y\n- z", "", "a b", "../x"])
 def test_a_name_that_is_no_model_of_the_hub_is_no_base_model(name: str) -> None:
     facts = example_facts()
-    facts["model"]["name"] = name
+    facts["model"]["base_model"] = name
     assert "base_model" not in front_matter(model_card(facts))
 
 

@@ -242,3 +242,10 @@ def test_a_per_tensor_value_beyond_the_pattern_is_an_error() -> None:
     allocation = Allocation("tensor", per_tensor={"2": 0.6})
     with pytest.raises(RecipeError, match=r"per_tensor must be at most 0\.5 for pattern 2:4 \(2\.weight\), got 0\.6"):
         Masker(two_layers(), Pruning(0.5, "2:4", "magnitude", AT_START, allocation, Targets()), 1)
+
+
+def test_a_per_tensor_pattern_that_matches_nothing_is_refused() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    pruning = Pruning(0.5, "1x1", "magnitude", allocation=Allocation("tensor", per_tensor={"attention": 0.9}))
+    with pytest.raises(RecipeError, match=r"allocation.per_tensor must match at least one tensor.*'attention'"):
+        Masker(model, pruning, total_steps=10)

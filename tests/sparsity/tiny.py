@@ -37,6 +37,12 @@ def train(
         masker.step(model)
 
 
+def backward(model: nn.Module, seed: int) -> None:
+    inputs = torch.randn(8, 32, generator=torch.Generator().manual_seed(seed))
+    model.zero_grad()
+    (model(inputs) - inputs.roll(1, 1)).square().mean().backward()
+
+
 def prune(model: nn.Sequential, pruning: Pruning | Sequence[Pruning], steps: int, seed: int = 0) -> Masker:
     """A whole training of ``steps`` optimizer steps with AdamW and weight decay."""
     masker = Masker(model, pruning, steps, seed=seed)

@@ -65,9 +65,9 @@ def _title(facts: Mapping[str, Any]) -> str:
 def _front_matter(facts: Mapping[str, Any]) -> str:
     tags = ["prunus"] if only_dense(facts) else ["prunus", "sparse", "pruning"]
     fields: dict[str, object] = {"library_name": "transformers", "tags": tags}
-    name = text(section(facts, "model"), "name")
-    if _HUB_NAME.fullmatch(name):
-        fields["base_model"] = name
+    origin = text(section(facts, "model"), "base_model")
+    if _HUB_NAME.fullmatch(origin):
+        fields["base_model"] = origin
     pipeline, _ = _HEADS.get(text(section(facts, "task"), "head"), ("", ""))
     if pipeline:
         fields["pipeline_tag"] = pipeline

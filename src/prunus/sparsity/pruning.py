@@ -5,6 +5,7 @@
 training can show.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -143,6 +144,10 @@ def resolve(
                 rule = f"be at most {pattern.max_sparsity:g} for pattern {pattern} ({name})"
                 found.append(Problem(f"{where}.allocation.per_tensor", value, rule, f"{pattern.max_sparsity:g}"))
                 break
+        for regex in pruning.allocation.per_tensor:
+            if not any(re.search(regex, name) for name in selection.taken):
+                rule = "match at least one tensor that this rule prunes"
+                found.append(Problem(f"{where}.allocation.per_tensor", regex, rule, "a pattern such as 'attention'"))
         for name in selection.taken:
             if name in owner:
                 rule = f"not match a tensor that {owner[name]} prunes already"

@@ -107,7 +107,8 @@ def _answer(sentence: str, start: int, end: int | None = None) -> tuple[int, int
     if len(text.split()) > LONGEST_ANSWER or (stop and (stop[0] in ("; ", ". ", " -- ") or stop[0][0] == ",")):
         text = text[: stop.start()].rstrip(" .,;:!?") if stop else ""
         # What is left of a long sentence must still say something: no stub, no "either" without its "or".
-        if len(text.split()) < 3 or ("either" in text and " or " not in text):
+        stub = stop is not None and stop[0] == " (" and len(text.split()) < 3
+        if stub or ("either" in text and " or " not in text):
             return None
     long = len(text.split()) > LONGEST_ANSWER or len(text) > LONGEST_CHARACTERS
     long = long or sentence[start + len(text) :] == ":"
@@ -241,7 +242,7 @@ def questions(entry: DocEntry) -> list[Question]:
                 found.setdefault(hit[0], Question(kind, hit[0], index, *span))
             if hit:
                 break
-    plain = [pair for pair in entry.arguments if re.fullmatch(r"-?[\d.]+|True|False|'[^']+'", pair[1])]
+    plain = [pair for pair in entry.arguments if re.fullmatch(r"-?\d[\d.]*|True|False|'[^']+'", pair[1])]
     if plain:
         argument, default = plain[int(hash_fraction(entry.full_name) * len(plain))]
         start = re.search(rf"\b{argument}=(?={re.escape(default)})", _shown(entry))

@@ -120,7 +120,7 @@ def without_leaks(entries: Iterable[tuple[str, str, Sequence[str]]]) -> dict[str
     """Key -> whether it is for validation, for the entries that may be used; the others are absent.
 
     Each entry is ``(key, name that decides the split, texts)``. An entry whose texts, joined and normalised, occurred
-    before is left out, and so is a training entry that shares a text of four words or more with a validation entry.
+    before is left out, and so is a training entry that shares a sentence of four words or more with a validation entry.
     """
     rows: list[tuple[str, bool, set[str]]] = []
     seen: set[str] = set()
@@ -128,7 +128,9 @@ def without_leaks(entries: Iterable[tuple[str, str, Sequence[str]]]) -> dict[str
         whole = normalised(" ".join(texts))
         if whole not in seen:
             seen.add(whole)
-            rows.append((key, in_validation(name), {text for text in map(normalised, texts) if text.count(" ") >= 3}))
+            # Cut finer than ``sentences`` does: also before a small letter.
+            parts = {normalised(part) for text in texts for part in re.split(r"[.!?][\"')`]*\s", text)}
+            rows.append((key, in_validation(name), {part for part in parts if part.count(" ") >= 3}))
     held_out = {text for _, validation, texts in rows if validation for text in texts}
     return {key: validation for key, validation, texts in rows if validation or not texts & held_out}
 
@@ -138,7 +140,7 @@ def without_leaks(entries: Iterable[tuple[str, str, Sequence[str]]]) -> dict[str
 _TITLE = re.compile(
     r"(?i)^(args|arguments|parameters|params|returns?|raises|yields|notes?|examples?|usage|see also)\s*:?$"
 )
-_ITEM = re.compile(r"^\s*(?:[-*+•]\s+|:\w+(?: \w+)*:|\d+[.)]\s+|[`*']?\w+[`*']?(?:, ?\w+)* +--? +)")
+_ITEM = re.compile(r"^\s*(?:[-*+•]\s+|:\w+(?: \w+)*:|\d+[.)]\s+|[`*']?\w+[`*']?(?:, ?\w+)* +--? +|\w+: +)")
 _ABBREVIATION = re.compile(r"(?i)(?:\b(?:e\.g|i\.e|etc|vs|cf|approx|no|incl|resp|[a-z])\.|\.\.)$")
 _END = re.compile(r"[.!?][\"')`]*\s+(?=[\"'`(*]*[A-Z])")
 
@@ -160,13 +162,13 @@ def _blocks(text: str) -> Iterator[str]:
         items: list[list[str]] = []
         depth = len(lines[0]) - len(lines[0].lstrip())
         for line in lines:
+            if not items and _TITLE.match(line.strip()):
+                continue
             opens = not items or _ITEM.match(line) or len(line) - len(line.lstrip()) < depth
             items.append([line]) if opens else items[-1].append(line)
             depth = min(depth, len(line) - len(line.lstrip())) if len(items) == 1 else 0
         for item in items:
-            joined = " ".join(" ".join(item).split())
-            if not _TITLE.match(joined):
-                yield joined
+            yield " ".join(" ".join(item).split())
 
 
 def _plain(text: str) -> str:

@@ -20,7 +20,16 @@ from transformers import (
 from prunus.errors import CheckpointError, DataError, MissingExtra, Problem, RecipeError
 from prunus.tasks.base import HeadKind, Task
 
-__all__ = ["MINILM", "config_for", "load_model", "load_tokenizer", "meta_model", "model_source", "trained_for"]
+__all__ = [
+    "MINILM",
+    "base_model",
+    "config_for",
+    "load_model",
+    "load_tokenizer",
+    "meta_model",
+    "model_source",
+    "trained_for",
+]
 
 MINILM: Final = "minilm"
 _HEADS: Final[dict[HeadKind, Any]] = {
@@ -55,6 +64,13 @@ def model_source(name: str, key: str = "model.name") -> str:
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise RecipeError(Problem(key, name, "be an existing directory or a Hub id", "minilm, or the right path"))
     return name
+
+
+def base_model(name: str) -> str | None:
+    """The Hub id of a model's origin, None for a directory."""
+    if name == MINILM:
+        return "sentence-transformers/all-MiniLM-L6-v2"
+    return None if Path(name).expanduser().exists() else name
 
 
 def config_for(source: str, task: Task, revision: str | None = None, key: str = "model.name") -> PreTrainedConfig:

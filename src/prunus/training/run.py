@@ -41,7 +41,7 @@ from prunus.training.evidence import (
     weight_facts,
 )
 from prunus.training.fit import Fit, Teaching, drop_checkpoints, fit, resume_point
-from prunus.training.models import config_for, load_model, trained_for
+from prunus.training.models import base_model, config_for, load_model, trained_for
 from prunus.training.predict import predict
 from prunus.training.prepare import Prepared, prepare
 from prunus.training.progress import Bars
@@ -125,6 +125,7 @@ def run(
             "recipe": recipe_facts(recipe),
             "model": {
                 "name": recipe.model.name,
+                "base_model": base_model(recipe.model.name),
                 "architecture": type(prepared.skeleton).__name__,
                 "parameters": prepared.parameters,
             },
@@ -221,6 +222,7 @@ def _finish(
             for name, (shape, reason) in selection.skipped.items()
         ]
     facts["history"] = history(result.history)
+    _add_ends(facts["history"]["metrics"], facts, column, prepared)
     facts["status"] = "finished"
     (partial / "report.html").write_text(render_html(facts), encoding="utf-8")
     (partial / "README.md").write_text(model_card(facts), encoding="utf-8")
@@ -229,3 +231,18 @@ def _finish(
         os.replace(path, output / path.name)
     partial.rmdir()
     drop_checkpoints(output)
+
+
+def _add_ends(points: list[dict[str, Any]], facts: dict[str, Any], column: str, prepared: Prepared) -> None:
+    """The metrics before the first and after the last step, where they were measured."""
+    dense = facts.get("dense", {})
+    starts_dense = prepared.recipe.needs_dense and prepared.recipe.model.start != "pretrained"
+    if column == "sparse" and starts_dense and dense.get("metrics"):
+        points.insert(0, {"step": 0, "metrics": dense["metrics"], "sparsity": dense["sparsity"]})
+    if not points or points[-1]["step"] < prepared.length.total:
+        last = {
+            "step": prepared.length.total,
+            "metrics": facts[column]["metrics"],
+            "sparsity": facts[column]["sparsity"],
+        }
+        points.append(last)

@@ -105,7 +105,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             return dict(super().evaluate(eval_dataset, ignore_keys, metric_key_prefix))
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.score(self.model).items()}
         self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -1,0 +1,211 @@
+"""Tiny random models, data and trainings that the tests of several rooms share."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    MPNetConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    Trainer,
+    TrainingArguments,
+)
+
+from prunus.sparsity import Pruning, Schedule, Span
+
+WORDS: Final = ("good", "bad", "film", "book", "very", "not", "long", "short", "one", "two", "three", "red", "blue")
+VOCABULARY: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "who", "what", "is", "the", "?", ".")
+TEXT_FILE: Final = "texts.tsv"
+QA_FILE: Final = "questions.json"
+TOKENS: Final = 40
+LENGTH: Final = 12
+
+_SIZES: Final = {
+    "vocab_size": TOKENS,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+}
+
+CONFIGS: Final[dict[str, Callable[[], PreTrainedConfig]]] = {
+    "bert": lambda: BertConfig(**_SIZES),
+    "distilbert": lambda: DistilBertConfig(
+        vocab_size=TOKENS, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64
+    ),
+    "roberta": lambda: RobertaConfig(**_SIZES, pad_token_id=1, bos_token_id=2, eos_token_id=3),
+    "electra": lambda: ElectraConfig(**_SIZES, embedding_size=8),
+    "deberta-v2": lambda: DebertaV2Config(**_SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+    "modernbert": lambda: ModernBertConfig(
+        **_SIZES, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3
+    ),
+    "mpnet": lambda: MPNetConfig(**_SIZES, pad_token_id=1),
+}
+
+HEADS: Final = {
+    "classification": AutoModelForSequenceClassification,
+    "question-answering": AutoModelForQuestionAnswering,
+}
+
+
+def tiny_model(architecture: str = "bert", head: str = "classification", seed: int = 0, labels: int = 3) -> Any:
+    """A random model of 16 hidden units and two layers, in evaluation mode."""
+    torch.manual_seed(seed)
+    config = CONFIGS[architecture]()
+    if head == "classification":
+        config.num_labels = labels
+    return HEADS[head].from_config(config).eval()
+
+
+def rows(count: int, head: str = "classification", seed: int = 0, labels: int = 3) -> list[dict[str, Any]]:
+    """Random rows of one length, as a Trainer's default collator takes them."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(high: int, *shape: int) -> list[Any]:
+        return torch.randint(high, shape, generator=generator).tolist()
+
+    found = []
+    for _ in range(count):
+        row: dict[str, Any] = {
+            "input_ids": [token + 4 for token in draw(TOKENS - 4, LENGTH)],
+            "attention_mask": [1] * LENGTH,
+        }
+        if head == "classification":
+            row["labels"] = draw(labels, 1)[0]
+        else:
+            start, more = draw(LENGTH - 2, 1)[0], draw(2, 1)[0]
+            row |= {"start_positions": start, "end_positions": start + more}
+        found.append(row)
+    return found
+
+
+def batch(features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    return {key: torch.tensor([feature[key] for feature in features]) for key in features[0]}
+
+
+GRADUAL: Final = Schedule("linear", Span(1), end=Span(5), every=Span(1))
+"""Mask updates after the optimizer steps 1 to 5."""
+
+
+def four_by_one(sparsity: float = 0.5, **more: Any) -> Pruning:
+    return Pruning(sparsity, "4x1", **{"schedule": GRADUAL, **more})
+
+
+def arguments(directory: Path, **more: Any) -> TrainingArguments:
+    """A quiet training on one CPU: 8 steps, logged each step, nothing saved."""
+    settings: dict[str, Any] = {
+        "output_dir": str(directory),
+        "max_steps": 8,
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "weight_decay": 0.01,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "seed": 7,
+    }
+    return TrainingArguments(**{**settings, **more})
+
+
+def plain_trainer(model: nn.Module, args: TrainingArguments, features: Sequence[Any], **more: Any) -> Trainer:
+    """``transformers.Trainer`` itself, without the callback that prints."""
+    from transformers import PrinterCallback
+
+    trainer = Trainer(model=model, args=args, train_dataset=features, **more)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def same(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    """The same names, and values equal bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def encoder_linears(model: nn.Module) -> dict[str, Tensor]:
+    """Weights of the Linear modules of the encoder, found without prunus: not the head, the pooler, the embeddings."""
+    body = f"{model.base_model_prefix}." if isinstance(model, PreTrainedModel) else ""
+    found = {}
+    for name, module in model.named_modules():
+        spared = any(word in name for word in ("pooler", "embeddings"))
+        if isinstance(module, nn.Linear) and name.startswith(body) and not spared:
+            found[f"{name}.weight"] = module.weight
+    return found
+
+
+def block_zeros(weight: Tensor) -> tuple[int, int]:
+    """Zeros, and blocks of 4 outputs x 1 input that are all zero, counted one by one."""
+    values = weight.detach().tolist()
+    zeros = sum(value == 0 for row in values for value in row)
+    blocks = sum(
+        all(values[4 * row + step][column] == 0 for step in range(4))
+        for row in range(len(values) // 4)
+        for column in range(len(values[0]))
+    )
+    return zeros, blocks
+
+
+def tiny_tokenizer() -> BertTokenizerFast:
+    vocabulary = {word: index for index, word in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])],
+    )
+    return BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=64)
+
+
+def save_tiny_bert(directory: Path, seed: int = 0) -> Path:
+    """A random BERT without a head, with its tokenizer."""
+    torch.manual_seed(seed)
+    BertModel(BertConfig(**_SIZES)).save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
+
+
+def write_texts(path: Path, count: int) -> Path:
+    """Texts of different lengths; the class is whether "good" or "bad" is in it."""
+    lines = ["text\tlabel"]
+    for index in range(count):
+        word, others = ("good", "bad")[index % 2], WORDS[2 + index % 7 : 4 + index % 11]
+        lines.append(" ".join([*others, word, *others[: index % 3]]) + f"\t{('positive', 'negative')[index % 2]}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def write_questions(path: Path, count: int) -> Path:
+    """SQuAD's layout: who is the book? one.; the answer is a word of the context."""
+    paragraphs = []
+    for index in range(count):
+        answer, other = WORDS[8 + index % 5], WORDS[2 + index % 5]
+        context = f"the {other} is {answer} . the {WORDS[2 + (index + 2) % 5]} is {WORDS[8 + (index + 2) % 5]} ."
+        answers = [{"text": answer, "answer_start": context.index(answer)}]
+        question = {"id": f"q{index}", "question": f"what is the {other} ?", "answers": answers}
+        paragraphs.append({"context": context, "qas": [question]})
+    path.write_text(json.dumps({"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]}))
+    return path

@@ -1,0 +1,294 @@
+"""``PruneCallback`` in a plain ``transformers.Trainer``: the order of hooks, the best model, checkpoints, resuming."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small import (
+    GRADUAL,
+    arguments,
+    block_zeros,
+    encoder_linears,
+    four_by_one,
+    plain_trainer,
+    rows,
+    same,
+    tiny_model,
+    weights,
+)
+from torch import nn
+from torch.utils.data import IterableDataset
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from prunus import CheckpointError, Masker, PruneCallback, Pruning, RecipeError, Schedule, Span, TrainingError
+from prunus.training.callback import STATE_FILE
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def without_dropout(seed: int = 0) -> Any:
+    model = tiny_model(seed=seed)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(module, nn.Linear):  # with initial weights, attention is uniform and its gradients are noise
+            module.weight.data *= 10
+    return model
+
+
+def zeros(model: nn.Module) -> int:
+    return sum(block_zeros(weight)[0] for weight in encoder_linears(model).values())
+
+
+# Hooks
+
+LATE = Schedule("one_shot", Span(3))
+
+
+def scores_after_one_step(tmp_path: Path, **more: Any) -> tuple[dict[str, torch.Tensor], float]:
+    """Scores |w g| that the callback saw at the first of several optimizer steps, and the gradient's norm."""
+    model = without_dropout()
+    callback = PruneCallback(four_by_one(0.5, schedule=LATE, criterion="snip_momentum"))
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            args[2].should_training_stop = True
+
+    trainer = plain_trainer(model, arguments(tmp_path, **more), rows(32), callbacks=[callback, Stop()])
+    trainer.train()
+    assert callback.masker is not None
+    found = {key: value for key, value in callback.masker.state_dict().items() if key.startswith("score.")}
+    return found, float(trainer.state.log_history[0]["grad_norm"])
+
+
+def test_scores_see_the_accumulated_gradient(tmp_path: Path) -> None:
+    whole, _ = scores_after_one_step(tmp_path, per_device_train_batch_size=4)
+    halves, _ = scores_after_one_step(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
+    half, _ = scores_after_one_step(tmp_path, per_device_train_batch_size=2)
+    assert whole.keys() == halves.keys()
+    assert len(whole) == 12
+    for name, score in whole.items():
+        torch.testing.assert_close(halves[name], score, rtol=1e-3, atol=1e-8)
+    assert any(not torch.allclose(half[name], score, rtol=1e-1) for name, score in whole.items())
+
+
+def test_scores_see_the_clipped_gradient(tmp_path: Path) -> None:
+    free, norm = scores_after_one_step(tmp_path, max_grad_norm=1e9)
+    clipped, _ = scores_after_one_step(tmp_path, max_grad_norm=0.01)
+    assert norm > 0.1
+    for name, score in free.items():
+        torch.testing.assert_close(clipped[name], score * 0.01 / (norm + 1e-6), rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize("revive", [False, True])
+def test_zeros_are_exact_after_each_step(revive: bool, tmp_path: Path) -> None:
+    # Linear from 0 after step 1 to 0.5 after step 5, in units of 4 weights, over 4,096 weights.
+    seen: list[int] = []
+
+    class Count(TrainerCallback):
+        def on_step_end(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
+            seen.append(zeros(model))
+
+    callbacks = [PruneCallback(four_by_one(0.5, revive=revive)), Count()]
+    plain_trainer(tiny_model(), arguments(tmp_path), rows(32), callbacks=callbacks).train()
+    assert seen == [0, 512, 1024, 1536, 2048, 2048, 2048, 2048]
+
+
+def test_a_second_training_forgets_a_pruned_model_unless_it_is_locked(tmp_path: Path) -> None:
+    model = tiny_model()
+    plain_trainer(model, arguments(tmp_path), rows(32), callbacks=[PruneCallback(four_by_one())]).train()
+    dense = tiny_model()
+    dense.load_state_dict(model.state_dict())
+    plain_trainer(dense, arguments(tmp_path), rows(32, seed=1)).train()
+    assert zeros(dense) == 0
+    callback = PruneCallback(masker=Masker.lock(model))
+    plain_trainer(model, arguments(tmp_path), rows(32, seed=1), callbacks=[callback]).train()
+    assert zeros(model) == sum(fact.zeros for fact in callback.facts) == 2048
+
+
+def test_a_stream_needs_no_length(tmp_path: Path) -> None:
+    class Stream(IterableDataset[dict[str, Any]]):
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            yield from rows(40)
+
+    model = tiny_model()
+    callback = PruneCallback(four_by_one(0.5, schedule=Schedule("linear", Span(10, "%"), end=Span(50, "%"))))
+    plain_trainer(model, arguments(tmp_path), Stream(), callbacks=[callback]).train()
+    assert zeros(model) == 2048
+
+
+# The best model
+
+Evaluate = dict[str, Any]
+BEST: Evaluate = {
+    "eval_strategy": "steps",
+    "save_strategy": "steps",
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "falling",
+    "greater_is_better": True,
+}
+
+
+def falling() -> Callable[[Any], dict[str, float]]:
+    """Best at the first evaluation, and worse at each later one."""
+    values = iter(range(100, 0, -1))
+    return lambda _: {"falling": float(next(values))}
+
+
+@pytest.mark.parametrize("revive", [False, True])
+@pytest.mark.parametrize(
+    ("every", "best"),
+    [pytest.param(1, 5, id="the first at the final sparsity"), pytest.param(3, 6, id="the first after it")],
+)
+def test_the_best_model_is_never_a_denser_one(every: int, best: int, revive: bool, tmp_path: Path) -> None:
+    model = tiny_model()
+    more = BEST | {"eval_steps": every, "save_steps": every}
+    callback = PruneCallback(four_by_one(revive=revive))
+    trainer = plain_trainer(
+        model,
+        arguments(tmp_path, **more),
+        rows(32),
+        eval_dataset=rows(4),
+        compute_metrics=falling(),
+        callbacks=[callback],
+    )
+    trainer.train()
+    assert trainer.state.best_global_step == best
+    assert zeros(model) == sum(fact.zeros for fact in callback.facts) == 2048
+    on_disk = load_file(tmp_path / f"checkpoint-{best}" / "model.safetensors")
+    assert all(torch.equal(on_disk[name], weight) for name, weight in encoder_linears(model).items())
+
+
+# Checkpoints and resuming
+
+
+def train(directory: Path, *, revive: bool = False, seed: int = 0, resume: bool = False, **more: Any) -> Any:
+    """12 steps in epochs of 5, with checkpoints after each third; a new model and a new callback at each call."""
+    model = tiny_model(seed=seed)
+    schedule = Schedule("polynomial", Span(2), end=Span(9), every=Span(1))
+    callback = PruneCallback(four_by_one(0.7, schedule=schedule, revive=revive), seed=3)
+    args = arguments(directory, max_steps=12, save_strategy="steps", save_steps=more.pop("save_steps", 3), **more)
+    trainer = plain_trainer(model, args, rows(20, seed=seed), callbacks=[callback])
+    trainer.train(resume_from_checkpoint=resume or None)
+    return model, callback
+
+
+def keep_only(directory: Path, step: int) -> Path:
+    for path in directory.glob("checkpoint-*"):
+        if path.name != f"checkpoint-{step}":
+            shutil.rmtree(path)
+    return directory / f"checkpoint-{step}"
+
+
+@pytest.mark.parametrize("revive", [False, True])
+@pytest.mark.parametrize("step", [3, 6, 9])
+def test_a_resumed_training_ends_bit_for_bit_as_an_uninterrupted_one(step: int, revive: bool, tmp_path: Path) -> None:
+    whole, callback = train(tmp_path, revive=revive)
+    keep_only(tmp_path, step)
+    resumed, other = train(tmp_path, revive=revive, resume=True)
+    assert same(weights(whole), weights(resumed))
+    assert same(callback.masker.state_dict(), other.masker.state_dict())
+    assert callback.facts == other.facts
+    assert sum(fact.zeros for fact in other.facts) == 4 * int(0.7 * 1024)
+
+
+def test_without_its_state_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    train(tmp_path)
+    (keep_only(tmp_path, 6) / STATE_FILE).unlink()
+    with pytest.raises(CheckpointError, match="must be in the checkpoint that training resumes from"):
+        train(tmp_path, resume=True)
+
+
+def test_masks_of_other_weights_are_refused(tmp_path: Path) -> None:
+    train(tmp_path / "one")
+    train(tmp_path / "two", seed=1)
+    checkpoint = keep_only(tmp_path / "one", 6)
+    shutil.copy(tmp_path / "two" / "checkpoint-6" / STATE_FILE, checkpoint / STATE_FILE)
+    with pytest.raises(CheckpointError, match="must belong to the weights that training resumes from"):
+        train(tmp_path / "one", resume=True)
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    train(tmp_path)
+    path = keep_only(tmp_path, 6) / STATE_FILE
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="must be a whole safetensors file"):
+        train(tmp_path, resume=True)
+
+
+def test_a_state_of_another_shape_is_refused(tmp_path: Path) -> None:
+    train(tmp_path)
+    path = keep_only(tmp_path, 6) / STATE_FILE
+    held = load_file(path)
+    name = next(name for name in held if name.startswith("mask."))
+    save_file(held | {name: held[name][:8].clone()}, path)
+    with pytest.raises(CheckpointError, match="must have the shape"):
+        train(tmp_path, resume=True)
+
+
+def test_a_second_training_replaces_the_state_of_the_first(tmp_path: Path) -> None:
+    train(tmp_path, save_steps=6)
+    first = load_file(tmp_path / "checkpoint-6" / STATE_FILE)
+    train(tmp_path, seed=1, save_steps=6)
+    second = load_file(tmp_path / "checkpoint-6" / STATE_FILE)
+    model = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
+    masks = {name.removeprefix("mask."): mask for name, mask in second.items() if name.startswith("mask.")}
+    assert not same(first, second)
+    assert len(masks) == 12
+    assert all(not model[name][~mask.bool()].any() for name, mask in masks.items())
+
+
+# What is refused
+
+
+@pytest.mark.parametrize("asked", [{"deepspeed": "ds.json"}, {"deepspeed_plugin": object()}])
+def test_deepspeed_is_refused(asked: dict[str, Any], tmp_path: Path) -> None:
+    args = arguments(tmp_path)
+    for name, value in asked.items():
+        setattr(args, name, value)
+    with pytest.raises(RecipeError, match=r"deepspeed must be absent[\s\S]*try DDP"):
+        PruneCallback(four_by_one()).on_train_begin(
+            args, TrainerState(max_steps=8), TrainerControl(), tiny_model(), train_dataloader=[1] * 8
+        )
+
+
+@pytest.mark.parametrize(
+    ("pruning", "said"),
+    [
+        (Pruning(0.8, "2:4"), r"prune\[0\]\.sparsity must be at most 0\.5"),
+        (Pruning(0.5, "4x1", schedule=Schedule("linear", Span(1), end=Span(9))), r"end must be at or before the last"),
+        (Pruning(0.5, "5x1", schedule=GRADUAL), r"pattern must divide at least one"),
+        (Pruning(0.5, "4x1", "snip", Schedule("one_shot", Span(0))), r"start must be at least 1 with criterion snip"),
+    ],
+)
+def test_rules_that_cannot_run_stop_a_trainer_before_its_first_step(
+    pruning: Pruning, said: str, tmp_path: Path
+) -> None:
+    model = tiny_model()
+    before = weights(model)
+    trainer = plain_trainer(model, arguments(tmp_path), rows(32), callbacks=[PruneCallback(pruning)])
+    with pytest.raises(RecipeError, match=said):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    assert same(before, weights(model))
+
+
+def test_a_frozen_target_is_named(tmp_path: Path) -> None:
+    model = tiny_model()
+    name = next(iter(encoder_linears(model)))
+    model.get_parameter(name).requires_grad_(False)
+    with pytest.raises(TrainingError, match=f"{name} must have a gradient for criterion snip_momentum"):
+        plain_trainer(model, arguments(tmp_path), rows(32), callbacks=[PruneCallback(four_by_one())]).train()
+
+
+def test_nan_in_weights_is_named(tmp_path: Path) -> None:
+    model = tiny_model()
+    name = next(iter(encoder_linears(model)))
+    model.get_parameter(name).data[0, 0] = float("nan")
+    callback = PruneCallback(four_by_one(criterion="magnitude"))
+    with pytest.raises(TrainingError, match=f"{name} must have finite weights and gradients"):
+        plain_trainer(model, arguments(tmp_path), rows(32), callbacks=[callback]).train()
