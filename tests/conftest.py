@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from small import QA_FILE, TEXT_FILE, save_tiny_bert, write_questions, write_texts
 
 

@@ -303,7 +303,7 @@ def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
         elif isinstance(here, list):
             rule = f"name one of the {len(here)} entries of {parts[0]}"
             raise RecipeError(Problem("--set", dotted, rule, f"{parts[0]}[0]"))
-        elif isinstance(here, dict) and part == "0" and place != "":
+        elif part == "0" and place != "":
             continue  # a single rule that was written without the list
         else:
             if not isinstance(here, dict):
@@ -325,7 +325,7 @@ def _read(cls: type[T], raw: Any, key: str, found: list[Problem]) -> T:
     for name, value in raw.items():
         where = f"{key}.{name}" if key else str(name)
         if name not in known:
-            found.append(Problem(where, value, "be a known key", _nearest_key(str(name), key, known)))
+            found.append(Problem(where or "''", value, "be a known key", _nearest_key(str(name), key, known)))
             continue
         read = _value(hints[name], value, where, found)
         if read is not _UNREAD:
@@ -334,13 +334,14 @@ def _read(cls: type[T], raw: Any, key: str, found: list[Problem]) -> T:
 
 
 def _nearest_key(name: str, key: str, known: Sequence[str]) -> str:
-    """The nearest key of this block, else the one of that name in another block, else all of this block."""
+    """The same key in another block, else the nearest of this block, else the nearest of all, else all of this block."""
+    others = {f"{block}.{entry.name}": entry.name for block, cls in _BLOCKS.items() for entry in fields(cls)}
+    for wanted in (name, nearest(name, others.values())):
+        if wanted == name or nearest(name, known).startswith("one of "):
+            for full, other in others.items():
+                if other == wanted:
+                    return full
     here = nearest(name, known)
-    if here.startswith("one of "):
-        for block, cls in _BLOCKS.items():
-            there = nearest(name, [entry.name for entry in fields(cls)])
-            if not there.startswith("one of "):
-                return f"{block}.{there}"
     return f"{key}.{here}" if key and not here.startswith("one of ") else here
 
 

@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
+
+from prunus import PruneCallback
 from small import (
     CONFIGS,
     HEADS,
@@ -17,9 +20,6 @@ from small import (
     rows,
     tiny_model,
 )
-from torch import Tensor
-
-from prunus import PruneCallback
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -44,7 +44,9 @@ def test_exact_count_saved_and_loaded(architecture: str, head: str, tmp_path: Pa
     trainer.save_model(str(tmp_path / "saved"))
     again = HEADS[head].from_pretrained(tmp_path / "saved").eval()
     assert {name: block_zeros(weight) for name, weight in encoder_linears(again).items()} == counted
-    inputs = {key: value for key, value in batch(rows(5, head, seed=9)).items() if key in ("input_ids", "attention_mask")}
+    inputs = {
+        key: value for key, value in batch(rows(5, head, seed=9)).items() if key in ("input_ids", "attention_mask")
+    }
     with torch.no_grad():
         before, after = model.eval()(**inputs), again(**inputs)
     for name, value in before.items():

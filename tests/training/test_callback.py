@@ -8,6 +8,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.utils.data import IterableDataset
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from prunus import CheckpointError, Masker, PruneCallback, Pruning, RecipeError, Schedule, Span, TrainingError
+from prunus.training.callback import STATE_FILE
 from small import (
     GRADUAL,
     arguments,
@@ -20,12 +26,6 @@ from small import (
     tiny_model,
     weights,
 )
-from torch import nn
-from torch.utils.data import IterableDataset
-from transformers import TrainerCallback, TrainerControl, TrainerState
-
-from prunus import CheckpointError, Masker, PruneCallback, Pruning, RecipeError, Schedule, Span, TrainingError
-from prunus.training.callback import STATE_FILE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -54,7 +54,7 @@ def scores_after_one_step(tmp_path: Path, **more: Any) -> tuple[dict[str, torch.
     model = without_dropout()
     callback = PruneCallback(four_by_one(0.5, schedule=LATE, criterion="snip_momentum"))
 
-    class Stop(TrainerCallback):
+    class Stop(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
             args[2].should_training_stop = True
 
@@ -89,7 +89,7 @@ def test_zeros_are_exact_after_each_step(revive: bool, tmp_path: Path) -> None:
     # Linear from 0 after step 1 to 0.5 after step 5, in units of 4 weights, over 4,096 weights.
     seen: list[int] = []
 
-    class Count(TrainerCallback):
+    class Count(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
             seen.append(zeros(model))
 

@@ -7,8 +7,8 @@
 Global scores are made comparable by an *importance*: ``plain`` takes them as they are, ``normed`` divides by the tensor's
 L2 norm, ``rms`` by its root mean square (``normed`` favours pruning large tensors, as NNCF's default does; ``rms`` does not).
 
-In a global scope, no tensor loses more than ``max_per_tensor`` of its units. What a capped tensor cannot give, the others give: rounds of
-(threshold over the uncapped tensors, cap those above) until none is above, which ends in the one solution of
+In a global scope, no tensor loses more than ``max_per_tensor`` of its units. What a capped tensor cannot give, the others
+give: rounds of (threshold over the uncapped tensors, cap those above) until none is above, which ends in the one solution of
 sum_l min(cap_l, |{score_l <= theta}|) = K. Without a cap, a gradient criterion empties whole layers. (For N:M, fractions
 count zeros, so a cap above (M - N) / M is no cap.)
 

@@ -1,11 +1,10 @@
 """The embedded tasks ``pydocs-qa`` and ``pydocs-topic``, read from the Python installation; here the questions.
 
-Each question of ``pydocs-qa`` is about the standard library, and its answer is a span of a documentation string.
-
-Documentation strings are written in a few set phrases, and a rule reads each of them backwards: from "Raise KeyError
-if the map is empty" comes "When does `f` raise KeyError?" with the answer "if the map is empty", or, by a coin that
-falls the same way on every machine, "Which exception does `f` raise if the map is empty?" with the answer "KeyError".
-``RULES`` lists the phrases. A sentence gives one question at most, and an answer has at most ``LONGEST_ANSWER`` words.
+A question is about the standard library, its answer a span of a documentation string. Documentation strings are written
+in a few set phrases, and a rule reads each of them backwards: from "Raise KeyError if the map is empty" comes "When
+does `f` raise KeyError?" with the answer "if the map is empty", or, by a coin that falls the same way on every machine,
+"Which exception does `f` raise if the map is empty?" with the answer "KeyError". ``RULES`` lists the phrases. A
+sentence gives one question at most, and an answer has at most ``LONGEST_ANSWER`` words.
 
 The context holds the documented thing's signature and sentences among those of its neighbours in the same package and
 the same split, in the order of the source, so that finding the place is part of the task. Nothing is paraphrased: each
@@ -25,6 +24,7 @@ from prunus.tasks.pydocs_text import (
     LABELS,
     DocEntry,
     hash_fraction,
+    in_validation,
     python_name,
     read_library,
     topic_baseline,
@@ -45,25 +45,21 @@ CONTEXT_WORDS: Final = 64
 
 # First words of sentences such as "Remove all listeners", also with a final s: what a thing does.
 _VERBS: Final = """
-    abort accept acquire activate adapt add adjust allow analyze append apply arrange assert attach authenticate
-    average begin bind block broadcast build calculate call cancel change check choose clean clear close collapse
-    collect combine compare compile complete compress compute configure connect construct control convert convolve copy
-    count create deal decide decode decompress decorate decrement define delegate delete deliver describe deserialize
-    detach detect determine disable disassemble discard dispatch display divide download drop dump emit enable
-    encapsulate encode end enqueue ensure enter enumerate erase escape establish evaluate examine exchange execute exit
-    expand export extend extract feed fetch fill filter find finish flush fold force format forward generate get give
-    group guess handle hash identify ignore implement import incorporate increase increment indent indicate initialise
-    initialize insert inspect install instantiate interpret interrupt invoke issue iterate join keep kill launch leave
-    limit list listen load locate lock log look lookup make manage map mark match merge mix modify monitor mount move
-    normalize notify obtain open output override overwrite pack parse partition pass pause perform pick place poll pop
-    populate post prepare prepend preprocess prevent print process produce prompt protect provide publish push put
-    query queue quit quote raise read rebuild receive record recursively reduce refresh register reinitialize release
-    reload remove rename render replace report represent request require reset resize resolve restart restore resume
-    retrieve reverse rewind rewrite rotate round run save scale scan schedule search select send separate serialize
-    serve set setup show shuffle shut shutdown signal skip sleep sort spawn split start stat stop store strip subscribe
-    subtract suspend swap switch take tear tell terminate test tokenize transfer transform translate transmit traverse
-    truncate try turn undo unescape uninstall unlink unlock unmap unpack unquote unregister unsubscribe update upgrade
-    upload use validate verify visit wait wake walk wrap write zero
+    abort accept acquire adapt add allow append apply arrange assert attach authenticate begin block calculate call
+    cancel change check choose clean clear close collapse collect combine compare compile complete compress compute
+    configure connect construct control convert copy create decide decode decompress decrement define delegate
+    delete describe deserialize detach detect determine disable disassemble discard dispatch display divide dump
+    emit enable encapsulate encode end enqueue ensure enter escape evaluate execute exit expand extend extract feed
+    fetch fill filter find finish flush fold force format generate get group guess handle hash identify ignore
+    implement import increment indent indicate initialise initialize insert install instantiate interpret invoke
+    issue iterate join kill list load locate lock log look lookup make manage map mark merge mix modify move
+    normalize obtain open override parse pass pause perform place poll pop prepare print process produce prompt
+    protect provide push put query quit quote raise read receive record recursively reduce register release reload
+    remove rename render replace report represent request reset resolve restore resume retrieve round run save scan
+    schedule search select send separate serialize serve set setup show shuffle shutdown signal skip sort spawn
+    split start stop store subscribe subtract swap switch take tell terminate test tokenize transform translate
+    transmit truncate try turn unescape unlock unpack unquote unregister unsubscribe update upgrade use validate
+    verify visit wait wake walk wrap write
 """
 VERBS: Final = frozenset(_VERBS.split())
 _EXCEPTION = r"(?P<error>(?:\w+\.)*(?:[A-Z]\w*(?:Error|Exception|Warning|Iteration|Exit|Interrupt)|Empty|Full))"
@@ -111,8 +107,13 @@ def _answer(sentence: str, start: int, end: int | None = None) -> tuple[int, int
         if stub or ("either" in text and " or " not in text):
             return None
     long = len(text.split()) > LONGEST_ANSWER or len(text) > LONGEST_CHARACTERS
-    long = long or sentence[start + len(text) :] == ":"
-    if not text or long or text.count("(") != text.count(")") or text.count("`") % 2:
+    if (
+        not text
+        or long
+        or sentence[start + len(text) :] == ":"
+        or text.count("(") != text.count(")")
+        or text.count("`") % 2
+    ):
         return None
     return start, start + len(text)
 
@@ -130,9 +131,8 @@ def _returns(entry: DocEntry, name: str, sentence: str, first: bool) -> _Found:
     match = re.match(r"(?:This (?:function|method) )?(Return|Yield)s? (?=\S)", sentence, re.IGNORECASE)
     if match is None or entry.kind == "class":
         return None
-    condition = re.match(
-        r"(?:a )?[*`]?(True|False|None|true|false|1|0)[*`]? (?=(?:if|when|iff|unless) )", sentence[match.end() :]
-    )
+    truth = r"[*`]?(True|False|None|true|false|1|0)[*`]? (?=(?:if|when|iff|unless) )"
+    condition = re.match(truth, sentence[match.end() :])
     if condition:
         return f"When does {name} return {condition[1]}?", match.end() + condition.end(), None
     return f"What does {name} {match[1].lower()}?", match.end(), None
@@ -148,10 +148,8 @@ def _raises(entry: DocEntry, name: str, sentence: str, first: bool) -> _Found:
     if match is None:
         return None
     span = _answer(sentence, *match.span("clause"))
-    if span is None:
-        return None
-    clause = sentence[slice(*span)]
-    if re.fullmatch(r"(?i)if (?:true|false|set|given|not|it is|so)", clause):
+    clause = sentence[slice(*span)] if span else ""
+    if span is None or re.fullmatch(r"(?i)if (?:true|false|set|given|not|it is|so)", clause):
         return None
     if _VAGUE.match(clause) or hash_fraction(entry.full_name + clause) < 0.5:
         return f"When does {name} raise {match['error']}?", *span
@@ -160,11 +158,7 @@ def _raises(entry: DocEntry, name: str, sentence: str, first: bool) -> _Found:
 
 def _happens(entry: DocEntry, name: str, sentence: str, first: bool) -> _Found:
     match = re.match(r"(?P<clause>(?:If|When|Unless) [^,;]{8,90}), (?:then )?(?P<rest>.+)", sentence)
-    if (
-        match is None
-        or _VAGUE.match(match["clause"])
-        or re.match(r"(and|or|but|e\.g|i\.e|for example)\b", match["rest"])
-    ):
+    if match is None or _VAGUE.match(match["clause"]) or re.match(r"(and|or|but|e\.g|i\.e)\b", match["rest"]):
         return None
     clause = _lower(match["clause"])
     result = re.match(r"(?:it |this (?:method |function )?)?returns? (?=\S)", match["rest"])
@@ -174,10 +168,7 @@ def _happens(entry: DocEntry, name: str, sentence: str, first: bool) -> _Found:
 
 
 def _occasion(entry: DocEntry, name: str, sentence: str, first: bool) -> _Found:
-    match = re.match(
-        r"(?:This (?:method|exception) is )?(called|raised|invoked) (?=(?:when|after|before|once|if|on|just) )",
-        _lower(sentence),
-    )
+    match = re.match(r"(?:this method is )?(called|raised) (?=(?:when|after|before|once|if|just) )", sentence.lower())
     return (f"When is {name} {match[1]}?", match.end(), None) if match and first else None
 
 
@@ -301,7 +292,7 @@ def _example(question: Question, place: int, group: Sequence[DocEntry]) -> QAExa
 
 def qa_examples(entries: Sequence[DocEntry]) -> dict[Split, list[QAExample]]:
     """All questions by split; a question that two modules would share is asked once, of the first."""
-    split = without_leaks((entry.full_name, entry.full_name, entry.sentences) for entry in entries)
+    split = without_leaks((entry.full_name, in_validation(entry.full_name), entry.sentences) for entry in entries)
     found: dict[Split, list[QAExample]] = {"train": [], "validation": []}
     groups: dict[tuple[bool, str], list[DocEntry]] = {}
     for entry in entries:
@@ -320,13 +311,11 @@ def qa_examples(entries: Sequence[DocEntry]) -> dict[Split, list[QAExample]]:
 
 # --- trivial answers ---
 
-
-def _parts(text: str) -> list[str]:
-    return re.split(r"(?<=[.!?]) ", text)
+_PART = re.compile(r"(?<=[.!?]) ")
 
 
 def _of_context(example: QAExample) -> str:
-    return _parts(example.context.split("\n")[1])[0]
+    return _PART.split(example.context.split("\n")[1])[0]
 
 
 def _of_named(example: QAExample) -> str:
@@ -336,14 +325,14 @@ def _of_named(example: QAExample) -> str:
     for signature, text in zip(lines[::2], lines[1::2], strict=True):
         head = signature.removeprefix("class ").split("(")[0]
         if any(f".{name}".endswith(f".{head}") for name in names):
-            return _parts(text)[0]
+            return _PART.split(text)[0]
     return ""
 
 
 def _of_overlap(example: QAExample) -> str:
     """The sentence that shares the most words with the question, the first among equals."""
     asked = set(re.findall(r"[a-z0-9]+", example.question.lower()))
-    found = [part for text in example.context.split("\n")[1::2] for part in _parts(text)]
+    found = [part for text in example.context.split("\n")[1::2] for part in _PART.split(text)]
     return max(found, key=lambda part: len(asked & set(re.findall(r"[a-z0-9]+", part.lower()))))
 
 
@@ -378,30 +367,30 @@ def load_pydocs(spec: TaskSpec, progress: Callable[[int, int], None] | None = No
     entries = read_library(progress=progress)
     if spec.name == "pydocs-topic":
         texts = topic_examples(entries)
-        train = subset(texts["train"], spec.max_train_samples, spec.subset_seed)
-        validation = subset(texts["validation"], spec.max_validation_samples, spec.subset_seed)
+        shown = subset(texts["train"], spec.max_train_samples, spec.subset_seed)
+        hidden = subset(texts["validation"], spec.max_validation_samples, spec.subset_seed)
         return ClassificationTask(
             spec.name,
-            train,
-            validation,
+            shown,
+            hidden,
             labels=LABELS,
             metrics=("accuracy", "macro_f1"),
             max_length=spec.max_length or 128,
             notes=_notes(spec, len(texts["train"]), len(texts["validation"]), "passages"),
-            more_baselines={"naive Bayes on words": topic_baseline(train, validation)},
+            more_baselines={"naive Bayes on words": topic_baseline(shown, hidden)},
         )
     asked = qa_examples(entries)
-    questioned = subset(asked["validation"], spec.max_validation_samples, spec.subset_seed)
+    validation = subset(asked["validation"], spec.max_validation_samples, spec.subset_seed)
     return QuestionAnsweringTask(
         spec.name,
         subset(asked["train"], spec.max_train_samples, spec.subset_seed),
-        questioned,
+        validation,
         max_length=spec.max_length or 384,
         doc_stride=spec.doc_stride,
         n_best=spec.n_best,
         max_answer_length=spec.max_answer_length,
         notes=_notes(spec, len(asked["train"]), len(asked["validation"]), "questions"),
-        more_baselines=qa_baselines(questioned),
+        more_baselines=qa_baselines(validation),
     )
 
 

@@ -11,12 +11,13 @@ from. The names of the modules would give the answer away, and ``___`` stands fo
 The same interpreter gives the same list on every machine: modules that distributions package separately (tkinter, ...)
 or that newer versions removed are never read, and everything is sorted by name, not by the file system.
 
-Splits are by name: ``in_validation(name)`` looks at a SHA-256 of the qualified name, so that adding a function moves no
-other. Texts that occur twice are kept once, and a sentence of the validation part never occurs in the training part.
+Splits are by a SHA-256 of names, of functions and classes for the questions and of whole modules for the topics. A
+text that occurs twice is kept once, and no sentence of the validation part is in the training part.
 """
 
 import ast
 import hashlib
+import platform
 import re
 import sys
 import sysconfig
@@ -53,7 +54,7 @@ VALIDATION_SHARE: Final = 0.2
 
 # Not read: tests and tools, what distributions package separately, what Python 3.12 and 3.13 removed, data in disguise.
 _SKIPPED: Final = """
-    __phello__ _aix_support _osx_support _pydev _sysconfigdata aifc antigravity asynchat asyncore audioop cgi cgitb
+    __phello__ _aix_support _osx_support _pyrepl _sysconfigdata aifc antigravity asynchat asyncore audioop cgi cgitb
     chunk crypt distutils ensurepip idlelib imghdr imp lib2to3 mailcap msilib nntplib nturl2path ossaudiodev pipes
     pydoc_data smtpd sndhdr spwd sunau telnetlib test this tkinter turtle turtledemo uu xdrlib
 """
@@ -66,7 +67,6 @@ PUBLIC_NAMES: Final = {
     "_pydatetime": "datetime",
     "_pydecimal": "decimal",
     "_pyio": "io",
-    "_pyrepl": "pyrepl",
     "_strptime": "time",
 }
 
@@ -96,9 +96,7 @@ class DocEntry:
 
 def python_name() -> str:
     """Which data this is: ``CPython 3.11.7``."""
-    names = {"cpython": "CPython", "pypy": "PyPy"}
-    version = ".".join(str(part) for part in sys.version_info[:3])
-    return f"{names.get(sys.implementation.name, sys.implementation.name)} {version}"
+    return f"{platform.python_implementation()} {platform.python_version()}"
 
 
 def hash_fraction(text: str) -> float:
@@ -107,7 +105,7 @@ def hash_fraction(text: str) -> float:
 
 
 def in_validation(name: str) -> bool:
-    """Whether the thing of this qualified name belongs to the validation part (one in five does)."""
+    """Whether the questions about this qualified name are for validation (one name in five)."""
     return hash_fraction(name) < VALIDATION_SHARE
 
 
@@ -116,30 +114,28 @@ def normalised(text: str) -> str:
     return " ".join(re.findall(r"[a-z]+", text.lower()))
 
 
-def without_leaks(entries: Iterable[tuple[str, str, Sequence[str]]]) -> dict[str, bool]:
+def without_leaks(entries: Iterable[tuple[str, bool, Sequence[str]]]) -> dict[str, bool]:
     """Key -> whether it is for validation, for the entries that may be used; the others are absent.
 
-    Each entry is ``(key, name that decides the split, texts)``. An entry whose texts, joined and normalised, occurred
+    Each entry is ``(key, whether it is for validation, texts)``. An entry whose texts, joined and normalised, occurred
     before is left out, and so is a training entry that shares a sentence of four words or more with a validation entry.
     """
     rows: list[tuple[str, bool, set[str]]] = []
     seen: set[str] = set()
-    for key, name, texts in entries:
+    for key, validation, texts in entries:
         whole = normalised(" ".join(texts))
         if whole not in seen:
             seen.add(whole)
             # Cut finer than ``sentences`` does: also before a small letter.
             parts = {normalised(part) for text in texts for part in re.split(r"[.!?][\"')`]*\s", text)}
-            rows.append((key, in_validation(name), {part for part in parts if part.count(" ") >= 3}))
+            rows.append((key, validation, {part for part in parts if part.count(" ") >= 3}))
     held_out = {text for _, validation, texts in rows if validation for text in texts}
     return {key: validation for key, validation, texts in rows if validation or not texts & held_out}
 
 
 # --- from a documentation string to sentences ---
 
-_TITLE = re.compile(
-    r"(?i)^(args|arguments|parameters|params|returns?|raises|yields|notes?|examples?|usage|see also)\s*:?$"
-)
+_TITLE = re.compile(r"(?i)^(args|arguments|parameters|returns?|raises|yields|notes?|examples?|usage|see also)\s*:?$")
 _ITEM = re.compile(r"^\s*(?:[-*+•]\s+|:\w+(?: \w+)*:|\d+[.)]\s+|[`*']?\w+[`*']?(?:, ?\w+)* +--? +|\w+: +)")
 _ABBREVIATION = re.compile(r"(?i)(?:\b(?:e\.g|i\.e|etc|vs|cf|approx|no|incl|resp|[a-z])\.|\.\.)$")
 _END = re.compile(r"[.!?][\"')`]*\s+(?=[\"'`(*]*[A-Z])")
@@ -152,9 +148,7 @@ def _blocks(text: str) -> Iterator[str]:
         lines = paragraph.split("\n")
         indented = all(line.startswith((" ", "\t")) for line in lines)
         # "::" opens an indented literal block; any block with a prompt or a ruled line is an example or a table.
-        code = (
-            (literal and indented) or ">>>" in paragraph or re.search(r"[-=~+|]{4,}|^\s*\$ ", paragraph, re.MULTILINE)
-        )
+        code = (literal and indented) or ">>>" in paragraph or re.search(r"[-=~+|]{4,}", paragraph)
         literal = paragraph.rstrip().endswith("::") or (literal and indented)
         symbols = re.search(r"\w\(.*\)|[={}<>;]|%", paragraph)
         if code or (indented and symbols and not _ITEM.match(lines[0])):
@@ -241,9 +235,8 @@ def _entries(module: str, nodes: Iterable[ast.stmt], scope: str = "") -> Iterato
 
 
 def _module_name(path: Path) -> str:
-    parts = list(path.with_suffix("").parts)
-    parts = parts[:-1] if parts[-1] == "__init__" else parts
-    return ".".join([PUBLIC_NAMES.get(parts[0], parts[0]), *parts[1:]])
+    first, *rest = path.with_suffix("").parts
+    return ".".join([PUBLIC_NAMES.get(first, first), *(part for part in rest if part != "__init__")])
 
 
 def _files(root: Path) -> list[Path]:
@@ -270,14 +263,14 @@ def read_library(root: Path | None = None, progress: Callable[[int, int], None] 
     files = _files(folder)
     entries: dict[str, DocEntry] = {}
     for done, path in enumerate(files, start=1):
+        if progress is not None and (done % 20 == 0 or done == len(files)):
+            progress(done, len(files))
         try:
             tree = ast.parse((folder / path).read_bytes())
         except (OSError, SyntaxError, ValueError, RecursionError):
             continue
         for entry in _entries(_module_name(path), tree.body):
             entries.setdefault(entry.full_name, entry)
-        if progress is not None and (done % 20 == 0 or done == len(files)):
-            progress(done, len(files))
     if not entries:
         rule = "hold the sources of the standard library, which the pydocs tasks read"
         raise DataError(Problem("standard library", str(folder), rule, "a Python with .py files, or another task"))
@@ -289,16 +282,15 @@ def read_library(root: Path | None = None, progress: Callable[[int, int], None] 
 # What a module is about; only modules that every CPython since 3.11 has, whatever is installed beside it.
 # fmt: off
 TOPICS: Final[Mapping[str, str]] = {
-    "asyncio": "asyncio",
+    "concurrency": "asyncio concurrent multiprocessing queue sched selectors subprocess threading",
     "debugging": "bdb cProfile code codeop dis faulthandler pdb profile pstats timeit trace traceback tracemalloc",
     "files": "bz2 filecmp fileinput fnmatch genericpath glob gzip io lzma ntpath os pathlib posixpath shutil stat "
              "tarfile tempfile zipfile",
     "imports": "compileall importlib modulefinder pkgutil py_compile runpy site sysconfig venv zipapp zipimport",
+    "internet": "base64 email ftplib http imaplib ipaddress mailbox mimetypes netrc poplib quopri smtplib socket "
+                "socketserver ssl urllib webbrowser wsgiref xmlrpc",
     "logging": "logging",
-    "mail": "base64 email imaplib mailbox mimetypes poplib quopri smtplib",
-    "network": "ftplib http ipaddress netrc socket socketserver ssl urllib webbrowser wsgiref xmlrpc",
     "numbers": "decimal fractions numbers random statistics",
-    "processes": "concurrent multiprocessing queue sched selectors subprocess threading",
     "testing": "doctest unittest",
     "types": "abc ast dataclasses enum inspect pydoc symtable types typing",
     "xml": "html xml",
@@ -307,14 +299,15 @@ TOPICS: Final[Mapping[str, str]] = {
 LABELS: Final = tuple(TOPICS)
 PASSAGE_WORDS: Final = 30
 PASSAGE_CHARACTERS: Final = 240
-MOST_ROWS: Final[Mapping[Split, int]] = {"train": 260, "validation": 80}
+MOST_ROWS: Final[Mapping[Split, int]] = {"train": 420, "validation": 90}
 
 _LABEL_OF: Final = {module: label for label, modules in enumerate(TOPICS.values()) for module in modules.split()}
 _NAMES: Final = frozenset(module.lower() for module in _LABEL_OF)
 # Names that classes and functions of the module carry inside theirs: XMLReader, HTTPHandler.
 _INSIDE = re.compile(
-    r"(?i)asyncio|decimal|doctest|email|http|importlib|logging|multiprocessing|unittest|urllib|wsgi|xml"
+    "(?i)asyncio|decimal|doctest|email|http|importlib|logging|multiprocessing|unittest|urllib|wsgi|xml"
 )
+_WORDS = re.compile(r"[a-z]{2,}|___")
 
 
 def masked(text: str) -> str:
@@ -341,11 +334,25 @@ def _passages(entry: DocEntry) -> Iterator[list[str]]:
     yield passage
 
 
+def _validation_modules(rows: Iterable[tuple[str, int]]) -> set[str]:
+    """Modules for validation, by hash, until a fifth of a label's rows is reached; never more than two fifths."""
+    sizes: dict[int, Counter[str]] = {}
+    for module, label in rows:
+        sizes.setdefault(label, Counter())[module] += 1
+    chosen: set[str] = set()
+    for modules in sizes.values():
+        total, taken = modules.total(), 0
+        for module in sorted(modules, key=hash_fraction):
+            if taken < VALIDATION_SHARE * total and taken + modules[module] <= 2 * VALIDATION_SHARE * total:
+                chosen.add(module)
+                taken += modules[module]
+    return chosen
+
+
 def topic_examples(entries: Iterable[DocEntry]) -> dict[Split, list[TextExample]]:
     """Passages by split, at most ``MOST_ROWS`` of each label, in an order that mixes the labels.
 
-    A class goes to one split with all of its methods, which share their vocabulary.
-
+    A module is in one split with all it documents: a topic is to be recognised in modules that training never showed.
     Passages of fewer than six plain words say too little and are left out.
     """
     rows: dict[str, tuple[str, list[str], int]] = {}
@@ -355,8 +362,9 @@ def topic_examples(entries: Iterable[DocEntry]) -> dict[Split, list[TextExample]
             text = " ".join(passage)
             plain = sum(word.isalpha() for word in text.split()) >= 6 and len(text) <= PASSAGE_CHARACTERS
             if label is not None and plain:
-                rows[f"{entry.full_name}/{number}"] = (f"{entry.module}.{entry.name.split('.')[0]}", passage, label)
-    split = without_leaks((key, name, passage) for key, (name, passage, _) in rows.items())
+                rows[f"{entry.full_name}/{number}"] = (entry.module, passage, label)
+    held_out = _validation_modules((module, label) for module, _, label in rows.values())
+    split = without_leaks((key, module in held_out, passage) for key, (module, passage, _) in rows.items())
     found: dict[Split, list[TextExample]] = {"train": [], "validation": []}
     counts: Counter[tuple[Split, int]] = Counter()
     for key in sorted(split, key=hash_fraction):
@@ -368,28 +376,24 @@ def topic_examples(entries: Iterable[DocEntry]) -> dict[Split, list[TextExample]
     return found
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"[a-z]{2,}|___", text.lower())
-
-
 def topic_baseline(train: Sequence[TextExample], validation: Sequence[TextExample]) -> Metrics:
     """``accuracy`` and ``macro_f1`` on ``validation`` of naive Bayes on the words of ``train``.
 
-    The label c with the greatest log p(c) + sum over words w of log p(w | c) wins, where p(c) is the share of c among
-    the rows and p(w | c) = (n_wc + 1) / (n_c + V), n_wc counts w in rows of c, n_c all words there, and V is the number
-    of different words; words that ``train`` does not have are passed over.
+    The label c with the greatest log n_c + sum over words w of log p(w | c) wins; c has n_c rows, p(w | c) is (times of
+    w in c + 1) / (words in c + different words in all), and words that ``train`` does not have are passed over.
     """
-    vocabulary = {word: i for i, word in enumerate(sorted({w for row in train for w in _words(row.text)}))}
+    vocabulary = {
+        word: i for i, word in enumerate(sorted({w for row in train for w in _WORDS.findall(row.text.lower())}))
+    }
     counts = np.ones((len(LABELS), len(vocabulary)))
-    labels = np.array([int(row.label) for row in train], dtype=np.int64)
+    rows = np.ones(len(LABELS)) * 1e-300  # a label without a row in train must never win, and log(0) would warn
     for row in train:
-        np.add.at(counts[int(row.label)], [vocabulary[word] for word in _words(row.text)], 1.0)
-    given = np.log(counts / counts.sum(1, keepdims=True))
-    # A label without a row in train must never win; log(0) would warn.
-    prior = np.log(np.maximum(np.bincount(labels, minlength=len(LABELS)) / max(len(labels), 1), 1e-300))
-    found = [
-        int((prior + given[:, [vocabulary[word] for word in _words(row.text) if word in vocabulary]].sum(1)).argmax())
-        for row in validation
-    ]
+        rows[int(row.label)] += 1.0
+        np.add.at(counts[int(row.label)], [vocabulary[word] for word in _WORDS.findall(row.text.lower())], 1.0)
+    prior, given = np.log(rows), np.log(counts / counts.sum(1, keepdims=True))
+    found = []
+    for row in validation:
+        known = [vocabulary[word] for word in _WORDS.findall(row.text.lower()) if word in vocabulary]
+        found.append(int((prior + given[:, known].sum(1)).argmax()))
     wanted = [int(row.label) for row in validation]
     return {"accuracy": accuracy(found, wanted), "macro_f1": macro_f1(found, wanted)}

@@ -143,7 +143,7 @@ def load_tokenizer(source: str, revision: str | None = None, key: str = "model.n
     """The model's fast tokenizer; ``RecipeError`` where there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as above
         rule = f"have a tokenizer beside it ({_first_line(error)})"
         raise RecipeError(Problem(key, source, rule, "saving the tokenizer there")) from None
     if len(tokenizer) <= len(tokenizer.all_special_ids):

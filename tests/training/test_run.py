@@ -1,0 +1,435 @@
+"""``run``: a recipe in, a directory out; loaded elsewhere, counted again, stopped and resumed."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from prunus import CheckpointError, TrainingError
+from prunus.checkpoint.state import MASKS_FILE, read_masks
+from prunus.recipe import Recipe, read_recipe
+from prunus.report.facts import read_facts
+from prunus.training import dense as dense_module
+from prunus.training import run as run_module
+from prunus.training.callback import STATE_FILE, PruneCallback
+from prunus.training.fit import Interrupted, last_checkpoint
+from prunus.training.models import load_model
+from prunus.training.rescore import rescore
+from prunus.training.run import run
+from small import (
+    HEADS,
+    QA_FILE,
+    TEXT_FILE,
+    block_zeros,
+    encoder_linears,
+    same,
+    save_tiny_bert,
+    small_recipe,
+    write_texts,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+UNITS = 1024  # of 4 weights: 2 layers x (4 x 16 x 16 + 2 x 16 x 32) / 4
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished run."""
+
+    task: str
+    recipe: Recipe
+    output: Path
+    facts: dict[str, Any]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("PRUNUS_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_bert: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Done]:
+    done = {}
+    for task in ("classification", "question-answering"):
+        recipe = read_recipe(small_recipe(tiny_bert, small_data, task))
+        output = tmp_path_factory.mktemp("runs") / task
+        done[task] = Done(task, recipe, output, run(recipe, output, command="prunus run x"))
+    return done
+
+
+both = pytest.mark.parametrize("task", ["classification", "question-answering"])
+
+
+def linears(output: Path, task: str) -> dict[str, Tensor]:
+    return encoder_linears(HEADS[task].from_pretrained(output))
+
+
+# What a run leaves
+
+
+@both
+def test_the_directory_is_complete(task: str, finished: dict[str, Done]) -> None:
+    names = {path.name for path in finished[task].output.iterdir()}
+    tokenizer = {"tokenizer.json", "tokenizer_config.json"}
+    assert names == tokenizer | {
+        "model.safetensors",
+        "config.json",
+        "prunus.json",
+        MASKS_FILE,
+        "report.html",
+        "README.md",
+    }
+    assert (finished[task].output / "report.html").read_text().startswith("<!")
+    assert "50" in (finished[task].output / "README.md").read_text()
+
+
+@both
+def test_the_facts_are_what_is_counted_again(task: str, finished: dict[str, Done]) -> None:
+    done = finished[task]
+    facts = read_facts(done.output)
+    counted = {name: block_zeros(weight) for name, weight in linears(done.output, task).items()}
+    assert sum(blocks for _, blocks in counted.values()) == UNITS // 2
+    assert {t["name"]: (t["zeros"], t["zero_units"]) for t in facts["tensors"]} == counted
+    assert {t["name"]: t["sparsity"] for t in facts["tensors"]} == {
+        t["name"]: counted[t["name"]][0] / t["weights"] for t in facts["tensors"]
+    }
+    assert facts["status"] == "finished"
+    assert facts["sparse"]["sparsity"] == facts["target_sparsity"] == 0.5
+    assert facts["dense"]["sparsity"] == 0.0
+    stored = load_file(done.output / "model.safetensors")
+    zeros, total = (sum(int(x) for x in xs) for xs in ((int((t == 0).sum()) for t in stored.values()), (t.numel() for t in stored.values())))  # noqa: E501  # fmt: skip
+    assert facts["sparse"]["sparsity_all"] == pytest.approx(zeros / total, abs=1e-12)
+    assert facts["sparse"]["bytes"] == (done.output / "model.safetensors").stat().st_size
+    assert facts["model"]["parameters"] == total
+    assert facts["environment"]["threads"] == 1
+    assert facts["task"]["train_examples"] == (60 if task == "classification" else 20)
+    assert facts["command"] == "prunus run x"
+    assert read_recipe(facts["recipe"]).prune == done.recipe.prune
+
+
+@both
+def test_the_history_follows_the_schedule(task: str, finished: dict[str, Done]) -> None:
+    history = finished[task].facts["history"]
+    total = 24 if task == "classification" else history["sparsity"][-1]["step"]
+    due = {step: 0.5 * min(max(step - 2, 0), 16) / 16 for step in range(total + 1)}
+    assert [point["step"] for point in history["sparsity"]][:12] == list(range(2, min(total, 24) + 1, 2))
+    for point in history["sparsity"]:
+        assert point["due"] == pytest.approx(due[point["step"]])
+        assert point["measured"] == int(due[point["step"]] * UNITS + 1e-6) / UNITS
+    for point in history["loss"]:
+        assert point["loss"] == pytest.approx(0.5 * point["hard_loss"] + point["distill_loss"], rel=1e-3)
+    evaluated = {point["step"]: point["sparsity"] for point in history["metrics"]}
+    assert evaluated[12] == int(due[12] * UNITS + 1e-6) / UNITS
+
+
+@both
+def test_masks_are_where_the_weights_are_not_zero(task: str, finished: dict[str, Done]) -> None:
+    masks, weights = read_masks(finished[task].output / MASKS_FILE), linears(finished[task].output, task)
+    assert masks.keys() == weights.keys()
+    assert all(torch.equal(masks[name], weight != 0) for name, weight in weights.items())
+
+
+LOAD = """
+import json, sys
+import torch
+from transformers import {cls}
+model = {cls}.from_pretrained(sys.argv[1]).eval()
+ids = torch.arange(3, 15).view(2, 6)
+with torch.no_grad():
+    out = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+zeros = {{n: int((p == 0).sum()) for n, p in model.named_parameters()}}
+known = [name for name in sys.modules if name.split(".")[0] == "prunus"]
+logits = [v.double().tolist() for v in out.values()]
+print(json.dumps({{"zeros": zeros, "logits": logits, "prunus": known}}))
+"""
+
+
+def test_a_process_without_prunus_loads_it(finished: dict[str, Done]) -> None:
+    done = finished["classification"]
+    code = LOAD.format(cls=HEADS["classification"].__name__)
+    env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(done.output)], env=env, capture_output=True, text=True, check=True
+    )
+    found = json.loads(ran.stdout)
+    assert found["prunus"] == []
+    assert {name: found["zeros"][name] for name in (t["name"] for t in done.facts["tensors"])} == {
+        t["name"]: t["zeros"] for t in done.facts["tensors"]
+    }
+    model = HEADS["classification"].from_pretrained(done.output).eval()
+    ids = torch.arange(3, 15).view(2, 6)
+    with torch.no_grad():
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    np.testing.assert_allclose(found["logits"][0], logits.double().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@both
+def test_measured_again_from_the_files(task: str, finished: dict[str, Done]) -> None:
+    done = finished[task]
+    again = rescore(done.output, {})
+    assert again["metrics"] == pytest.approx(done.facts["sparse"]["metrics"], abs=1e-6)
+    assert again["sparsity"] == 0.5
+    assert again["sparsity_all"] == done.facts["sparse"]["sparsity_all"]
+    assert again["tensors"] == 12
+
+
+def test_accuracy_is_that_of_the_saved_model(finished: dict[str, Done], small_data: Path) -> None:
+    done = finished["classification"]
+    model = HEADS["classification"].from_pretrained(done.output).eval()
+    tokenizer = AutoTokenizer.from_pretrained(done.output)
+    lines = [line.split("\t") for line in (small_data / TEXT_FILE).read_text().splitlines()[1:]]
+    right = 0
+    for text, label in lines:
+        with torch.no_grad():
+            logits = model(**tokenizer(text, return_tensors="pt")).logits
+        right += model.config.id2label[int(logits.argmax())] == label
+    assert done.facts["sparse"]["metrics"]["accuracy"] == right / 60
+    assert right > 30
+
+
+def test_weights_that_are_not_where_the_masks_say_are_refused(finished: dict[str, Done], tmp_path: Path) -> None:
+    shutil.copytree(finished["classification"].output, tmp_path / "copy")
+    model = HEADS["classification"].from_pretrained(tmp_path / "copy")
+    weight = next(iter(encoder_linears(model).values()))
+    with torch.no_grad():
+        weight[weight == 0] = 1.0
+    model.save_pretrained(tmp_path / "copy")
+    with pytest.raises(CheckpointError, match="must be zero wherever its mask says so"):
+        rescore(tmp_path / "copy", {})
+
+
+# The dense model
+
+
+def test_the_dense_model_is_kept_for_the_next_run(
+    finished: dict[str, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = finished["classification"]
+    assert done.facts["dense"]["cached"] is False
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a dense model was trained again")
+
+    monkeypatch.setattr(dense_module, "fit", refuse)
+    again = run(done.recipe, tmp_path / "again")
+    assert again["dense"]["cached"] is True
+    assert again["dense"]["seconds"] == done.facts["dense"]["seconds"]
+    first, second = (load_file(path / "model.safetensors") for path in (done.output, tmp_path / "again"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dense": replace(read_recipe({}).train, epochs=1, batch_size=4, threads=1)},
+        {"task": {"max_length": 16}},
+        {"model": "another"},
+    ],
+    ids=["training", "task", "model"],
+)
+def test_another_recipe_trains_another_dense_model(
+    change: dict[str, Any], finished: dict[str, Done], cache: Path, tmp_path: Path
+) -> None:
+    before = {path.name for path in (cache / "dense").iterdir()}
+    recipe = replace(finished["classification"].recipe, prune=(), distill=None)
+    recipe = replace(recipe, model=replace(recipe.model, start="dense"), evaluate_dense=False)
+    if "dense" in change:
+        recipe = replace(recipe, dense=change["dense"])
+    if "task" in change:
+        recipe = replace(recipe, task=replace(recipe.task, **change["task"]))
+    if "model" in change:
+        recipe = replace(recipe, model=replace(recipe.model, name=str(save_tiny_bert(tmp_path / "bert", seed=5))))
+    recipe = replace(recipe, train=replace(recipe.train, max_steps=1, evaluate_every=None))
+    run(recipe, tmp_path / "out")
+    after = {path.name for path in (cache / "dense").iterdir()}
+    assert len(after - before) == 1
+    assert not any("partial" in name for name in after)
+
+
+def test_a_teacher_of_another_size(finished: dict[str, Done], tmp_path: Path) -> None:
+    teacher, base = finished["classification"].output, finished["classification"].recipe
+    student = save_tiny_bert(tmp_path / "student", seed=3, hidden_size=32)
+    distill = replace(base.distill, teacher=str(teacher)) if base.distill is not None else None
+    recipe = replace(base, model=replace(base.model, name=str(student)), distill=distill)
+    recipe = replace(recipe, train=replace(recipe.train, evaluate_every=None, epochs=3))
+    facts = run(recipe, tmp_path / "out")
+    assert "dense" not in facts
+    assert facts["sparse"]["sparsity"] == 0.5
+    assert all(point["distill_loss"] > 0 for point in facts["history"]["loss"])
+
+
+# Stopped and resumed
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C during the step."""
+    whole = PruneCallback.on_optimizer_step
+
+    def stopping(self: PruneCallback, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        whole(self, args, state, control, model, **kwargs)
+        if state.global_step + 1 == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(PruneCallback, "on_optimizer_step", stopping)
+
+
+@pytest.mark.parametrize("partial", [False, True], ids=["whole", "a partial checkpoint is passed over"])
+def test_stopped_by_ctrl_c_and_resumed(
+    partial: bool, finished: dict[str, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, output = finished["classification"], tmp_path / "out"
+    with monkeypatch.context() as patch:
+        interrupt_at(13, patch)
+        with pytest.raises(Interrupted, match="the last checkpoint is whole; go on with --resume"):
+            run(done.recipe, output)
+    assert read_facts(output)["status"] == "interrupted"
+    checkpoints = output / "checkpoints"
+    assert last_checkpoint(checkpoints, pruned=True) == checkpoints / "checkpoint-13"
+    if partial:
+        (checkpoints / "checkpoint-13" / "trainer_state.json").unlink()
+        assert last_checkpoint(checkpoints, pruned=True) == checkpoints / "checkpoint-10"
+        (checkpoints / "checkpoint-99").mkdir()
+        (checkpoints / "checkpoint-x").mkdir()
+        assert last_checkpoint(checkpoints, pruned=True) == checkpoints / "checkpoint-10"
+    facts = run(done.recipe, output, resume=True)
+    first, second = (load_file(path / "model.safetensors") for path in (done.output, output))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert same(read_masks(output / MASKS_FILE), read_masks(done.output / MASKS_FILE))
+    assert facts["tensors"] == done.facts["tensors"]
+    assert not checkpoints.exists()
+
+
+def test_without_the_masks_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    for step in (5, 10):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
+    (tmp_path / "checkpoint-5" / STATE_FILE).touch()
+    assert last_checkpoint(tmp_path, pruned=True) == tmp_path / "checkpoint-5"
+    assert last_checkpoint(tmp_path, pruned=False) == tmp_path / "checkpoint-10"
+    assert last_checkpoint(tmp_path / "nowhere", pruned=False) is None
+
+
+def test_a_second_ctrl_c_ends_at_once(
+    finished: dict[str, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = finished["classification"]
+
+    def twice(self: PruneCallback, *args: Any, **kwargs: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(PruneCallback, "on_pre_optimizer_step", twice)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            run(done.recipe, tmp_path / "out")
+    assert not isinstance(caught.value, Interrupted)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert read_facts(tmp_path / "out")["status"] == "interrupted"
+    with pytest.raises(CheckpointError, match="must hold a whole checkpoint to resume from"):
+        run(done.recipe, tmp_path / "out", resume=True)
+
+
+def test_a_loss_that_is_not_finite_fails_the_run(
+    tiny_bert: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = small_recipe(tiny_bert, small_data)
+    del raw["distill"]
+    recipe = read_recipe(raw)
+
+    def with_nan(*args: Any, **kwargs: Any) -> Any:
+        model = load_model(*args, **kwargs)
+        model.classifier.bias.data[0] = float("nan")
+        return model
+
+    monkeypatch.setattr(run_module, "load_model", with_nan)
+    with pytest.raises(TrainingError, match="loss at step 0 must be finite, got nan"):
+        run(recipe, tmp_path / "out")
+    assert read_facts(tmp_path / "out")["status"] == "failed"
+
+
+# What is never overwritten
+
+
+def test_an_existing_output_is_kept_without_overwrite(finished: dict[str, Done]) -> None:
+    done = finished["classification"]
+    before = {path.name: path.stat().st_mtime_ns for path in done.output.iterdir()}
+    with pytest.raises(CheckpointError, match="must be empty or new, so that nothing is lost"):
+        run(done.recipe, done.output)
+    assert {path.name: path.stat().st_mtime_ns for path in done.output.iterdir()} == before
+
+
+def test_overwrite_replaces_a_run_alone(finished: dict[str, Done], tiny_bert: Path, tmp_path: Path) -> None:
+    done = finished["classification"]
+    recipe = replace(done.recipe, train=replace(done.recipe.train, evaluate_every=None))
+    other = tmp_path / "letters"
+    other.mkdir()
+    (other / "letter.txt").write_text("dear")
+    with pytest.raises(CheckpointError, match=r"must hold the prunus\.json of an earlier run"):
+        run(recipe, other, overwrite=True)
+    assert (other / "letter.txt").read_text() == "dear"
+
+    output = tmp_path / "out"
+    shutil.copytree(done.output, output)
+    (output / "old.txt").touch()
+    inside = shutil.copytree(tiny_bert, output / "model")
+    with pytest.raises(CheckpointError, match=r"output must not hold .*model, which the run reads"):
+        run(replace(recipe, model=replace(recipe.model, name=str(inside))), output, overwrite=True)
+    data = write_texts(output / TEXT_FILE, 60)
+    with pytest.raises(CheckpointError, match=r"output must not hold .*texts\.tsv, which the run reads"):
+        run(replace(recipe, task=replace(recipe.task, train=str(data))), output, overwrite=True)
+    assert inside.is_dir()
+    assert data.is_file()
+    facts = run(recipe, output, overwrite=True)
+    assert facts["status"] == "finished"
+    assert not (output / "old.txt").exists()
+
+
+def test_nothing_to_resume(finished: dict[str, Done], tmp_path: Path) -> None:
+    done = finished["classification"]
+    with pytest.raises(CheckpointError, match="must exist to be resumed"):
+        run(done.recipe, tmp_path / "nowhere", resume=True)
+    with pytest.raises(CheckpointError, match="must hold a whole checkpoint to resume from"):
+        run(done.recipe, done.output, resume=True)
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="must be a directory"):
+        run(done.recipe, tmp_path / "file")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_regression(tiny_bert: Path, tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    path.write_text("text,rating\n" + "".join(f"{('good', 'bad')[i % 2]} film,{0.5 + i % 2}\n" for i in range(48)))
+    raw = small_recipe(tiny_bert, tmp_path)
+    raw["task"] = {
+        "name": "classification",
+        "train": str(path),
+        "validation": str(path),
+        "columns": {"score": "rating"},
+    }
+    del raw["dense"]
+    facts = run(read_recipe(raw), tmp_path / "out")
+    assert facts["task"]["head"] == "regression"
+    assert facts["sparse"]["sparsity"] == 0.5
+
+
+def test_the_small_files_are_as_the_tests_take_them(small_data: Path) -> None:
+    assert len((small_data / TEXT_FILE).read_text().splitlines()) == 61
+    assert (small_data / QA_FILE).read_text().count('"question"') == 20
