@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prunus import Allocation, Pruning, RecipeError, Schedule, Span
-from prunus.recipe import SHIPPED, DistillSpec, TrainSpec, load_recipe, parse_yaml, read_recipe, shipped_recipes
+from prunus.recipe import SHIPPED, DistillSpec, TrainSpec, load_recipe, read_recipe, shipped_recipes
 from prunus.training.evidence import recipe_facts
+from prunus.yaml_text import parse_yaml
 
 
 def problems(raw: Any) -> list[tuple[str, str]]:

@@ -20,6 +20,7 @@ FLOORS = (
     {"quantization"},
     {"tasks"},
     {"report"},
+    {"reading", "yaml_text"},
     {"recipe", "recipes"},
     {"checkpoint"},
     {"training"},

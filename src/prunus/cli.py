@@ -245,7 +245,7 @@ def recipes_show(name: str, as_json: AsJson = False) -> None:
     with _errors():
         text = _shipped(name)
         if as_json:
-            from prunus.recipe import parse_yaml
+            from prunus.yaml_text import parse_yaml
 
             _print_json(parse_yaml(text, name))
         elif out.is_terminal:

@@ -263,6 +263,22 @@ def test_another_recipe_trains_another_dense_model(
     assert not any("partial" in name for name in after)
 
 
+def test_other_labels_train_another_dense_model(tiny_bert: Path, cache: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    path = write_texts(data / TEXT_FILE, 60)
+    raw = small_recipe(tiny_bert, data)
+    raw["train"] |= {"max_steps": 1, "evaluate_every": None}
+    recipe = read_recipe(raw | {"prune": [], "evaluate_dense": False, "dense": {"max_steps": 1}})
+    run(recipe, tmp_path / "one")
+    before = len(list((cache / "dense").iterdir()))
+    lines = path.read_text().splitlines()
+    lines[-1] = lines[-1].replace("negative", "positive")
+    path.write_text("\n".join(lines) + "\n")
+    run(recipe, tmp_path / "two")
+    assert len(list((cache / "dense").iterdir())) == before + 1
+
+
 def test_a_teacher_of_another_size(finished: dict[str, Done], tmp_path: Path) -> None:
     teacher, base = finished["classification"].output, finished["classification"].recipe
     student = save_tiny_bert(tmp_path / "student", seed=3, hidden_size=32)

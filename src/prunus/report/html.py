@@ -32,6 +32,7 @@ Facts = Mapping[str, Any]
 _STATES = {
     "running": "This run has not finished: the figures are those written last.",
     "interrupted": "This run was interrupted: the figures are those written last.",
+    "failed": "This run ended with an error: the figures are those written last.",
 }
 
 

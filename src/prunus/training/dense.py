@@ -9,10 +9,11 @@ import hashlib
 import json
 import os
 import shutil
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -25,12 +26,11 @@ from prunus.tasks.collate import Collate
 from prunus.training.evidence import plain, size_on_disk
 from prunus.training.fit import Interrupted, drop_checkpoints, fit
 from prunus.training.models import load_model
+from prunus.training.predict import LABEL_KEYS
 from prunus.training.prepare import Prepared
 from prunus.training.progress import Bars
 
 __all__ = ["Dense", "cache_directory", "dense_model"]
-
-_SAMPLE: Final = 64
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ def _digest(prepared: Prepared) -> str:
     for path in files:
         with path.open("rb") as file:
             sha.update(hashlib.file_digest(file, "sha256").digest())
-    rows = prepared.train_features
-    step = max(1, len(rows) // _SAMPLE)
+    for row in prepared.train_features:
+        sha.update(array("q", row["input_ids"]).tobytes())
+        sha.update(repr([row.get(key) for key in sorted(LABEL_KEYS)]).encode())
     said: dict[str, Any] = {
         "source": None if files else [prepared.source, prepared.recipe.model.revision],
         "task": plain(replace(prepared.recipe.task, train=None, validation=None, data=None)),
-        "rows": len(rows),
-        "sample": [rows[index]["input_ids"] for index in range(0, len(rows), step)],
+        "rows": len(prepared.train_features),
         "train": plain(prepared.recipe.dense_training),
         "versions": [torch.__version__, transformers.__version__],
     }
