@@ -19,6 +19,7 @@ from prunus.sparsity.allocation import Allocation
 from prunus.sparsity.pruning import Pruning
 from prunus.sparsity.schedules import Schedule, Span
 from prunus.sparsity.targets import Targets
+from prunus.tasks import check_task
 from prunus.tasks.spec import TaskSpec
 from prunus.yaml_text import parse_yaml, put
 
@@ -220,5 +221,5 @@ def read_recipe(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> Recipe
             p for p in problems if not p.key.startswith("dense.") or p.key.split(".")[1].partition("[")[0] in own
         ]
     if problems:
-        raise RecipeError(*problems)
+        raise RecipeError(*problems, *(p for p in check_task(recipe.task) if not p.key.startswith(bad)))
     return recipe
