@@ -17,12 +17,18 @@ import sys
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from rich.console import Console
 
-from prunus.recipe import load_recipe
+from prunus.recipe import Recipe, load_recipe
+from prunus.tasks.collate import Collate
+from prunus.training.dense import dense_model
+from prunus.training.evidence import environment, recipe_facts, task_facts, weight_facts
+from prunus.training.prepare import prepare
+from prunus.training.progress import Bars
 from prunus.training.quiet import quiet
-from prunus.training.run import run
+from prunus.training.run import run, score_model
 
 CPU = {
     "sst2": [
@@ -41,8 +47,9 @@ CPU = {
     ],
 }
 CPU_EPOCHS = {"sst2": {"dense": 2, "sparse": 3}, "squad": {"dense": 3, "sparse": 3}}
+DENSE_SEED = 1  # one dense model teaches every sparse row
 ROWS = {
-    "dense": ("dense", []),
+    "dense": ("4x1-80", []),  # the teacher of the sparse rows, and what they start from
     "dense-long": ("4x1-80", ["prune=[]"]),
     "4x1-80": ("4x1-80", []),
     "2to4": ("4x1-80", ["prune.pattern=2:4", "prune.sparsity=0.5"]),
@@ -53,15 +60,23 @@ ROWS = {
 def settings_of(task: str, row: str, seed: int, scale: str) -> tuple[str, list[str]]:
     """The shipped recipe of a row, and what is set over it."""
     recipe, extra = ROWS[row]
-    settings = [*extra, f"train.seed={seed}", "train.checkpoint_every=null"]
+    settings = [*extra, f"train.seed={seed}", "train.checkpoint_every=null", "evaluate_dense=false"]
+    settings.append(f"dense.seed={seed if row == 'dense' else DENSE_SEED}")
     if scale == "cpu":
-        settings += CPU[task]
-        settings.append(f"train.epochs={CPU_EPOCHS[task]['dense' if recipe == 'dense' else 'sparse']}")
-        if recipe != "dense":
-            settings += [f"dense.epochs={CPU_EPOCHS[task]['dense']}", "evaluate_dense=false"]
-    if recipe != "dense":
-        settings.append("dense.seed=1")  # one dense model teaches every sparse row
+        epochs = CPU_EPOCHS[task]
+        settings += [*CPU[task], f"train.epochs={epochs['sparse']}", f"dense.epochs={epochs['dense']}"]
     return f"{task}-{recipe}", settings
+
+
+def dense_facts(recipe: Recipe, console: Console) -> dict[str, Any]:
+    """Facts of the dense model alone: trained, or kept from an earlier row, and scored."""
+    with Bars(console) as bars:
+        prepared = prepare(recipe, bars)
+        kept = dense_model(prepared, Collate(prepared.tokenizer), bars, console.print)
+        metrics = score_model(kept.model, prepared, bars, "evaluating")
+    column = weight_facts(kept.model, [], metrics) | {"seconds": kept.seconds}
+    facts = {"dense": column, "task": task_facts(prepared.task), "recipe": recipe_facts(recipe)}
+    return facts | {"environment": environment(recipe.train.threads)}
 
 
 def main() -> None:
@@ -81,8 +96,11 @@ def main() -> None:
     with TemporaryDirectory() as temporary:
         output = options.keep or Path(temporary) / "run"
         command = f"prunus run {name} --data DIR " + " ".join(f"--set {shlex.quote(s)}" for s in settings)
-        facts = run(recipe, output, command=command, console=Console(), overwrite=True)
-    column = facts["sparse"] if recipe.prune else facts["dense"]
+        if options.row == "dense":
+            facts = dense_facts(recipe, Console())
+        else:
+            facts = run(recipe, output, command=command, console=Console(), overwrite=True)
+    column = facts["dense" if options.row == "dense" or not recipe.prune else "sparse"]
     result = {
         "task": options.task,
         "row": options.row,
@@ -97,12 +115,12 @@ def main() -> None:
             "sparsity": [t["sparsity"] for t in facts.get("tensors", [])],
         },
         "training_seconds": column["seconds"],
-        "dense_training_seconds": facts.get("dense", {}).get("seconds") if recipe.prune else None,
+        "dense_training_seconds": facts.get("dense", {}).get("seconds"),
         "train_examples": facts["task"]["train_examples"],
         "validation_examples": facts["task"]["validation_examples"],
         "notes": facts["task"]["notes"],
         "settings": settings,
-        "command": command,
+        "command": command if options.row != "dense" else None,  # no command of its own: the teacher of the others
         "benchmark": "python benchmarks/accuracy.py " + shlex.join(a for a in sys.argv[1:] if a != options.data),
         "recipe": facts["recipe"] | {"task": facts["recipe"]["task"] | {"data": "DIR"}},
         "environment": facts["environment"],

@@ -62,6 +62,8 @@ class Size:
     chunk: int = 5
     warm_up: int = 5
     every: int = 100
+    patience: int = 600
+    """Seconds that a peer has for one case."""
     blocks: int = 24
     width: int = 1024
 
@@ -228,16 +230,19 @@ def update(pruning: Pruning, size: Size) -> dict[str, Any]:
     }
 
 
-def peer(python: str, script: str, size: Size) -> dict[str, Any]:
-    """What the peer's own script prints, or a note where it cannot run."""
+def peer(python: str, script: str, size: Size, *more: str) -> dict[str, Any]:
+    """What the peer's own script prints, or a note where it cannot run or takes longer than ``size.patience``."""
     if not python:
         return {"skipped": "no interpreter given"}
     if not Path(python).exists():
         return {"skipped": "the interpreter given does not exist"}
     threads = str(torch.get_num_threads())
     sizes = ["--blocks", str(size.blocks), "--width", str(size.width), "--threads", threads]
-    command = [python, str(HERE / "peers" / script), *sizes]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [python, str(HERE / "peers" / script), *sizes, *more]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=size.patience)
+    except subprocess.TimeoutExpired:
+        return {"skipped": f"not done after {size.patience} s, set-up included"}
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode or not lines:
         return {"skipped": f"exit code {done.returncode}: {done.stderr.strip().splitlines()[-1:]}"}
@@ -254,7 +259,7 @@ def updates(size: Size, inc_python: str, nncf_python: str) -> dict[str, Any]:
     return {
         "weights": 12 * size.width**2 * size.blocks,
         "prunus": {"peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "cases": cases},
-        "neural-compressor": peer(inc_python, "inc_update.py", size),
+        "neural-compressor": {name: peer(inc_python, "inc_update.py", size, "--case", name) for name in UPDATES},
         "nncf": peer(nncf_python, "nncf_update.py", size),
     }
 

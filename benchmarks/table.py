@@ -96,19 +96,51 @@ def peers_section() -> list[str]:
 
 
 def overhead_section() -> list[str]:
-    """What pruning costs."""
+    """What pruning costs: a step, its memory, a mask update."""
     path = RESULTS / "overhead.json"
     if not path.is_file():
         return []
     result = json.loads(path.read_text(encoding="utf-8"))
     lines = ["## What a pruning step and a mask update cost", ""]
-    return [
-        *lines,
-        *result.get("markdown", []),
-        "",
-        "`benchmarks/overhead.py`, `benchmarks/results/overhead.json`.",
+    lines += [f"{result['processor']}, {result['threads']} threads, all in one run on a quiet machine.", ""]
+    if "training" in result:
+        training = result["training"]
+        rows, tokens = training["batch"]
+        lines += [
+            f"A training step of MiniLM, {rows} x {tokens} tokens, {training['steps']} steps of each, one mask update in "
+        ]
+        lines[-1] += f"{training['steps_between_updates']}; the plain step takes {training['plain_step_s']:.2f} s."
+        lines += [
+            "",
+            "| rule | step / plain step | masks, bytes a weight | scores, bytes a weight |",
+            "|---|---|---|---|",
+        ]
+        for name, arm in training["arms"].items():
+            memory = arm["bytes_per_target_weight"]
+            lines.append(f"| {name} | {arm['ratio']:.3f} | {memory['masks']:.2f} | {memory['scores']:.2f} |")
+        lines.append("")
+    if "updates" in result:
+        lines += _updates(result["updates"])
+    return [*lines, "`benchmarks/overhead.py`, `benchmarks/results/overhead.json`.", ""]
+
+
+def _updates(updates: dict[str, Any]) -> list[str]:
+    lines = [
+        f"Seconds of a mask update of {updates['weights'] / 1e6:.0f} M random weights (BERT-large's encoder), best of two.",
         "",
     ]
+    lines += ["| case | prunus | INC 2.6 | NNCF 3.4 |", "|---|---|---|---|"]
+    nncf = updates["nncf"].get("cases", {})
+    for name, case in updates["prunus"]["cases"].items():
+        inc = updates["neural-compressor"].get(name, {})
+        found = inc.get("cases", {}).get(name)
+        other = nncf.get(f"{name} global")
+        peer = f"{min(found['update_s']):.2f}" if found else inc.get("skipped", "not measured")
+        rival = (
+            f"{min(other['update_s']):.2f}" if other else ("no such criterion or pattern" if nncf else "not measured")
+        )
+        lines.append(f"| {name} | {min(case['update_s']):.2f} | {peer} | {rival} |")
+    return [*lines, ""]
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Seconds of one mask update in Intel Neural Compressor 2.6; runs in an environment of its own (see inc_masks.py).
 
-    python inc_update.py --blocks 24 --width 1024 --threads 2
+    python inc_update.py --blocks 24 --width 1024 --threads 2 [--case "magnitude 4x1 0.8"]
 
 Prints one JSON object: versions, and for each case the seconds of two updates (the second from 40 % to 80 %, or to 2:4),
 of the criterion's own work per step, and the zeros at the end.
@@ -69,11 +69,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     for name, default in (("blocks", 24), ("width", 1024), ("threads", 2)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--case", help="one case by name, as 'magnitude 4x1 0.8'; all of them without it")
     arguments = parser.parse_args()
     logging.disable(logging.CRITICAL)
     torch.set_num_threads(arguments.threads)
     cases = {}
     for criterion, pattern, sparsity in CASES:
+        if arguments.case not in (None, f"{criterion} {pattern} {sparsity}"):
+            continue
         model = encoder(arguments.blocks, arguments.width)
         if criterion != "magnitude":
             for weight in model.parameters():
