@@ -13,7 +13,6 @@ import argparse
 import json
 import platform
 import shlex
-import sys
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -121,7 +120,8 @@ def main() -> None:
         "notes": facts["task"]["notes"],
         "settings": settings,
         "command": command if options.row != "dense" else None,  # no command of its own: the teacher of the others
-        "benchmark": "python benchmarks/accuracy.py " + shlex.join(a for a in sys.argv[1:] if a != options.data),
+        "benchmark": f"python benchmarks/accuracy.py --task {options.task} --row {options.row} --seed {options.seed} "
+        f"--scale {options.scale} --data DIR",
         "recipe": facts["recipe"] | {"task": facts["recipe"]["task"] | {"data": "DIR"}},
         "environment": facts["environment"],
         "machine": platform.machine(),
