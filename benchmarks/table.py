@@ -135,7 +135,8 @@ def _updates(updates: dict[str, Any]) -> list[str]:
         inc = updates["neural-compressor"].get(name, {})
         found = inc.get("cases", {}).get(name)
         other = nncf.get(f"{name} global")
-        peer = f"{min(found['update_s']):.2f}" if found else inc.get("skipped", "not measured")
+        reason = inc.get("skipped", "")
+        peer = f"{min(found['update_s']):.2f}" if found else reason if reason.startswith("not done") else "not measured"
         rival = (
             f"{min(other['update_s']):.2f}" if other else ("no such criterion or pattern" if nncf else "not measured")
         )
