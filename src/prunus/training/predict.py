@@ -7,11 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from prunus.tasks.base import Feature, HeadKind
+from prunus.tasks.base import Feature, HeadKind, Metrics, Task
 from prunus.tasks.collate import Collate
+from prunus.training.progress import Bars
 
-__all__ = ["LABEL_KEYS", "predict"]
+__all__ = ["LABEL_KEYS", "predict", "score_task"]
 
 LABEL_KEYS: Final = frozenset({"labels", "start_positions", "end_positions"})
 _NOWHERE: Final = float(np.finfo(np.float32).min)  # an answer cannot start in padding
@@ -55,3 +57,13 @@ def predict(
     finally:
         model.train(was_training)
     return outputs
+
+
+def score_task(
+    model: nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase, batch_size: int, bars: Bars, what: str
+) -> Metrics:
+    """The task's official metrics of ``model`` on its whole validation split; ``what`` names the bar."""
+    features = task.features("validation", tokenizer, lambda done, total: bars("tokenising", done, total))
+    collate = Collate(tokenizer)
+    outputs = predict(model, features, collate, task.head, batch_size, lambda done, total: bars(what, done, total))
+    return task.score(outputs, features)

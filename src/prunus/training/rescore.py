@@ -14,9 +14,8 @@ from prunus.report.facts import read_facts
 from prunus.sparsity.measure import all_sparsity, measure, sparsity_of
 from prunus.sparsity.patterns import parse_pattern
 from prunus.tasks import check_task, load_task
-from prunus.tasks.collate import Collate
 from prunus.training.models import config_for, load_model, load_tokenizer
-from prunus.training.predict import predict
+from prunus.training.predict import score_task
 from prunus.training.progress import Bars
 
 __all__ = ["rescore"]
@@ -41,15 +40,12 @@ def rescore(directory: Path, data: Mapping[str, Any], console: Console | None = 
         config = config_for(str(directory), task, key="directory")
         tokenizer = load_tokenizer(str(directory), key="directory")
         model = load_model(str(directory), config, task.head)
-        features = task.features("validation", tokenizer, lambda done, total: bars("tokenising", done, total))
-        batch = recipe.train.eval_batch_size
-        outputs = predict(
-            model, features, Collate(tokenizer), task.head, batch, lambda done, total: bars("evaluating", done, total)
-        )
+        metrics = score_task(model, task, tokenizer, recipe.train.eval_batch_size, bars, "evaluating")
+    names = {name for name, _ in model.named_parameters()}
     patterns = {
         str(tensor["name"]): parse_pattern(str(tensor["pattern"]), "prunus.json")
         for tensor in held.get("tensors", [])
-        if tensor.get("name") in dict(model.named_parameters())
+        if tensor.get("name") in names
     }
     tensors = measure(model, patterns)
     if (directory / MASKS_FILE).is_file():
@@ -63,7 +59,7 @@ def rescore(directory: Path, data: Mapping[str, Any], console: Console | None = 
         "task": task.name,
         "validation_examples": task.size("validation"),
         "notes": list(task.notes),
-        "metrics": task.score(outputs, features),
+        "metrics": metrics,
         "sparsity": sparsity_of(tensors),
         "sparsity_all": all_sparsity(model),
         "tensors": len(tensors),

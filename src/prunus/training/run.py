@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
-from time import perf_counter
 from typing import Any, Final
 
 from rich.console import Console
@@ -42,7 +41,7 @@ from prunus.training.evidence import (
 )
 from prunus.training.fit import Fit, Teaching, drop_checkpoints, fit, resume_point
 from prunus.training.models import base_model, config_for, load_model, trained_for
-from prunus.training.predict import predict
+from prunus.training.predict import score_task
 from prunus.training.prepare import Prepared, prepare
 from prunus.training.progress import Bars
 
@@ -82,12 +81,8 @@ def _check_inputs(prepared: Prepared, output: Path) -> None:
 
 def score_model(model: PreTrainedModel, prepared: Prepared, bars: Bars, what: str) -> Metrics:
     """The task's official metrics of ``model`` on the whole validation split."""
-    task = prepared.task
-    features = task.features("validation", prepared.tokenizer, lambda done, total: bars("tokenising", done, total))
     batch = prepared.recipe.train.eval_batch_size
-    collate = Collate(prepared.tokenizer)
-    outputs = predict(model, features, collate, task.head, batch, lambda done, total: bars(what, done, total))
-    return task.score(outputs, features)
+    return score_task(model, prepared.task, prepared.tokenizer, batch, bars, what)
 
 
 def run(
@@ -204,13 +199,11 @@ def _finish(
     column = "sparse" if prepared.recipe.prune else "dense"
     masker = result.callback.masker if result.callback is not None else None
     tensors = result.callback.facts if result.callback is not None else []
-    began = perf_counter()
     model.save_pretrained(partial)
     prepared.tokenizer.save_pretrained(partial)
     facts[column] = weight_facts(model, tensors, metrics) | {
         "seconds": result.seconds,
         "bytes": size_on_disk(partial),
-        "save_seconds": perf_counter() - began,
     }
     if masker is not None:
         write_masks(partial / MASKS_FILE, masker.masks)
