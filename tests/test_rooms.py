@@ -15,6 +15,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "prunus"
 # From the ground up; rooms that share a floor may import each other. __init__.py is the door: its imports are lazy.
 FLOORS = (
     {"errors", "_version"},
+    {"runtime"},
     {"sparsity"},
     {"distillation"},
     {"quantization"},

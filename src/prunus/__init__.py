@@ -12,6 +12,7 @@ from prunus._version import __version__
 from prunus.errors import (
     CheckpointError,
     DataError,
+    EngineError,
     MissingExtra,
     Problem,
     PrunusError,
@@ -31,6 +32,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "Distillation",
+    "EngineError",
     "Masker",
     "MissingExtra",
     "Problem",

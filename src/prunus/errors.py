@@ -6,6 +6,7 @@
     ├── TargetError       what to prune: nothing matches, a shape that does not divide
     ├── TrainingError     while training: NaN, a missed sparsity target
     ├── CheckpointError   a directory to read or write: missing, damaged, already there
+    ├── EngineError       a packed model that is damaged, an input or a processor the runtime cannot take
     └── MissingExtra      an optional package that is not installed
 
 A ``PrunusError`` carries a list of ``Problem``: which key, what it was, what rule it breaks, and what to try.
@@ -20,6 +21,7 @@ from typing import Final
 __all__ = [
     "CheckpointError",
     "DataError",
+    "EngineError",
     "MissingExtra",
     "Problem",
     "PrunusError",
@@ -83,6 +85,10 @@ class TrainingError(PrunusError):
 
 class CheckpointError(PrunusError):
     """A directory that cannot be read or must not be written."""
+
+
+class EngineError(PrunusError):
+    """A packed model that is damaged, or an input or a processor that the runtime cannot take."""
 
 
 class MissingExtra(PrunusError):

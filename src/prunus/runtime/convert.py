@@ -1,0 +1,144 @@
+"""From float32 to what the engine runs: ranges of activations, then packed weights.
+
+    byte of x = round(x / step) + zero                 uint8, one step and zero for a tensor: inputs of linear layers
+    byte of q, k, v = round(x / step[head])            int8, symmetric, one step a head
+
+A range is the ``coverage`` quantile of each sequence's extremes, over all calibration sequences, and always holds 0.
+Where a feature is far larger than the others (``smooth`` > 0), its share moves into the weights that read it:
+
+    factor[i] = max |x[i]|^smooth / max |w[:, i]|^(1 - smooth)        x / factor, w * factor      (Xiao et al., 2023, eq. 4)
+
+which costs nothing where the input comes from a layer normalization.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import sqrt
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.runtime.families import Dense, Shape
+from prunus.runtime.pack import Packed, choose_kind, pack
+from prunus.runtime.reference import encode
+
+__all__ = ["ROLES", "Model", "Ranges", "calibrate", "chunks", "convert"]
+
+Array = NDArray[Any]
+ROLES = ("query", "key", "value", "out", "up", "down")
+HEADED = ("query", "key", "value")
+
+
+@dataclass
+class Ranges:
+    """What was seen of the activations: per tensor the lowest and highest of each sequence, and per feature the largest."""
+
+    low: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    high: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    largest: dict[str, Array] = field(default_factory=dict)
+    sequences: int = 0
+
+    def see(self, begins: Array, name: str, value: Array) -> None:
+        """Notes a tensor ``[tokens, features]`` of sequences that begin at these tokens."""
+        self.low[name] += np.minimum.reduceat(value.min(1), begins).tolist()
+        self.high[name] += np.maximum.reduceat(value.max(1), begins).tolist()
+        self.largest[name] = np.maximum(self.largest.get(name, np.float32(0)), np.abs(value).max(0))
+
+    def step(self, name: str, coverage: float, factor: Array | None = None) -> tuple[float, float]:
+        """Step and zero of a tensor's bytes."""
+        if factor is None:
+            low = min(0.0, float(np.quantile(self.low[name], 1 - coverage)))
+            high = max(0.0, float(np.quantile(self.high[name], coverage)))
+        else:
+            high = float((self.largest[name] / factor).max())
+            low = -high
+        step = max(high - low, 1e-6) / 255
+        return step, float(round(-low / step))
+
+
+@dataclass(frozen=True)
+class Model:
+    """An encoder as the engine runs it, and the head beside it."""
+
+    shape: Shape
+    integers: bool
+    layers: list[dict[str, Packed]]
+    tensors: dict[str, Array]
+    settings: dict[str, object]
+
+
+def calibrate(dense: Dense, sequences: Sequence[Array], types: Sequence[Array] | None = None) -> Ranges:
+    """Runs real sequences through the float32 encoder."""
+    ranges = Ranges(sequences=len(sequences))
+    for chunk in chunks([len(ids) for ids in sequences], 1024):
+        begins = np.cumsum([0, *(len(sequences[i]) for i in chunk[:-1])])
+        kinds = None if types is None else [types[i] for i in chunk]
+        own = [sequences[i] for i in chunk]
+        encode(dense.shape, dense.tensors, own, kinds, partial(ranges.see, begins))
+    return ranges
+
+
+def chunks(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Sequences, in order, in groups of at most so many tokens, or of one longer sequence."""
+    group: list[int] = []
+    held = 0
+    for i, length in enumerate(lengths):
+        if group and held + length > tokens:
+            yield group
+            group, held = [], 0
+        group.append(i)
+        held += length
+    if group:
+        yield group
+
+
+def convert(dense: Dense, ranges: Ranges | None = None, coverage: float = 1.0, smooth: float = 0.0) -> Model:
+    """Packs an encoder: float32 without ranges, int8 with them."""
+    s, t = dense.shape, dense.tensors
+    dropped = tuple(f".{role}.{kind}" for role in ROLES for kind in ("weight", "bias"))
+    tensors = {name: value for name, value in t.items() if not (name.startswith("layers.") and name.endswith(dropped))}
+    layers = []
+    for i in range(s.layers):
+        key = f"layers.{i}."
+        weights = {role: (t[f"{key}{role}.weight"], t[f"{key}{role}.bias"]) for role in ROLES}
+        heads = len(weights["query"][0]) // s.size
+        if ranges is None:
+            layers.append({role: pack(choose_kind(w != 0, False), w, b) for role, (w, b) in weights.items()})
+            tensors[key + "attention.scale"] = np.full(heads, 1 / sqrt(s.size), np.float32)
+            continue
+        inputs = {"input": HEADED, "context": ("out",), "middle": ("up",), "inner": ("down",)}
+        steps: dict[str, tuple[float, float, Array | None]] = {}
+        for name, readers in inputs.items():
+            factor = None
+            if smooth and name in {"input", "middle"}:
+                weight = np.max([np.abs(weights[role][0]).max(0) for role in readers], axis=0)
+                seen = np.maximum(ranges.largest[key + name], 1e-5)
+                factor = (seen**smooth / np.maximum(weight, 1e-5) ** (1 - smooth)).astype(np.float32)
+                factor /= np.exp(np.log(factor).mean())
+            step, zero = ranges.step(key + name, coverage, factor)
+            steps |= dict.fromkeys(readers, (step, zero, factor))
+            target = key + ("attention" if name == "context" else name)
+            tensors[target + ".zero"] = np.array([zero], np.float32)
+            if name != "context":
+                width = len(ranges.largest[key + name])
+                inverse = np.full(width, 1 / step) if factor is None else 1 / (step * factor)
+                tensors[target + ".inverse"] = np.pad(inverse, (0, -width % 4)).astype(np.float32)
+        by_head = {
+            role: np.maximum(ranges.largest[key + role].reshape(heads, s.size).max(1), 1e-6).astype(np.float32) / 127
+            for role in HEADED
+        }
+        tensors[key + "attention.scale"] = by_head["query"] * by_head["key"] / np.float32(sqrt(s.size))
+        tensors[key + "attention.gain"] = by_head["value"] / np.float32(steps["out"][0])
+        layer = {}
+        for role, (weight, bias) in weights.items():
+            step, zero, factor = steps[role]
+            scaled = weight if factor is None else weight * factor
+            gain = np.repeat(1 / by_head[role], s.size) if role in HEADED else None
+            layer[role] = pack(
+                choose_kind(weight != 0, True), scaled, bias, step, zero, gain, 128.0 if role == "query" else 0.0
+            )
+        layers.append(layer)
+    return Model(s, ranges is not None, layers, tensors, dense.settings)

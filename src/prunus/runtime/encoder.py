@@ -1,0 +1,382 @@
+"""An encoder as a program of kernels: post-norm transformer layers over packed tokens.
+
+    x <- norm(word[ids] + position[positions] + type[types])
+    each layer:  x <- norm(x + out(attend(query(x), key(x), value(x))))
+                 x <- norm(x + down(act(up(x))))
+
+Tokens of all sequences lie one after the other, without padding, and are cut into tiles of up to 64. A thread owns tiles; what
+one tile needs of another is only keys and values, so the threads meet once a layer, before attention (keys and values of one
+layer may still be read while the next one's are written: there are two of each). Where there are fewer tiles than threads
+the threads share each layer's outputs instead, and meet before every step.
+"""
+
+import ctypes
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.errors import EngineError, Problem
+from prunus.runtime.convert import Model
+from prunus.runtime.isa import Isa
+from prunus.runtime.kernels.attention import ATTEND, attend, scratch_bytes
+from prunus.runtime.kernels.drive import HEAD, drive
+from prunus.runtime.kernels.linear import ARGUMENTS, TILE, linear
+from prunus.runtime.kernels.norm import EMBED, NORMALIZE, READ, embed, normalize, read
+from prunus.runtime.lang import Kernel
+from prunus.runtime.machine import Code, load
+from prunus.runtime.pack import Packed
+from prunus.runtime.reference import normalized
+
+__all__ = ["Encoder"]
+
+Array = NDArray[Any]
+NAMES = ("query", "key", "value")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel of the program: what it is called with, and how it is shared."""
+
+    kernel: str
+    table: Array
+    groups: int
+    """Groups of outputs, or heads, that threads may share; 1 where tiles alone can be shared."""
+    meet: bool
+    """Whether all tiles must be done with the step before."""
+
+
+def aligned(shape: tuple[int, ...], dtype: type) -> Array:
+    """Zeros whose first byte starts a cache line, with a line of slack behind."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 320, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+class Arena:
+    """Memory for ``capacity`` tokens and the program that uses it."""
+
+    def __init__(self, model: Model, code: Code, capacity: int, threads: int) -> None:
+        self.model, self.capacity = model, capacity
+        tiles = max(threads, capacity // TILE + 1)
+        hidden = model.shape.hidden
+        inner = max(padded(layer["up"].shape[0]) for layer in model.layers)
+        attended = max(layer["query"].shape[0] for layer in model.layers)
+        self.widths, self.starts = np.zeros(tiles, np.int64), np.zeros(tiles, np.int64)
+        self.spans = np.zeros(tiles + 1, np.int64)
+        self.segments = np.zeros((capacity + tiles, 4), np.int64)
+        self.ids = np.zeros((3, tiles, TILE), np.int32)
+        self.row = capacity + TILE + 16  # of q, k, v: never a multiple of a large power of two
+        self.output = aligned((self.row, hidden), np.float32)
+        self.x = aligned((tiles, hidden, TILE), np.float32)
+        number = np.uint8 if model.integers else np.float32
+        self.buffers = {"x": self.x, "inner": aligned((tiles, inner, TILE), number)}
+        for layout in ("rows", "mixed") if model.integers else ():
+            self.buffers[layout] = aligned((tiles, hidden, TILE), np.uint8)
+            self.buffers["context_" + layout] = aligned((tiles, attended, TILE), np.uint8)
+        if not model.integers:
+            self.buffers["context"] = aligned((tiles, attended, TILE), np.float32)
+        self.qkv = [[aligned((attended, self.row), number) for _ in range(3)] for _ in range(2)]
+        self.given = aligned((self.row, hidden), np.float32) if model.shape.narrow else self.output
+        self.keep: list[object] = []
+        self.steps: list[Step] = []
+        self._build()
+        self._finish_program(code, threads)
+
+    @property
+    def bytes(self) -> int:
+        held = [self.x, self.output, self.ids, self.segments, *self.buffers.values(), *self.qkv[0], *self.qkv[1]]
+        return sum(array.nbytes for array in held) - self.x.nbytes
+
+    def table(self, names: tuple[str, ...], **values: int | Array) -> Array:
+        """A table of arguments; arrays are given by address and kept alive."""
+        known = {"widths": self.widths, "starts": self.starts} | values
+        self.keep.append(list(values.values()))
+        numbers = [known.get(name, 0) for name in names]
+        return np.array([n.ctypes.data if isinstance(n, np.ndarray) else n for n in numbers], np.int64)
+
+    def _bytes(self, name: str, readers: Sequence[Packed]) -> tuple[str, dict[str, int | Array]]:
+        """How the hidden states are stored for the layers that read them: which layouts, and the table's part of it."""
+        if not self.model.integers:
+            return "00", {}
+        rows = any(reader.kind == "gather" for reader in readers)
+        mixed = any(reader.kind != "gather" for reader in readers)
+        t = self.model.tensors
+        where: dict[str, int | Array] = {"rows": self.buffers["rows"], "mixed": self.buffers["mixed"]}
+        where |= {"inverse": t[f"{name}.inverse"], "zero": t[f"{name}.zero"]} if readers else {}
+        return f"{rows:d}{mixed:d}", where
+
+    def _norm(self, name: str, bytes_name: str, readers: Sequence[Packed]) -> Step:
+        """Layer normalization, and bytes for who reads it; without a name, the bytes alone."""
+        t, s = self.model.tensors, self.model.shape
+        layouts, where = self._bytes(bytes_name, readers)
+        if name:
+            where |= {"gamma": t[f"{name}.gamma"], "beta": t[f"{name}.beta"]}
+        table = self.table(
+            NORMALIZE,
+            x=self.x,
+            x_step=self.x[0].nbytes,
+            features=s.hidden,
+            epsilon=np.array([s.epsilon], np.float32),
+            y_step=s.hidden * TILE,
+            **where,
+        )
+        return Step(f"{'normalize' if name else 'store'}_{layouts}", table, 1, False)
+
+    def _linear(
+        self, packed: Packed, finish: str, source: Array, y: Array, activation: str = "none", **more: int | Array
+    ) -> Step:
+        table = self.table(
+            ARGUMENTS,
+            x=source,
+            x_step=source[0].nbytes,
+            first=packed.first,
+            records=packed.records,
+            scale=packed.scale,
+            bias=packed.bias,
+            y=y,
+            y_step=y[0].nbytes,
+            **more,
+        )
+        return Step(f"linear_{packed.kind}_{finish}_{activation}", table, padded(packed.shape[0]) // 4, False)
+
+    def _source(self, name: str, reader: Packed) -> Array:
+        """The buffer that a layer reads: hidden states or context, in its layout."""
+        if not self.model.integers:
+            return self.buffers[name]
+        layout = "rows" if reader.kind == "gather" else "mixed"
+        return self.buffers[layout if name == "x" else f"{name}_{layout}"]
+
+    def _build(self) -> None:
+        model, s, byte = self.model, self.model.shape, self.model.integers
+        t, layers, add = model.tensors, model.layers, self.steps.append
+        tables: dict[str, int | Array] = {name: t[f"embeddings.{name}"] for name in ("word", "position", "type")}
+        if s.narrow:
+            nothing = np.zeros((1, s.hidden), np.float32)
+            tables = {"word": self.given, "position": nothing, "type": nothing}
+        words = {"words": self.ids[0], "positions": self.ids[1], "types": self.ids[2]}
+        add(
+            Step(
+                "embed",
+                self.table(EMBED, x=self.x, x_step=self.x[0].nbytes, features=s.hidden, **words, **tables),
+                1,
+                False,
+            )
+        )
+        first = [layers[0][name] for name in NAMES]
+        add(self._norm("" if s.narrow else "embeddings", "layers.0.input", first))
+        for i, layer in enumerate(layers):
+            key, own = f"layers.{i}.", self.qkv[i % 2]
+            for name, finish, y in zip(
+                NAMES, ("queries", "keys", "values") if byte else ("wide",) * 3, own, strict=True
+            ):
+                row = self.row * (1 if finish == "values" else 4)
+                add(self._linear(layer[name], finish, self._source("x", layer[name]), y, y_row=row))
+            add(self._attention(key, layer, own))
+            add(self._linear(layer["out"], "add", self._source("context", layer["out"]), self.x))
+            up, down = layer["up"], layer["down"]
+            add(self._norm(key + "attention_norm", key + "middle", [up]))
+            finish, more = "keep", dict[str, int | Array]()
+            if byte:
+                finish = "rows" if down.kind == "gather" else "mixed"
+                more = {"inverse": t[key + "inner.inverse"], "zero": t[key + "inner.zero"]}
+            add(self._linear(up, finish, self._source("x", up), self.buffers["inner"], s.activation, **more))
+            add(self._linear(down, "add", self.buffers["inner"], self.x))
+            following = [layers[i + 1][name] for name in NAMES] if i + 1 < len(layers) else []
+            add(self._norm(key + "output_norm", f"layers.{i + 1}.input", following))
+        reading = self.table(
+            READ, x=self.x, x_step=self.x[0].nbytes, features=s.hidden, y=self.output, y_row=s.hidden * 4
+        )
+        add(Step("read", reading, 1, False))
+
+    def _attention(self, key: str, layer: dict[str, Packed], own: list[Array]) -> Step:
+        model, s, byte = self.model, self.model.shape, self.model.integers
+        t, out = model.tensors, layer["out"]
+        context = self._source("context", out)
+        more: dict[str, int | Array] = {"floats": context}
+        if byte:
+            more = {"gain": t[key + "attention.gain"], "zero": t[key + "attention.zero"]}
+            more["rows" if out.kind == "gather" else "mixed"] = context
+        if s.reach:
+            more |= {"bias": t["relative"], "bias_row": t["relative"][0].nbytes, "reach": s.reach}
+        table = self.table(
+            ATTEND,
+            spans=self.spans,
+            segments=self.segments,
+            q=own[0],
+            k=own[1],
+            v=own[2],
+            row=self.row * 4,
+            v_row=self.row if byte else self.row * 4,
+            size=s.size,
+            scale=t[key + "attention.scale"],
+            y_step=context[0].nbytes,
+            **more,
+        )
+        return Step(attention_name(model), table, layer["query"].shape[0] // s.size, True)
+
+    def _finish_program(self, code: Code, threads: int) -> None:
+        program = np.zeros((len(self.steps), HEAD + 4 * threads), np.int64)
+        for place, step in zip(program, self.steps, strict=True):
+            place[:HEAD] = code.addresses[step.kernel], step.table.ctypes.data, step.meet
+        groups = np.array([step.groups for step in self.steps])
+        self.by_tiles, self.by_groups = program, program.copy()
+        self.by_tiles[:, HEAD + 3 :: 4] = groups[:, None]
+        self.by_groups[:, 2] = 1
+        for thread in range(threads):
+            begin, end = thread * groups // threads, (thread + 1) * groups // threads
+            alone = groups == 1
+            self.by_groups[:, HEAD + 4 * thread + 2] = np.where(alone, 0, begin)
+            self.by_groups[:, HEAD + 4 * thread + 3] = np.where(alone, int(thread == 0), end)
+
+    def lay(self, lengths: Array, inputs: Array, threads: int) -> Array:
+        """Places tokens in tiles; returns the program for them.
+
+        Args:
+            lengths: ``[sequences]``, each at least one.
+            inputs: ``[3, tokens]``: words, positions, types.
+            threads: how many there are.
+
+        """
+        tokens = int(lengths.sum())
+        vectors = -(-tokens // 16)
+        tiles = max(-(-vectors // 4), min(threads, vectors))
+        edges = (np.arange(tiles + 1) * vectors // tiles) * 16
+        self.starts[:tiles], self.widths[:tiles] = edges[:-1], np.diff(edges)
+        flat = np.zeros((3, int(edges[-1])), np.int32)
+        flat[:, :tokens] = inputs
+        for tile in range(tiles):
+            self.ids[:, tile, : edges[tile + 1] - edges[tile]] = flat[:, edges[tile] : edges[tile + 1]]
+        # segments: cut sequences where tiles end
+        begins = np.concatenate([[0], np.cumsum(lengths)])
+        cuts = np.unique(np.concatenate([begins, edges[1:-1]]))
+        cuts = cuts[cuts <= tokens]
+        owner = np.searchsorted(begins, cuts[:-1], side="right") - 1
+        count = len(cuts) - 1
+        self.segments[:count] = np.stack([begins[owner], lengths[owner], cuts[:-1], np.diff(cuts)], axis=1)
+        self.spans[: tiles + 1] = np.searchsorted(cuts[:-1], edges)
+        if tiles < threads:
+            program = self.by_groups
+            program[:, HEAD::4], program[:, HEAD + 1 :: 4] = 0, tiles
+            single = self.by_groups[:, HEAD + 2 :: 4] == self.by_groups[:, HEAD + 3 :: 4]
+            program[:, HEAD + 1 :: 4][single] = 0  # nothing to do for this thread
+            return program
+        shares = np.arange(threads + 1) * tiles // threads
+        self.by_tiles[:, HEAD::4], self.by_tiles[:, HEAD + 1 :: 4] = shares[:-1], shares[1:]
+        return self.by_tiles
+
+
+class Encoder:
+    """Runs the program with its threads. One call at a time; others wait."""
+
+    def __init__(self, model: Model, isa: Isa, threads: int) -> None:
+        self.model, self.isa, self.threads = model, isa, threads
+        self._code = load(isa, builders(isa, model))
+        self._arena: Arena | None = None
+        self._drive = self._code.function("drive", 8)
+        self._lock = threading.Lock()
+        self._counter = aligned((8,), np.int64)
+        self._scratch: list[Array] = []
+        self._job: tuple[int, ...] = (0, 0)
+        self._rest = rest_address()
+        self._gates = [threading.Semaphore(0) for _ in range(threads - 1)]
+        for i in range(threads - 1):
+            threading.Thread(target=self._work, args=(i,), daemon=True, name=f"prunus-{i + 1}").start()
+
+    @property
+    def bytes(self) -> int:
+        """Working memory now held."""
+        return sum(scratch.nbytes for scratch in self._scratch) + (self._arena.bytes if self._arena else 0)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        with self._lock:
+            self._job = (0, 0)
+            for gate in self._gates:
+                gate.release()
+            self._gates = []
+
+    def _work(self, index: int) -> None:
+        gate = self._gates[index]
+        while True:
+            gate.acquire()
+            program, steps = self._job[:2]
+            if not steps:
+                return
+            self._drive(program, steps, index + 1, *self._job[2:], self._scratch[index + 1].ctypes.data)
+
+    def run(self, lengths: Array, inputs: Array) -> Array:
+        """Hidden states ``[tokens, hidden]`` of the last layer, of sequences that lie one after the other."""
+        with self._lock:
+            if len(self._gates) != self.threads - 1:
+                raise EngineError(Problem("engine", "closed", "be open", "loading it again"))
+            arena = self._room(int(lengths.sum()), int(lengths.max()))
+            if self.model.shape.narrow:
+                inputs = self._project(arena, inputs)
+            program = arena.lay(lengths, inputs, self.threads)
+            base = int(self._counter[0])
+            self._job = (program.ctypes.data, len(program), self.threads, self._counter.ctypes.data, base, self._rest)
+            for gate in self._gates:
+                gate.release()
+            place, steps, *more = self._job
+            self._drive(place, steps, 0, *more, self._scratch[0].ctypes.data)
+            return arena.output[: int(lengths.sum())].copy()
+
+    def _project(self, arena: Arena, inputs: Array) -> Array:
+        """Embeddings narrower than the layers: computed here; the kernels read them as if they were words."""
+        t, (words, positions, types) = self.model.tensors, inputs
+        x = t["embeddings.word"][words] + t["embeddings.position"][positions] + t["embeddings.type"][types]
+        x = normalized(x, t["embeddings.gamma"], t["embeddings.beta"], self.model.shape.epsilon)
+        arena.given[: len(words)] = x @ t["projection.weight"].T + t["projection.bias"]
+        return np.stack([np.arange(len(words)), np.zeros_like(words), np.zeros_like(words)])
+
+    def _room(self, tokens: int, longest: int) -> Arena:
+        if self._arena is None or self._arena.capacity < tokens:
+            capacity = 1 << max(7, (tokens - 1).bit_length())
+            self._arena = Arena(self.model, self._code, capacity, self.threads)
+        need = scratch_bytes(longest, self.model.shape.size)
+        if not self._scratch or self._scratch[0].nbytes < need:
+            self._scratch = [aligned((need,), np.uint8) for _ in range(self.threads)]
+        return self._arena
+
+
+def rest_address() -> int:
+    """Address of a function that lets other threads run."""
+    library = ctypes.CDLL(None)
+    return ctypes.cast(library.sched_yield, ctypes.c_void_p).value or 0
+
+
+def padded(outputs: int) -> int:
+    return outputs + -outputs % 4
+
+
+def attention_name(model: Model) -> str:
+    return f"attend_{'int8' if model.integers else 'float32'}{'_bias' if model.shape.reach else ''}"
+
+
+def builders(isa: Isa, model: Model) -> dict[str, Callable[[], Kernel]]:
+    """The kernels that an encoder needs, by name."""
+    integers, biased = model.integers, bool(model.shape.reach)
+    names: dict[str, Callable[[], Kernel]] = {"drive": drive, "embed": partial(embed, isa), "read": partial(read, isa)}
+    for rows in (False, True):
+        for mixed in (False, True):
+            names[f"normalize_{rows:d}{mixed:d}"] = partial(normalize, isa, rows, mixed)
+            if model.shape.narrow:
+                names[f"store_{rows:d}{mixed:d}"] = partial(normalize, isa, rows, mixed, plain=True)
+    names[attention_name(model)] = partial(attend, isa, integers, biased)
+    for layer in model.layers:
+        for role, packed in layer.items():
+            activation = model.shape.activation if role == "up" else "none"
+            if not integers:
+                finish = {"out": "add", "down": "add", "up": "keep"}.get(role, "wide")
+            else:
+                inner = "rows" if layer["down"].kind == "gather" else "mixed"
+                finish = {"query": "queries", "key": "keys", "value": "values", "up": inner}.get(role, "add")
+            name = f"linear_{packed.kind}_{finish}_{activation}"
+            names[name] = partial(linear, isa, packed.kind, finish, activation)
+    return names

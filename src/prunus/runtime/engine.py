@@ -1,0 +1,277 @@
+"""A packed model that answers like the one it was made from.
+
+    engine = prunus.runtime.load("out/packed")
+    engine(**tokenizer("A fine film.", return_tensors="pt")).logits          torch in, torch out; numpy in, numpy out
+    engine.encode(["first sentence", "second one"])                          sentence embeddings [2, hidden]
+
+Sequences of a batch are packed: padding is not computed. What stands at a padded place of an output is 0; of start and end
+logits -10000, so that no answer begins there.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.errors import EngineError, Problem
+from prunus.runtime.convert import Model, chunks
+from prunus.runtime.encoder import Encoder
+from prunus.runtime.heads import Head, head_of
+from prunus.runtime.isa import choose
+from prunus.runtime.store import read_model
+
+__all__ = ["Engine", "Output", "load"]
+
+Array = NDArray[Any]
+AT_ONCE = 4096
+"""Tokens that one pass computes at most, unless one sequence is longer: bounds the memory of a large batch."""
+NOWHERE = -10000.0
+
+
+class Output(dict[str, Any]):
+    """What a model returns: by name, by attribute, or by position."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __getitem__(self, key: Any) -> Any:
+        return list(self.values())[key] if isinstance(key, int | slice) else super().__getitem__(key)
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The values, in order."""
+        return tuple(self.values())
+
+
+class Engine:
+    """A packed encoder with its head, its threads and its tokenizer's directory.
+
+    One engine computes one call at a time; calls from several threads wait for each other.
+    """
+
+    def __init__(
+        self, model: Model, directory: Path | None = None, threads: int | None = None, isa: str | None = None
+    ) -> None:
+        count = processors() if threads is None else threads
+        if not 1 <= count <= 256:
+            raise EngineError(Problem("threads", count, "be 1 to 256"))
+        self.model, self.directory = model, directory
+        self.settings = model.settings
+        architectures = model.settings.get("architectures") or [""]
+        self.architecture = str(architectures[0]) if isinstance(architectures, list) else str(architectures)
+        self.head: Head = head_of(self.architecture, model.shape.family, model.tensors, model.shape.hidden)
+        self.encoder = Encoder(model, choose(isa), count)
+        self._tokenizer: Any = None
+
+    @property
+    def threads(self) -> int:
+        """Of this engine."""
+        return self.encoder.threads
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a sequence may have."""
+        return self.model.shape.positions - self.model.shape.first_position
+
+    def facts(self) -> dict[str, Any]:
+        """What was loaded: precision, kinds of layers, bytes, instruction set, threads."""
+        kinds: dict[str, int] = {}
+        for layer in self.model.layers:
+            for packed in layer.values():
+                kinds[packed.kind] = kinds.get(packed.kind, 0) + 1
+        tensors = sum(tensor.nbytes for tensor in self.model.tensors.values())
+        return {
+            "architecture": self.architecture,
+            "precision": "int8" if self.model.integers else "float32",
+            "isa": self.encoder.isa.name,
+            "threads": self.threads,
+            "kinds": kinds,
+            "bytes": {
+                "layers": sum(packed.bytes for layer in self.model.layers for packed in layer.values()),
+                "embeddings and head": tensors,
+                "working memory": self.encoder.bytes,
+            },
+        }
+
+    def states(
+        self, sequences: Sequence[Array], types: Sequence[Array] | None = None, positions: Sequence[Array] | None = None
+    ) -> list[Array]:
+        """Hidden states ``[tokens, hidden]`` of each sequence of token ids.
+
+        Raises:
+            EngineError: an empty or too long sequence, or ids outside the vocabulary.
+
+        """
+        shape = self.model.shape
+        ids = [np.asarray(sequence, np.int64).reshape(-1) for sequence in sequences]
+        kinds = (
+            [np.zeros_like(one) for one in ids]
+            if types is None
+            else [np.asarray(t, np.int64).reshape(-1) for t in types]
+        )
+        if shape.types == 1:
+            kinds = [np.zeros_like(one) for one in ids]
+        places = [np.arange(len(one)) + shape.first_position for one in ids] if positions is None else list(positions)
+        self._check(ids, kinds, places)
+        found: list[Array] = []
+        for chunk in chunks([len(one) for one in ids], AT_ONCE):
+            lengths = np.array([len(ids[i]) for i in chunk])
+            inputs = np.stack([np.concatenate([part[i] for i in chunk]) for part in (ids, places, kinds)])
+            states = self.encoder.run(lengths, inputs)
+            found += np.split(states, np.cumsum(lengths)[:-1])
+        return found
+
+    def _check(self, ids: list[Array], kinds: list[Array], places: list[Array]) -> None:
+        shape, problems = self.model.shape, []
+        if not ids:
+            problems.append(Problem("input_ids", "an empty batch", "hold at least one sequence"))
+        for i, (one, kind, place) in enumerate(zip(ids, kinds, places, strict=False)):
+            name = f"input_ids[{i}]"
+            if not len(one):
+                problems.append(Problem(name, "no token", "hold at least one token"))
+            elif len(one) > self.longest:
+                problems.append(Problem(name, f"{len(one)} tokens", f"hold at most {self.longest}", "truncation=True"))
+            elif one.min() < 0 or one.max() >= shape.words:
+                problems.append(Problem(name, f"ids {one.min()} .. {one.max()}", f"hold ids 0 .. {shape.words - 1}"))
+            elif len(kind) != len(one) or kind.min() < 0 or kind.max() >= shape.types:
+                problems.append(
+                    Problem(
+                        f"token_type_ids[{i}]", f"{len(kind)} values", f"hold {len(one)} values 0 .. {shape.types - 1}"
+                    )
+                )
+            elif len(place) != len(one) or place.min() < 0 or place.max() >= shape.positions:
+                problems.append(Problem(name, "a position out of range", f"have positions 0 .. {shape.positions - 1}"))
+        if problems:
+            raise EngineError(*problems[:20])
+
+    def __call__(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, **others: Any) -> Output:
+        """What the Hugging Face model returns for ``[batch, tokens]``: logits, start and end logits, or hidden states.
+
+        Raises:
+            EngineError: inputs that do not fit the model, or an option that the engine does not have.
+
+        """
+        unknown = {
+            name: value for name, value in others.items() if value not in (None, False) and name != "return_dict"
+        }
+        if unknown:
+            raise EngineError(Problem(", ".join(unknown), "given", "be left out: the engine has no such option"))
+        torch: Any = sys.modules.get("torch")  # who passes a tensor has imported it
+        wants_torch = torch is not None and isinstance(input_ids, torch.Tensor)
+        ids = np.atleast_2d(np.asarray(input_ids, np.int64))
+        mask = np.ones_like(ids, bool) if attention_mask is None else np.atleast_2d(np.asarray(attention_mask)) != 0
+        kinds = np.zeros_like(ids) if token_type_ids is None else np.atleast_2d(np.asarray(token_type_ids, np.int64))
+        if mask.shape != ids.shape or kinds.shape != ids.shape:
+            got = f"{mask.shape} and {kinds.shape}"
+            raise EngineError(
+                Problem("attention_mask and token_type_ids", got, f"have the shape of input_ids, {ids.shape}")
+            )
+        shape = self.model.shape
+        if shape.first_position:  # counted over what is no padding, as these families do
+            counted = np.cumsum(ids != shape.padding, axis=1) * (ids != shape.padding) + shape.padding
+        else:
+            counted = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        pick = [(ids[i][m], kinds[i][m], counted[i][m]) for i, m in enumerate(mask)]
+        states = self.states([row[0] for row in pick], [row[1] for row in pick], [row[2] for row in pick])
+        output = self._output(states, mask)
+        if wants_torch:
+            output = Output({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in output.items()})
+        return output
+
+    def _output(self, states: list[Array], mask: Array) -> Output:
+        def spread(values: list[Array], empty: float) -> Array:
+            whole = np.full((*mask.shape, *values[0].shape[1:]), empty, np.float32)
+            whole[mask] = np.concatenate(values)
+            return whole
+
+        if self.head.kind == "sequence":
+            return Output(logits=self.head(np.stack([state[0] for state in states])))
+        if self.head.kind == "tokens":
+            return Output(logits=spread([self.head(state) for state in states], 0.0))
+        if self.head.kind == "span":
+            both = spread([self.head(state) for state in states], NOWHERE)
+            return Output(start_logits=both[..., 0], end_logits=both[..., 1])
+        output = Output(last_hidden_state=spread(states, 0.0))
+        if self.head.layers:
+            output["pooler_output"] = self.head(np.stack([state[0] for state in states]))
+        return output
+
+    @property
+    def tokenizer(self) -> Any:
+        """The tokenizer beside the model (the package ``tokenizers``)."""
+        if self._tokenizer is None:
+            from tokenizers import Tokenizer
+
+            path = (self.directory or Path()) / "tokenizer.json"
+            if not path.is_file():
+                raise EngineError(Problem(str(path), "nothing", "be a file of the tokenizer"))
+            self._tokenizer = Tokenizer.from_file(str(path))
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(min(self.longest, self._limit()))
+        return self._tokenizer
+
+    def _limit(self) -> int:
+        """The longest input that the tokenizer's own settings allow."""
+        from prunus.runtime.store import read_settings
+
+        path = (self.directory or Path()) / "tokenizer_config.json"
+        limit = read_settings(path).get("model_max_length") if path.is_file() else None
+        return limit if isinstance(limit, int) and 0 < limit <= self.longest else self.longest
+
+    def tokenize(self, texts: Sequence[str | tuple[str, str]]) -> tuple[list[Array], list[Array]]:
+        """Token ids and types of texts or pairs of texts."""
+        encodings = self.tokenizer.encode_batch(list(texts))
+        return [np.array(e.ids) for e in encodings], [np.array(e.type_ids) for e in encodings]
+
+    def encode(self, sentences: str | Sequence[str], normalize_embeddings: bool = True) -> Array:
+        """Sentence embeddings ``[sentences, hidden]``: the mean of the last hidden states, of length one if asked.
+
+        The call of sentence-transformers; one sentence as a plain string gives one embedding ``[hidden]``.
+        """
+        texts = [sentences] if isinstance(sentences, str) else list(sentences)
+        if not texts:
+            return np.zeros((0, self.model.shape.hidden), np.float32)
+        means = np.stack([state.mean(0) for state in self.states(*self.tokenize(texts))])
+        if normalize_embeddings:
+            means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+        return means[0] if isinstance(sentences, str) else means
+
+    def close(self) -> None:
+        """Ends the engine's threads."""
+        self.encoder.close()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self.close()
+
+
+def processors() -> int:
+    """Processors of this process, or ``PRUNUS_THREADS``."""
+    stated = os.environ.get("PRUNUS_THREADS", "")
+    if stated:
+        return int(stated) if stated.isdigit() else 0
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def load(directory: str | Path, threads: int | None = None, isa: str | None = None) -> Engine:
+    """Loads a packed model.
+
+    Args:
+        directory: what ``prunus export --to prunus`` wrote.
+        threads: of this engine; all processors of this process without it (or ``PRUNUS_THREADS``).
+        isa: forces a path of instructions (or ``PRUNUS_ISA``).
+
+    Raises:
+        EngineError: a file that is missing, damaged or of another version; a processor without the instructions.
+
+    """
+    place = Path(directory)
+    return Engine(read_model(place), place, threads, isa)

@@ -1,0 +1,325 @@
+"""Which tensor of a checkpoint is what: post-norm encoders of several families, as one canonical set of arrays.
+
+embeddings.word [V, H]   embeddings.position [P, H]   embeddings.type [T, H]   embeddings.gamma, .beta [H]
+projection.weight [H, E], .bias [H]                             where embeddings are narrower than the layers (ELECTRA)
+relative [heads, 2 reach + 64]                                  by query - key + reach (MPNet)
+layers.N.{query,key,value,out,up,down}.weight [outputs, inputs], .bias [outputs]
+layers.N.{attention_norm,output_norm}.{gamma,beta} [H]
+head.*                                                          what lies outside the encoder, under its own name
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from prunus.errors import EngineError, Problem, nearest
+
+__all__ = ["FAMILIES", "Dense", "Family", "Shape", "canonical", "read_checkpoint", "shape_of"]
+
+Array = NDArray[Any]
+Settings = dict[str, Any]
+ACTIVATION_NAMES = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an encoder is, apart from its numbers."""
+
+    family: str
+    hidden: int
+    heads: int
+    inner: int
+    layers: int
+    words: int
+    positions: int
+    types: int
+    activation: str
+    epsilon: float
+    narrow: int = 0
+    """Features of the embeddings, where they are projected; else 0."""
+    reach: int = 0
+    """Of the table of relative positions: distances -reach .. reach; 0 without one."""
+    first_position: int = 0
+    padding: int = 0
+    """The id of padding; families that count positions from it skip it."""
+
+    @property
+    def size(self) -> int:
+        """Features of a head."""
+        return self.hidden // self.heads
+
+
+BERT_ROLES = {
+    "query": "attention.self.query",
+    "key": "attention.self.key",
+    "value": "attention.self.value",
+    "out": "attention.output.dense",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+}
+BERT_NORMS = {"attention_norm": "attention.output.LayerNorm", "output_norm": "output.LayerNorm"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of one family's tensors and settings."""
+
+    prefix: str
+    layer: str = "encoder.layer.{}."
+    roles: dict[str, str] = field(default_factory=lambda: dict(BERT_ROLES))
+    norms: dict[str, str] = field(default_factory=lambda: dict(BERT_NORMS))
+    settings: dict[str, str] = field(default_factory=dict)
+    """Names of settings that differ from BERT's."""
+    types: bool = True
+    positions_from_padding: bool = False
+    relative: str = ""
+
+
+ROBERTA = Family("roberta.", positions_from_padding=True)
+FAMILIES = {
+    "bert": Family("bert."),
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
+    "camembert": ROBERTA,
+    "electra": Family("electra."),
+    "distilbert": Family(
+        "distilbert.",
+        "transformer.layer.{}.",
+        {
+            "query": "attention.q_lin",
+            "key": "attention.k_lin",
+            "value": "attention.v_lin",
+            "out": "attention.out_lin",
+            "up": "ffn.lin1",
+            "down": "ffn.lin2",
+        },
+        {"attention_norm": "sa_layer_norm", "output_norm": "output_layer_norm"},
+        {
+            "hidden_size": "dim",
+            "num_attention_heads": "n_heads",
+            "intermediate_size": "hidden_dim",
+            "num_hidden_layers": "n_layers",
+            "hidden_act": "activation",
+        },
+        types=False,
+    ),
+    "mpnet": Family(
+        "mpnet.",
+        roles=BERT_ROLES
+        | {
+            "query": "attention.attn.q",
+            "key": "attention.attn.k",
+            "value": "attention.attn.v",
+            "out": "attention.attn.o",
+        },
+        norms=BERT_NORMS | {"attention_norm": "attention.LayerNorm"},
+        types=False,
+        positions_from_padding=True,
+        relative="encoder.relative_attention_bias.weight",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Dense:
+    """An encoder in float32, under canonical names, and what came with it."""
+
+    shape: Shape
+    tensors: dict[str, Array]
+    settings: Settings
+    """``config.json``."""
+
+
+def shape_of(settings: Settings) -> Shape:
+    """The shape that a ``config.json`` states; heads and FFN of any size are read from the tensors later.
+
+    Raises:
+        EngineError: a family, an activation or a kind of position that the engine does not know, each named.
+
+    """
+    problems = []
+    kind = str(settings.get("model_type", ""))
+    family = FAMILIES.get(kind)
+    if family is None:
+        rule = f"be a family with a fused engine: {', '.join(FAMILIES)}"
+        raise EngineError(Problem("config.json: model_type", kind, rule, nearest(kind, FAMILIES)))
+
+    def setting(name: str, default: Any = None) -> Any:
+        return settings.get(family.settings.get(name, name), settings.get(name, default))
+
+    whole: dict[str, int] = {}
+    for name in (
+        "hidden_size",
+        "num_attention_heads",
+        "intermediate_size",
+        "num_hidden_layers",
+        "vocab_size",
+        "max_position_embeddings",
+    ):
+        value = setting(name)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**24:
+            problems.append(
+                Problem(f"config.json: {family.settings.get(name, name)}", value, "be a whole number above 0")
+            )
+        else:
+            whole[name] = value
+    activation = str(setting("hidden_act", "gelu"))
+    if activation not in ACTIVATION_NAMES:
+        problems.append(Problem("config.json: hidden_act", activation, f"be one of {', '.join(ACTIVATION_NAMES)}"))
+    positions = str(settings.get("position_embedding_type") or "absolute")
+    if positions != "absolute":
+        problems.append(Problem("config.json: position_embedding_type", positions, "be 'absolute'"))
+    if problems:
+        raise EngineError(*problems)
+    hidden, heads = whole["hidden_size"], whole["num_attention_heads"]
+    if hidden % heads or (hidden // heads) % 4 or hidden % 16:
+        rule = "be divisible by 16 and by the heads, each a multiple of 4 features"
+        raise EngineError(Problem("config.json: hidden_size", f"{hidden} with {heads} heads", rule))
+    padding = settings.get("pad_token_id")
+    padding = padding if isinstance(padding, int) and not isinstance(padding, bool) else 0
+    narrow = settings.get("embedding_size", hidden) if kind == "electra" else hidden
+    return Shape(
+        kind,
+        hidden,
+        heads,
+        whole["intermediate_size"],
+        whole["num_hidden_layers"],
+        whole["vocab_size"],
+        whole["max_position_embeddings"],
+        max(1, int(settings.get("type_vocab_size") or 1)) if family.types else 1,
+        ACTIVATION_NAMES[activation],
+        float(settings.get("layer_norm_eps", 1e-12)),
+        narrow if isinstance(narrow, int) and narrow != hidden else 0,
+        whole["max_position_embeddings"] if family.relative else 0,
+        padding + 1 if family.positions_from_padding else 0,
+        padding,
+    )
+
+
+def canonical(settings: Settings, state: dict[str, Array]) -> Dense:
+    """Tensors of a Hugging Face checkpoint under canonical names, as float32.
+
+    Raises:
+        EngineError: tensors that are missing, have another shape, or hold NaN or infinity.
+
+    """
+    shape = shape_of(settings)
+    family = FAMILIES[shape.family]
+    prefix = family.prefix if any(name.startswith(family.prefix) for name in state) else ""
+    problems: list[Problem] = []
+    found: dict[str, Array] = {}
+
+    def take(name: str, source: str, *expected: int) -> None:
+        value = state.get(prefix + source)
+        if value is None:
+            problems.append(Problem(prefix + source, "nothing", "be a tensor of the checkpoint"))
+        elif expected and value.shape != expected:
+            problems.append(Problem(prefix + source, tuple(value.shape), f"have the shape {expected}"))
+        elif not np.isfinite(value).all():
+            problems.append(Problem(prefix + source, "NaN or infinity", "hold finite numbers alone"))
+        else:
+            found[name] = np.ascontiguousarray(value, np.float32)
+
+    h, wide = shape.hidden, shape.narrow or shape.hidden
+    take("embeddings.word", "embeddings.word_embeddings.weight", shape.words, wide)
+    take("embeddings.position", "embeddings.position_embeddings.weight", shape.positions, wide)
+    if family.types:
+        take("embeddings.type", "embeddings.token_type_embeddings.weight", shape.types, wide)
+    else:
+        found["embeddings.type"] = np.zeros((1, wide), np.float32)
+    take("embeddings.gamma", "embeddings.LayerNorm.weight", wide)
+    take("embeddings.beta", "embeddings.LayerNorm.bias", wide)
+    if shape.narrow:
+        take("projection.weight", "embeddings_project.weight", h, wide)
+        take("projection.bias", "embeddings_project.bias", h)
+    for i in range(shape.layers):
+        source = family.layer.format(i)
+        heads = rows_of(state, prefix + source + family.roles["query"], h)  # a compacted layer has fewer
+        inner = rows_of(state, prefix + source + family.roles["up"], shape.inner)
+        if heads % shape.size:
+            problems.append(
+                Problem(source + family.roles["query"], heads, f"have whole heads of {shape.size} features")
+            )
+        sizes = {"out": (h, heads), "up": (inner, h), "down": (h, inner)}
+        for role, name in family.roles.items():
+            outputs, inputs = sizes.get(role, (heads, h))
+            take(f"layers.{i}.{role}.weight", f"{source}{name}.weight", outputs, inputs)
+            take(f"layers.{i}.{role}.bias", f"{source}{name}.bias", outputs)
+        for norm, name in family.norms.items():
+            take(f"layers.{i}.{norm}.gamma", f"{source}{name}.weight", h)
+            take(f"layers.{i}.{norm}.beta", f"{source}{name}.bias", h)
+    if family.relative:
+        take("relative", family.relative)
+    if problems:
+        raise EngineError(*problems[:20])
+    if family.relative:
+        found["relative"] = relative_table(found["relative"], shape.heads, shape.reach)
+    used = ("embeddings.", "embeddings_project.", family.layer.split("{")[0], "encoder.")
+    for name, value in state.items():
+        own = name.removeprefix(prefix)
+        if not (name.startswith(prefix) and own.startswith(used)) and np.issubdtype(value.dtype, np.floating):
+            found[f"head.{own}"] = np.ascontiguousarray(value, np.float32)
+    return Dense(shape, found, settings)
+
+
+def rows_of(state: dict[str, Array], name: str, default: int) -> int:
+    weight = state.get(name + ".weight")
+    return default if weight is None or weight.ndim != 2 else len(weight)
+
+
+def relative_table(weight: Array, heads: int, reach: int) -> Array:
+    """T5's buckets (Raffel et al., 2020, section 2.1) as MPNet uses them, for each distance: ``[heads, 2 reach + 64]``.
+
+    The last 64 are for lanes that run over the end of a sequence; what is computed there is thrown away.
+    """
+    buckets = len(weight)
+    half = buckets // 2
+    distance = np.arange(-reach, reach + 64)  # query - key
+    away = np.abs(distance)
+    exact = half // 2
+    safe = np.maximum(away, 1).astype(np.float32) / np.float32(exact)
+    far = exact + (np.log(safe) / np.float32(math.log(128 / exact)) * (half - exact)).astype(np.int64)
+    bucket = np.where(away < exact, away, np.minimum(far, half - 1)) + half * (distance < 0)
+    return np.ascontiguousarray(weight[bucket].T[:heads], np.float32)
+
+
+def read_checkpoint(directory: Path) -> Dense:
+    """Reads ``config.json`` and ``model.safetensors`` of a Hugging Face directory.
+
+    Raises:
+        EngineError: a file that is missing or damaged, or a model that has no fused engine.
+
+    """
+    config, weights = directory / "config.json", directory / "model.safetensors"
+    missing = [Problem(str(path), "nothing", "be a file") for path in (config, weights) if not path.is_file()]
+    if missing:
+        raise EngineError(*missing)
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise EngineError(Problem(str(config), str(error), "be JSON")) from None
+    if not isinstance(settings, dict):
+        raise EngineError(Problem(str(config), type(settings).__name__, "hold an object"))
+    try:
+        with safe_open(weights, framework="numpy") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:
+        raise EngineError(
+            Problem(str(weights), str(error), "be a safetensors file of float32 or float16 tensors")
+        ) from None
+    return canonical(settings, state)

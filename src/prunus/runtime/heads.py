@@ -1,0 +1,89 @@
+"""What a task's model does with the hidden states: a few small products, in numpy.
+
+sequence classification    first token -> dense -> activation -> classes        [sequences, classes]
+token classification       every token -> classes                               [tokens, classes]
+question answering         every token -> start, end                            [tokens, 2]
+none                       hidden states; the pooled first token where there is one
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.errors import EngineError, Problem
+from prunus.runtime.reference import ACTIVATIONS
+
+__all__ = ["Head", "head_of"]
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Head:
+    """``kind`` and its dense layers, each (weight ``[outputs, inputs]``, bias, activation)."""
+
+    kind: str
+    """``sequence``, ``tokens``, ``span`` or ``none``."""
+    layers: tuple[tuple[Array, Array, Callable[[Array], Array]], ...]
+
+    def __call__(self, states: Array) -> Array:
+        """``[rows, hidden]`` -> ``[rows, outputs]``."""
+        for weight, bias, activation in self.layers:
+            states = activation(states @ weight.T + bias)
+        return states
+
+
+def same(x: Array) -> Array:
+    return x
+
+
+def head_of(architecture: str, family: str, tensors: dict[str, Array], hidden: int) -> Head:
+    """The head that an architecture of ``transformers`` names.
+
+    Args:
+        architecture: the first of ``config.json``'s ``architectures``.
+        family: its ``model_type``.
+        tensors: with names ``head.*``.
+        hidden: features of the encoder.
+
+    Raises:
+        EngineError: an architecture without a head here, or a tensor of its head that is missing or has another shape.
+
+    """
+
+    def layer(
+        name: str, inputs: int, activation: Callable[[Array], Array]
+    ) -> tuple[Array, Array, Callable[[Array], Array]]:
+        weight, bias = tensors.get(f"head.{name}.weight"), tensors.get(f"head.{name}.bias")
+        if (
+            weight is None
+            or bias is None
+            or weight.ndim != 2
+            or weight.shape[1] != inputs
+            or bias.shape != (len(weight),)
+        ):
+            got = "nothing" if weight is None else tuple(weight.shape)
+            raise EngineError(Problem(f"head.{name}", got, f"be a dense layer of {inputs} inputs"))
+        return weight, bias, activation
+
+    if architecture.endswith("ForSequenceClassification"):
+        ends: dict[str, tuple[str, Callable[[Array], Array], str]] = {
+            "bert": ("pooler.dense", np.tanh, "classifier"),
+            "distilbert": ("pre_classifier", ACTIVATIONS["relu"], "classifier"),
+            "electra": ("classifier.dense", ACTIVATIONS["gelu"], "classifier.out_proj"),
+        }
+        first, activation, last = ends.get(family, ("classifier.dense", np.tanh, "classifier.out_proj"))
+        dense = layer(first, hidden, activation)
+        return Head("sequence", (dense, layer(last, len(dense[0]), same)))
+    if architecture.endswith("ForTokenClassification"):
+        return Head("tokens", (layer("classifier", hidden, same),))
+    if architecture.endswith("ForQuestionAnswering"):
+        return Head("span", (layer("qa_outputs", hidden, same),))
+    if architecture.endswith("Model"):
+        pooled = "head.pooler.dense.weight" in tensors
+        return Head("none", (layer("pooler.dense", hidden, np.tanh),) if pooled else ())
+    rule = "be a model of its own, or one for sequence classification, token classification or question answering"
+    raise EngineError(Problem("config.json: architectures", architecture, rule))

@@ -1,0 +1,207 @@
+"""Weights as the kernels read them: records of what is kept, and which kind of record suits a weight best.
+
+    int8       s[o] = max |w[o]| / 127,  w_int = round(w / s)           per output, symmetric: a zero stays a zero
+               scale = s s_x,  bias = b - z_x scale * sum of w_int      (see ``kernels.linear``)
+
+A weight is ``[outputs, inputs]``; outputs come in groups of four, padded with outputs of zeros. Per-input factors of the
+activations (``x = x_int factor[i]``) are multiplied into the columns before anything is rounded.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.runtime.kernels.linear import RECORD
+
+__all__ = ["FLOAT_KINDS", "INTEGER_KINDS", "Packed", "choose_kind", "pack", "quantize_weight", "unpack"]
+
+Floats = NDArray[np.float32]
+INTEGER_KINDS = ("gather", "quads", "blocks")
+FLOAT_KINDS = ("columns", "singles")
+
+# Time of one record on 64 tokens, in cycles of a core that issues two vector products and two loads each: what was measured,
+# rounded; only the order matters. A quad of ``gather`` mixes bytes first; ``blocks`` and ``singles`` load for each output.
+COST = {"gather": 10.5, "quads": 8.5, "blocks": 2.7, "columns": 8.5, "singles": 2.7}
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One linear layer, ready for its kernel."""
+
+    kind: str
+    shape: tuple[int, int]
+    first: NDArray[np.uint32]
+    """``[groups + 1]``, or ``[outputs + 1]`` of ``blocks`` and ``singles``: first record of each."""
+    records: NDArray[np.uint8]
+    scale: Floats
+    """``[outputs]``; ones of a float32 layer."""
+    bias: Floats
+
+    @property
+    def bytes(self) -> int:
+        """Of all arrays."""
+        return int(self.first.nbytes + self.records.nbytes + self.scale.nbytes + self.bias.nbytes)
+
+
+def quantize_weight(weight: Floats) -> tuple[NDArray[np.int8], Floats]:
+    """``w`` -> (w_int, s): symmetric, one s for each output, -127..127; an output of zeros has s = 1."""
+    largest = np.abs(weight).max(axis=1, initial=0.0)
+    scale = np.where(largest > 0, largest / 127, 1.0).astype(np.float32)
+    return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale
+
+
+def choose_kind(kept: NDArray[np.bool_], integers: bool) -> str:
+    """The kind of record that costs least for this pattern of kept weights ``[outputs, inputs]``."""
+    outputs, inputs = kept.shape
+    group = pad_outputs(kept).reshape(-1, 4, inputs).any(1)
+    if not integers:
+        counts = {"columns": int(group.sum()), "singles": int(kept.sum())}
+    else:
+        fours = pad_inputs(kept).reshape(outputs, -1, 4).any(2)
+        counts = {
+            "gather": int(np.ceil(group.sum(1) / 4).sum()),
+            "quads": -(-inputs // 4) * -(-outputs // 4),
+            "blocks": int(fours.sum()),
+        }
+    return min(counts, key=lambda kind: counts[kind] * COST[kind])
+
+
+def pad_outputs(weight: NDArray[Any]) -> NDArray[Any]:
+    extra = -weight.shape[0] % 4
+    return np.pad(weight, ((0, extra), (0, 0))) if extra else weight
+
+
+def pad_inputs(weight: NDArray[Any]) -> NDArray[Any]:
+    extra = -weight.shape[1] % 4
+    return np.pad(weight, ((0, 0), (0, extra))) if extra else weight
+
+
+def pack(
+    kind: str,
+    weight: Floats,
+    bias: Floats,
+    step: float = 1.0,
+    zero: float = 0.0,
+    gain: Floats | None = None,
+    shift: float = 0.0,
+) -> Packed:
+    """A weight ``[outputs, inputs]`` as records of one kind.
+
+    Args:
+        kind: one of ``INTEGER_KINDS`` or ``FLOAT_KINDS``.
+        weight: float32; per-input factors are already in it.
+        bias: ``[outputs]``.
+        step: s_x of the input bytes.
+        zero: z_x of the input bytes.
+        gain: ``[outputs]``, y is wanted as y * gain + shift: for outputs that are stored as bytes without an activation.
+        shift: see ``gain``.
+
+    """
+    outputs, inputs = weight.shape
+    weight = pad_outputs(weight)
+    bias = np.pad(bias.astype(np.float32), (0, len(weight) - outputs))
+    scale = np.ones(len(weight), np.float32)
+    if kind in FLOAT_KINDS:
+        numbers: NDArray[Any] = weight.astype(np.float32)
+    else:
+        numbers, own = quantize_weight(weight)
+        scale = (own * step).astype(np.float32)
+        bias = (bias - zero * scale * numbers.astype(np.int64).sum(1)).astype(np.float32)
+    if gain is not None:
+        padded = np.pad(gain.astype(np.float32), (0, len(weight) - outputs))
+        scale, bias = scale * padded, bias * padded + np.float32(shift)
+    first, records = WRITERS[kind](numbers)
+    return Packed(kind, (outputs, inputs), first, records, scale, bias.astype(np.float32))
+
+
+def starts(counts: NDArray[np.int64]) -> NDArray[np.uint32]:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
+
+
+def together(*fields: NDArray[Any]) -> NDArray[np.uint8]:
+    """Fields ``[records, ...]`` side by side, as bytes."""
+    if not len(fields[0]):
+        return np.zeros(0, np.uint8)
+    raw = [np.ascontiguousarray(field).reshape(len(field), -1).view(np.uint8) for field in fields]
+    return np.ascontiguousarray(np.concatenate(raw, axis=1)).reshape(-1)
+
+
+def gather(numbers: NDArray[np.int8]) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+    inputs = numbers.shape[1]
+    grouped = numbers.reshape(-1, 4, inputs)
+    kept = (grouped != 0).any(1)
+    counts = -(-kept.sum(1) // 4)
+    # kept columns first, in their order; what fills the last quad of a group is a column with weights of zero
+    order = np.argsort(~kept, axis=1, kind="stable")[:, : 4 * max(1, int(counts.max(initial=0)))]
+    if order.shape[1] % 4:
+        order = np.pad(order, ((0, 0), (0, -order.shape[1] % 4)), mode="edge")
+    real = np.arange(order.shape[1]) < kept.sum(1)[:, None]
+    weights = np.take_along_axis(grouped, order[:, None, :], axis=2) * real[:, None, :]
+    inside = np.arange(order.shape[1] // 4) < counts[:, None]
+    indices = order.astype(np.uint16).reshape(len(order), -1, 4)[inside]
+    quads_ = weights.astype(np.int8).reshape(len(order), 4, -1, 4).transpose(0, 2, 1, 3)[inside]
+    return starts(counts), together(indices, quads_)
+
+
+def quads(numbers: NDArray[np.int8]) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+    padded = pad_inputs(numbers)
+    groups, count = len(padded) // 4, padded.shape[1] // 4
+    records = padded.reshape(groups, 4, count, 4).transpose(0, 2, 1, 3)
+    return starts(np.full(groups, count)), together(records.reshape(groups * count, 16))
+
+
+def blocks(numbers: NDArray[np.int8]) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+    fours = pad_inputs(numbers).reshape(len(numbers), -1, 4)
+    kept = (fours != 0).any(2)
+    return starts(kept.sum(1)), together(np.nonzero(kept)[1].astype(np.uint32), fours[kept])
+
+
+def columns(numbers: Floats) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+    grouped = numbers.reshape(-1, 4, numbers.shape[1])
+    kept = (grouped != 0).any(1)
+    return starts(kept.sum(1)), together(np.nonzero(kept)[1].astype(np.uint32), grouped.transpose(0, 2, 1)[kept])
+
+
+def singles(numbers: Floats) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+    kept = numbers != 0
+    return starts(kept.sum(1)), together(np.nonzero(kept)[1].astype(np.uint32), numbers[kept])
+
+
+WRITERS: dict[str, Callable[[NDArray[Any]], tuple[NDArray[np.uint32], NDArray[np.uint8]]]] = {
+    "gather": gather,
+    "quads": quads,
+    "blocks": blocks,
+    "columns": columns,
+    "singles": singles,
+}
+
+
+def unpack(layer: Packed) -> NDArray[Any]:
+    """The numbers of a packed weight ``[outputs, inputs]``: int8, or float32."""
+    outputs, inputs = layer.shape
+    rows = len(layer.scale)
+    whole: NDArray[Any] = np.zeros((rows, inputs + -inputs % 4), np.float32 if layer.kind in FLOAT_KINDS else np.int8)
+    owner = np.repeat(np.arange(len(layer.first) - 1), np.diff(layer.first.astype(np.int64)).astype(np.int64))
+    raw = layer.records.reshape(len(owner), RECORD[layer.kind])
+    if layer.kind == "gather":
+        index = np.ascontiguousarray(raw[:, :8]).view(np.uint16).astype(np.int64)
+        weights = np.ascontiguousarray(raw[:, 8:]).view(np.int8).reshape(-1, 4, 4)
+        for output in range(4):
+            np.add.at(whole, (4 * owner[:, None] + output, index), weights[:, output])
+    elif layer.kind == "quads":
+        whole[:] = raw.view(np.int8).reshape(rows // 4, -1, 4, 4).transpose(0, 2, 1, 3).reshape(rows, -1)
+    elif layer.kind == "blocks":
+        index = np.ascontiguousarray(raw[:, :4]).view(np.uint32)[:, 0].astype(np.int64)
+        whole.reshape(rows, -1, 4)[owner, index] = np.ascontiguousarray(raw[:, 4:]).view(np.int8)
+    elif layer.kind == "columns":
+        index = np.ascontiguousarray(raw[:, :4]).view(np.uint32)[:, 0].astype(np.int64)
+        weights = np.ascontiguousarray(raw[:, 4:]).view(np.float32)
+        for output in range(4):
+            whole[4 * owner + output, index] = weights[:, output]
+    else:
+        index = np.ascontiguousarray(raw[:, :4]).view(np.uint32)[:, 0].astype(np.int64)
+        whole[owner, index] = np.ascontiguousarray(raw[:, 4:]).view(np.float32)[:, 0]
+    return whole[:outputs, :inputs]

@@ -1,0 +1,247 @@
+"""A packed model on disk: one directory, loaded by ``prunus.runtime.load``.
+
+    packed.safetensors     all arrays; ``__metadata__`` holds ``format``, ``version``, ``precision`` and ``shape`` (JSON)
+    config.json            of the model, as it was
+    tokenizer files        as they were
+    prunus.json            the facts of the run that made the model, where there were any
+
+Arrays, by name (N counts layers from 0, ROLE is query, key, value, out, up or down):
+
+    embeddings.word, .position, .type     float32 [rows, features]      embeddings.gamma, .beta     float32 [features]
+    layers.N.ROLE.first        uint32     first record of each group of four outputs (``blocks``, ``singles``: of each output)
+    layers.N.ROLE.records      uint8      see ``kernels.linear``; the kind is in the name's metadata ``layers.N.ROLE``
+    layers.N.ROLE.scale, .bias float32    one number an output
+    layers.N.attention.scale   float32    one number a head; int8 also ``.gain`` and ``.zero``
+    layers.N.{input,middle,inner}.{inverse,zero}      float32, int8 only: bytes of the activations
+    head.*                     float32    dense layers of the task
+
+Nothing in a file is trusted: generated code takes addresses from indices, so every index, every count, every shape is checked
+when a file is read, before any of it is used.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from prunus.errors import EngineError, Problem
+from prunus.runtime.convert import ROLES, Model
+from prunus.runtime.families import Shape, shape_of
+from prunus.runtime.kernels.linear import RECORD
+from prunus.runtime.pack import FLOAT_KINDS, INTEGER_KINDS, Packed
+
+__all__ = ["FILE", "FORMAT", "VERSION", "read_model", "write_model"]
+
+Array = NDArray[Any]
+FILE = "packed.safetensors"
+FORMAT = "prunus-packed"
+VERSION = "1"
+PARTS = ("first", "records", "scale", "bias")
+
+
+def write_model(model: Model, place: Path) -> None:
+    """Writes ``packed.safetensors`` (beside, then moved into place)."""
+    arrays = dict(model.tensors)
+    kinds = {}
+    for i, layer in enumerate(model.layers):
+        for role, packed in layer.items():
+            kinds[f"layers.{i}.{role}"] = [packed.kind, *packed.shape]
+            arrays |= {f"layers.{i}.{role}.{part}": getattr(packed, part) for part in PARTS}
+    metadata = {
+        "format": FORMAT,
+        "version": VERSION,
+        "precision": "int8" if model.integers else "float32",
+        "shape": json.dumps(asdict(model.shape)),
+        "layers": json.dumps(kinds),
+    }
+    partial = place / (FILE + ".partial")
+    save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, metadata=metadata)
+    partial.replace(place / FILE)
+
+
+def read_model(place: Path) -> Model:
+    """Reads and checks a packed model.
+
+    Raises:
+        EngineError: what is missing, damaged, of another version, or out of range, each named.
+
+    """
+    settings = read_settings(place / "config.json")
+    path = place / FILE
+    if not path.is_file():
+        raise EngineError(Problem(str(path), "nothing", "be a file", f"prunus export {place} --to prunus"))
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = dict(file.metadata() or {})
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
+        raise EngineError(
+            Problem(str(path), str(error), "be a whole safetensors file", "exporting the model again")
+        ) from None
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+        got = f"{metadata.get('format')} {metadata.get('version')}"
+        raise EngineError(Problem(str(path), got, f"be {FORMAT} {VERSION}", "exporting the model with this version"))
+    return Check(arrays, metadata).model(settings)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """``config.json`` of a directory."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise EngineError(Problem(str(path), "nothing", "be a file")) from None
+    except (ValueError, RecursionError) as error:
+        raise EngineError(Problem(str(path), str(error), "be JSON")) from None
+    if not isinstance(settings, dict):
+        raise EngineError(Problem(str(path), type(settings).__name__, "hold an object"))
+    return settings
+
+
+class Check:
+    """Takes arrays out of a file one by one, and notes what is wrong with each."""
+
+    def __init__(self, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
+        self.arrays, self.metadata, self.problems = dict(arrays), metadata, list[Problem]()
+
+    def model(self, settings: dict[str, Any]) -> Model:
+        shape = shape_of(settings)
+        if self.json("shape") != asdict(shape):
+            known = {f.name for f in fields(Shape)}
+            stated = self.json("shape")
+            differ = [n for n in known if not isinstance(stated, dict) or stated.get(n) != getattr(shape, n)]
+            raise EngineError(
+                Problem(
+                    "config.json",
+                    ", ".join(sorted(differ)),
+                    "describe the packed model",
+                    "the config.json it came with",
+                )
+            )
+        precision = self.metadata.get("precision")
+        if precision not in {"int8", "float32"}:
+            raise EngineError(Problem("precision", precision, "be int8 or float32"))
+        integers, kinds = precision == "int8", self.json("layers")
+        kinds = kinds if isinstance(kinds, dict) else {}
+        layers = [
+            {role: self.packed(f"layers.{i}.{role}", kinds, integers) for role in ROLES} for i in range(shape.layers)
+        ]
+        self.agree(shape, layers)
+        if not self.problems:
+            self.tensors(shape, layers, integers)
+        if self.problems:
+            raise EngineError(*self.problems[:20])
+        tensors = {n: a for n, a in self.arrays.items() if not n.endswith(PARTS[:2]) and a.dtype == np.float32}
+        return Model(
+            shape, integers, [{r: p for r, p in layer.items() if p is not None} for layer in layers], tensors, settings
+        )
+
+    def json(self, name: str) -> Any:
+        try:
+            return json.loads(self.metadata.get(name, "null"))
+        except (ValueError, RecursionError):
+            return None
+
+    def floats(self, name: str, *shape: int) -> Array | None:
+        """A float32 array of this shape, all finite."""
+        value = self.arrays.get(name)
+        if value is None:
+            self.problems.append(Problem(name, "nothing", f"be a float32 array {shape}"))
+        elif value.dtype != np.float32 or value.shape != shape:
+            self.problems.append(Problem(name, f"{value.dtype} {value.shape}", f"be a float32 array {shape}"))
+        elif not np.isfinite(value).all():
+            self.problems.append(Problem(name, "NaN or infinity", "hold finite numbers alone"))
+        else:
+            return value
+        return None
+
+    def packed(self, name: str, kinds: Mapping[str, Any], integers: bool) -> Packed | None:
+        """One linear layer: its records are whole, their order and their indices are in range."""
+        stated, allowed = kinds.get(name), INTEGER_KINDS if integers else FLOAT_KINDS
+        kind, outputs, inputs = stated if isinstance(stated, list) and len(stated) == 3 else ("", 0, 0)
+        sizes = all(type(size) is int and 0 < size < 2**16 for size in (outputs, inputs))
+        if not sizes or kind not in allowed:
+            self.problems.append(Problem(name, stated, f"be one of {', '.join(allowed)}, and two sizes below 65536"))
+            return None
+        rows = outputs + -outputs % 4
+        scale, bias = self.floats(f"{name}.scale", rows), self.floats(f"{name}.bias", rows)
+        first, records = self.arrays.get(f"{name}.first"), self.arrays.get(f"{name}.records")
+        entries = (rows if kind in {"blocks", "singles"} else rows // 4) + 1
+        if first is None or first.dtype != np.uint32 or first.shape != (entries,):
+            self.problems.append(Problem(f"{name}.first", describe(first), f"be a uint32 array ({entries},)"))
+            return None
+        if records is None or records.dtype != np.uint8 or records.ndim != 1 or records.size % RECORD[kind]:
+            self.problems.append(Problem(f"{name}.records", describe(records), f"be bytes, {RECORD[kind]} a record"))
+            return None
+        count = records.size // RECORD[kind]
+        steps = np.diff(first.astype(np.int64))
+        if first[0] != 0 or first[-1] != count or (steps < 0).any():
+            self.problems.append(Problem(f"{name}.first", "a list out of order", f"grow from 0 to {count}"))
+            return None
+        raw = records.reshape(count, RECORD[kind])
+        limit = -(-inputs // 4) if kind == "blocks" else inputs
+        if kind == "quads":
+            fine = bool((steps == -(-inputs // 4)).all())
+        else:
+            index = raw[:, :8].copy().view(np.uint16) if kind == "gather" else raw[:, :4].copy().view(np.uint32)
+            fine = not index.size or int(index.max()) < limit
+        if not fine:
+            self.problems.append(Problem(f"{name}.records", "an index out of range", f"point at inputs below {limit}"))
+        weights = raw[:, 4:].copy().view(np.float32) if kind in FLOAT_KINDS else np.zeros(0, np.float32)
+        if not np.isfinite(weights).all():
+            self.problems.append(Problem(f"{name}.records", "NaN or infinity", "hold finite numbers alone"))
+        if scale is None or bias is None:
+            return None
+        return Packed(kind, (outputs, inputs), first, records, scale, bias)
+
+    def agree(self, shape: Shape, layers: list[dict[str, Packed | None]]) -> None:
+        """Sizes of the layers fit each other."""
+        for i, layer in enumerate(layers):
+            if any(packed is None for packed in layer.values()):
+                continue
+            sizes = {role: packed.shape for role, packed in layer.items() if packed is not None}
+            heads, inner = sizes["query"][0], sizes["up"][0]
+            expected = dict.fromkeys(("query", "key", "value"), (heads, shape.hidden))
+            expected |= {"out": (shape.hidden, heads), "up": (inner, shape.hidden), "down": (shape.hidden, inner)}
+            for role, size in expected.items():
+                if sizes[role] != size or heads % shape.size:
+                    self.problems.append(
+                        Problem(f"layers.{i}.{role}", sizes[role], f"have the shape {size}, in whole heads")
+                    )
+
+    def tensors(self, shape: Shape, layers: list[dict[str, Packed | None]], integers: bool) -> None:
+        """All other arrays that the kernels read."""
+        wide = shape.narrow or shape.hidden
+        for name, rows in (("word", shape.words), ("position", shape.positions), ("type", shape.types)):
+            self.floats(f"embeddings.{name}", rows, wide)
+        for name in ("gamma", "beta"):
+            self.floats(f"embeddings.{name}", wide)
+        if shape.narrow:
+            self.floats("projection.weight", shape.hidden, wide)
+            self.floats("projection.bias", shape.hidden)
+        if shape.reach:
+            self.floats("relative", shape.heads, 2 * shape.reach + 64)
+        for i, layer in enumerate(layers):
+            query, up = layer["query"], layer["up"]
+            if query is None or up is None:
+                continue
+            heads, inner = query.shape[0] // shape.size, up.shape[0] + -up.shape[0] % 4
+            for norm in ("attention_norm", "output_norm"):
+                for name in ("gamma", "beta"):
+                    self.floats(f"layers.{i}.{norm}.{name}", shape.hidden)
+            self.floats(f"layers.{i}.attention.scale", heads)
+            if integers:
+                self.floats(f"layers.{i}.attention.gain", heads)
+                for name, size in (("input", shape.hidden), ("middle", shape.hidden), ("inner", inner)):
+                    self.floats(f"layers.{i}.{name}.inverse", size)
+                for name in ("input", "middle", "inner", "attention"):
+                    self.floats(f"layers.{i}.{name}.zero", 1)
+
+
+def describe(array: Array | None) -> str:
+    return "nothing" if array is None else f"{array.dtype} {array.shape}"
