@@ -10,8 +10,6 @@ layer may still be read while the next one's are written: there are two of each)
 the threads share each layer's outputs instead, and meet before every step.
 """
 
-import ctypes
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.errors import EngineError, Problem
 from prunus.runtime.convert import Model
 from prunus.runtime.isa import Isa
 from prunus.runtime.kernels.attention import ATTEND, attend, scratch_bytes
@@ -31,6 +28,7 @@ from prunus.runtime.lang import Kernel
 from prunus.runtime.machine import Code, load
 from prunus.runtime.pack import Packed
 from prunus.runtime.reference import normalized
+from prunus.runtime.team import Team, aligned
 
 __all__ = ["Encoder"]
 
@@ -48,14 +46,6 @@ class Step:
     """Groups of outputs, or heads, that threads may share; 1 where tiles alone can be shared."""
     meet: bool
     """Whether all tiles must be done with the step before."""
-
-
-def aligned(shape: tuple[int, ...], dtype: type) -> Array:
-    """Zeros whose first byte starts a cache line, with a line of slack behind."""
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = np.zeros(size + 320, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 class Arena:
@@ -272,60 +262,38 @@ class Arena:
 
 
 class Encoder:
-    """Runs the program with its threads. One call at a time; others wait."""
+    """Runs the program of a model with a team of threads."""
 
     def __init__(self, model: Model, isa: Isa, threads: int) -> None:
-        self.model, self.isa, self.threads = model, isa, threads
+        self.model, self.isa = model, isa
         self._code = load(isa, builders(isa, model))
+        self.team = Team(self._code.function("drive", 8), threads)
         self._arena: Arena | None = None
-        self._drive = self._code.function("drive", 8)
-        self._lock = threading.Lock()
-        self._counter = aligned((8,), np.int64)
-        self._scratch: list[Array] = []
-        self._job: tuple[int, ...] = (0, 0)
-        self._rest = rest_address()
-        self._gates = [threading.Semaphore(0) for _ in range(threads - 1)]
-        for i in range(threads - 1):
-            threading.Thread(target=self._work, args=(i,), daemon=True, name=f"prunus-{i + 1}").start()
 
     @property
     def bytes(self) -> int:
         """Working memory now held."""
-        return sum(scratch.nbytes for scratch in self._scratch) + (self._arena.bytes if self._arena else 0)
-
-    def close(self) -> None:
-        """Ends the threads."""
-        with self._lock:
-            self._job = (0, 0)
-            for gate in self._gates:
-                gate.release()
-            self._gates = []
-
-    def _work(self, index: int) -> None:
-        gate = self._gates[index]
-        while True:
-            gate.acquire()
-            program, steps = self._job[:2]
-            if not steps:
-                return
-            self._drive(program, steps, index + 1, *self._job[2:], self._scratch[index + 1].ctypes.data)
+        return self.team.bytes + (self._arena.bytes if self._arena else 0)
 
     def run(self, lengths: Array, inputs: Array) -> Array:
-        """Hidden states ``[tokens, hidden]`` of the last layer, of sequences that lie one after the other."""
-        with self._lock:
-            if len(self._gates) != self.threads - 1:
-                raise EngineError(Problem("engine", "closed", "be open", "loading it again"))
-            arena = self._room(int(lengths.sum()), int(lengths.max()))
+        """Hidden states ``[tokens, hidden]`` of the last layer, of sequences that lie one after the other.
+
+        Args:
+            lengths: ``[sequences]``, each at least one.
+            inputs: ``[3, tokens]``: words, positions, types, all in range.
+
+        """
+        tokens = int(lengths.sum())
+        with self.team:
+            if self._arena is None or self._arena.capacity < tokens:
+                capacity = 1 << max(7, (tokens - 1).bit_length())
+                self._arena = Arena(self.model, self._code, capacity, self.team.threads)
+            arena = self._arena
             if self.model.shape.narrow:
                 inputs = self._project(arena, inputs)
-            program = arena.lay(lengths, inputs, self.threads)
-            base = int(self._counter[0])
-            self._job = (program.ctypes.data, len(program), self.threads, self._counter.ctypes.data, base, self._rest)
-            for gate in self._gates:
-                gate.release()
-            place, steps, *more = self._job
-            self._drive(place, steps, 0, *more, self._scratch[0].ctypes.data)
-            return arena.output[: int(lengths.sum())].copy()
+            program = arena.lay(lengths, inputs, self.team.threads)
+            self.team.run(program, scratch_bytes(int(lengths.max()), self.model.shape.size))
+            return arena.output[:tokens].copy()
 
     def _project(self, arena: Arena, inputs: Array) -> Array:
         """Embeddings narrower than the layers: computed here; the kernels read them as if they were words."""
@@ -334,21 +302,6 @@ class Encoder:
         x = normalized(x, t["embeddings.gamma"], t["embeddings.beta"], self.model.shape.epsilon)
         arena.given[: len(words)] = x @ t["projection.weight"].T + t["projection.bias"]
         return np.stack([np.arange(len(words)), np.zeros_like(words), np.zeros_like(words)])
-
-    def _room(self, tokens: int, longest: int) -> Arena:
-        if self._arena is None or self._arena.capacity < tokens:
-            capacity = 1 << max(7, (tokens - 1).bit_length())
-            self._arena = Arena(self.model, self._code, capacity, self.threads)
-        need = scratch_bytes(longest, self.model.shape.size)
-        if not self._scratch or self._scratch[0].nbytes < need:
-            self._scratch = [aligned((need,), np.uint8) for _ in range(self.threads)]
-        return self._arena
-
-
-def rest_address() -> int:
-    """Address of a function that lets other threads run."""
-    library = ctypes.CDLL(None)
-    return ctypes.cast(library.sched_yield, ctypes.c_void_p).value or 0
 
 
 def padded(outputs: int) -> int:

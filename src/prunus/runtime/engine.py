@@ -72,7 +72,7 @@ class Engine:
     @property
     def threads(self) -> int:
         """Of this engine."""
-        return self.encoder.threads
+        return self.encoder.team.threads
 
     @property
     def longest(self) -> int:
@@ -244,7 +244,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends the engine's threads."""
-        self.encoder.close()
+        self.encoder.team.close()
 
     def __enter__(self) -> "Engine":
         return self

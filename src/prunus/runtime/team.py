@@ -1,0 +1,123 @@
+"""Threads that run programs together.
+
+The thread that calls is one of them; the others sleep until there is a program. What happens inside is machine code that
+holds no lock of the interpreter. One program at a time: calls from several threads wait for each other.
+"""
+
+import ctypes
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from prunus.errors import EngineError, Problem
+from prunus.runtime.kernels.drive import HEAD
+
+__all__ = ["Team", "aligned"]
+
+Array = NDArray[Any]
+
+
+def aligned(shape: tuple[int, ...], dtype: type) -> Array:
+    """Zeros whose first byte starts a cache line; kernels may read (not write) 256 bytes past the end."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 320, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+@dataclass
+class Desk:
+    """What the sleeping threads know: not the team, so that a forgotten team can end."""
+
+    drive: Callable[..., None]
+    gates: list[threading.Semaphore]
+    job: tuple[int, ...] = ()
+    """Program, steps, threads, counter, its value before, address of a function that lets others run."""
+    scratch: list[Array] = field(default_factory=list)
+
+    def run(self, thread: int) -> None:
+        """The part of one thread."""
+        program, steps, *shared = self.job
+        threads, *rest = shared
+        self.drive(program, steps, thread, threads, *rest, self.scratch[thread].ctypes.data)
+
+
+class Team:
+    """``threads`` threads, the calling one among them."""
+
+    def __init__(self, drive: Callable[..., None], threads: int) -> None:
+        self.threads = threads
+        self._desk = Desk(drive, [threading.Semaphore(0) for _ in range(threads - 1)])
+        self._lock = threading.RLock()
+        self._counter = aligned((8,), np.int64)
+        self._rest = rest_address()
+        for i in range(1, threads):
+            threading.Thread(target=work, args=(self._desk, i), daemon=True, name=f"prunus-{i}").start()
+        self._end = weakref.finalize(self, dismiss, self._desk)
+
+    def __enter__(self) -> "Team":
+        """Takes the team for one caller."""
+        self._lock.acquire()
+        if not self._end.alive:
+            self._lock.release()
+            raise EngineError(Problem("engine", "closed", "be open", "loading it again"))
+        return self
+
+    def __exit__(self, *reason: object) -> None:
+        self._lock.release()
+
+    @property
+    def bytes(self) -> int:
+        """Scratch memory of all threads."""
+        return sum(scratch.nbytes for scratch in self._desk.scratch)
+
+    def run(self, program: Array, scratch: int) -> None:
+        """Runs a program ``[steps, HEAD + 4 threads]``; the caller has the team (``with team:``).
+
+        Args:
+            program: see ``kernels.drive``.
+            scratch: bytes that each thread needs for itself.
+
+        """
+        desk = self._desk
+        if not desk.scratch or desk.scratch[0].nbytes < scratch:
+            desk.scratch = [aligned((max(scratch, 64),), np.uint8) for _ in range(self.threads)]
+        if program.shape[1] != HEAD + 4 * self.threads:
+            raise ValueError("a program for another number of threads")
+        place, counter = program.ctypes.data, self._counter
+        desk.job = (place, len(program), self.threads, counter.ctypes.data, int(counter[0]), self._rest)
+        for gate in desk.gates:
+            gate.release()
+        desk.run(0)
+
+    def close(self) -> None:
+        """Ends the threads, after the program that runs."""
+        with self._lock:
+            self._end()
+
+
+def work(desk: Desk, thread: int) -> None:
+    """Life of a thread of a team."""
+    gate = desk.gates[thread - 1]
+    while True:
+        gate.acquire()
+        if not desk.job:
+            return
+        desk.run(thread)
+
+
+def dismiss(desk: Desk) -> None:
+    desk.job = ()
+    for gate in desk.gates:
+        gate.release()
+
+
+def rest_address() -> int:
+    """Address of a C function that lets other threads run."""
+    library = ctypes.CDLL(None)
+    return ctypes.cast(library.sched_yield, ctypes.c_void_p).value or 0
