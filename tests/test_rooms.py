@@ -25,7 +25,10 @@ FLOORS = (
     {"recipe", "recipes"},
     {"checkpoint"},
     {"training"},
-    {"cli", "__main__", "plan_view"},
+    {"export"},
+    {"serving"},
+    {"bench"},
+    {"cli", "cli_errors", "cli_runtime", "__main__", "plan_view"},
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 WITHOUT_TRANSFORMERS = {"errors", "_version", "sparsity"}

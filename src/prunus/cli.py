@@ -1,14 +1,11 @@
-"""The command line: ``prunus run | plan | eval | report | recipes | env``.
+"""The command line: ``prunus run | plan | eval | export | report | recipes | env``.
 
 Facts go to standard output, as text or (``--json``) as one JSON object; progress and errors go to standard error. Exit
 codes: 0 done, 2 a ``PrunusError`` (nothing was trained where it could be known), 130 stopped by Ctrl-C.
 """
 
-import json
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +14,9 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from prunus._version import __version__
-from prunus.errors import EXIT_CODE, CheckpointError, Problem, PrunusError, RecipeError
+from prunus.cli_errors import errors, print_json
+from prunus.cli_runtime import export
+from prunus.errors import CheckpointError, Problem, RecipeError
 
 app = typer.Typer(
     name="prunus",
@@ -28,6 +27,7 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(help="The recipes that come with prunus.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
+app.command()(export)
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -45,25 +45,6 @@ Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Sparsity = Annotated[float | None, typer.Option(help="Fraction of zeros in the targets, 0.8 and not 80.")]
 Pattern = Annotated[str | None, typer.Option(help="4x1, 2:4, unstructured, rows, ...")]
 AsJson = Annotated[bool, typer.Option("--json", help="Facts as one JSON object on standard output.")]
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    try:
-        yield
-    except PrunusError as error:
-        err.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        err.print(str(error), highlight=False, markup=False)
-        raise typer.Exit(EXIT_CODE) from None
-    except KeyboardInterrupt as stop:
-        err.print(f"stopped: {stop}" if str(stop) else "stopped", highlight=False)
-        raise typer.Exit(130) from None
-
-
-def _print_json(facts: Any) -> None:
-    # JSON has no NaN, and Python writes it all the same; what was not a number becomes null, as in prunus.json.
-    plain = json.loads(json.dumps(facts, default=str), parse_constant=lambda _: None)
-    sys.stdout.write(json.dumps(plain, indent=2) + "\n")
 
 
 def _flags(**values: object) -> dict[str, Any]:
@@ -92,7 +73,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Trains what the recipe says and writes the model with its evidence."""
-    with _errors():
+    with errors(err):
         from prunus.recipe import load_recipe
         from prunus.report.tables import summary_table
         from prunus.training.quiet import quiet
@@ -116,7 +97,7 @@ def run(
         command = "prunus " + shlex.join(sys.argv[1:])
         facts = run_recipe(loaded, directory, command=command, overwrite=overwrite, resume=resume, console=err)
         if as_json:
-            _print_json(facts)
+            print_json(facts)
         else:
             out.print(summary_table(facts))
             out.print(f"{directory}: model, prunus.json, report.html", highlight=False)
@@ -138,7 +119,7 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Says what run would do, and every mistake in the recipe at once; trains nothing."""
-    with _errors():
+    with errors(err):
         from prunus.plan_view import plan_lines
         from prunus.recipe import load_recipe
         from prunus.training.prepare import plan_facts, prepare
@@ -159,7 +140,7 @@ def plan(
         with Bars(err) as bars:
             facts = plan_facts(prepare(load_recipe(recipe, set_ or (), flags), bars))
         if as_json:
-            _print_json(facts)
+            print_json(facts)
         else:
             for line in plan_lines(facts, verbose):
                 out.print(line, highlight=False, markup=False)
@@ -174,7 +155,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Loads a saved model as anyone would and measures it again: metrics, and zeros counted in the file."""
-    with _errors():
+    with errors(err):
         from prunus.training.quiet import quiet
         from prunus.training.rescore import rescore
 
@@ -182,7 +163,7 @@ def evaluate(
         flags = _flags(data=data, validation=validation_file)
         facts = rescore(directory, flags, err)
         if as_json:
-            _print_json(facts)
+            print_json(facts)
             return
         for name, value in facts["metrics"].items():
             out.print(f"{name:<22} {value:.4f}", highlight=False)
@@ -197,14 +178,14 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Writes report.html again from a run's facts and prints its table."""
-    with _errors():
+    with errors(err):
         from prunus.report.facts import read_facts
         from prunus.report.html import render_html
         from prunus.report.tables import summary_table
 
         facts = read_facts(directory)
         if as_json:
-            _print_json(facts)
+            print_json(facts)
             return
         path = html or directory / "report.html"
         try:
@@ -218,13 +199,13 @@ def report(
 @recipes_app.command("ls")
 def recipes_ls(as_json: AsJson = False) -> None:
     """Lists them, with what each says of itself."""
-    with _errors():
+    with errors(err):
         from prunus.recipe import SHIPPED, shipped_recipes
 
         first = {n: (SHIPPED / f"{n}.yaml").read_text(encoding="utf-8").partition("\n")[0] for n in shipped_recipes()}
         about = {name: line.lstrip("# ") for name, line in first.items()}
         if as_json:
-            _print_json(about)
+            print_json(about)
             return
         for name, line in about.items():
             out.print(f"{name:<16} {line}", highlight=False, markup=False)
@@ -242,12 +223,12 @@ def _shipped(name: str) -> str:
 @recipes_app.command("show")
 def recipes_show(name: str, as_json: AsJson = False) -> None:
     """Prints one."""
-    with _errors():
+    with errors(err):
         text = _shipped(name)
         if as_json:
             from prunus.yaml_text import parse_yaml
 
-            _print_json(parse_yaml(text, name))
+            print_json(parse_yaml(text, name))
         elif out.is_terminal:
             out.print(Syntax(text, "yaml", background_color="default", word_wrap=True))
         else:
@@ -257,7 +238,7 @@ def recipes_show(name: str, as_json: AsJson = False) -> None:
 @recipes_app.command("cp")
 def recipes_cp(name: str, target: Annotated[Path, typer.Argument()] = Path(".")) -> None:
     """Copies one to a file or a directory of your own, to edit it."""
-    with _errors():
+    with errors(err):
         text = _shipped(name)
         path = target / f"{name}.yaml" if target.is_dir() else target
         if path.exists():
@@ -274,12 +255,12 @@ def recipes_cp(name: str, target: Annotated[Path, typer.Argument()] = Path("."))
 @app.command()
 def env(as_json: AsJson = False) -> None:
     """Versions and machine, for a bug report."""
-    with _errors():
+    with errors(err):
         from prunus.training.evidence import environment
 
         facts = environment()
         if as_json:
-            _print_json(facts)
+            print_json(facts)
             return
         for name, value in facts.items():
             out.print(f"{name:<14} {value}", highlight=False, markup=False)

@@ -1,0 +1,233 @@
+"""A saved model packed for ``prunus.runtime``, with what it cost and what it kept.
+
+    int8 needs the ranges of the activations: they come from texts of the user's (``texts``: one a line; a tab between the two
+    texts of a pair), or from the training data of the run that made the model (``prunus.json`` names it).
+
+The metric of the packed model is measured on the whole validation split, next to the same model in float32, where the data is
+at hand.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from prunus._version import __version__
+from prunus.errors import CheckpointError, DataError, EngineError, Problem, PrunusError
+from prunus.export.scoring import agreement, engine_outputs
+from prunus.runtime.convert import Model, Ranges, calibrate, convert
+from prunus.runtime.engine import Engine
+from prunus.runtime.families import Dense, read_checkpoint
+from prunus.runtime.store import FILE, read_model, write_model
+from prunus.tasks.base import Feature, Task
+from prunus.training.progress import Bars
+
+__all__ = ["FACTS", "Calibration", "export_packed"]
+
+FACTS = "packed.json"
+COPIED = (
+    "config.json",
+    "prunus.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)
+COVERAGE = 0.99
+"""Quantile of the sequences' extremes that a range covers."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where the ranges of int8 come from."""
+
+    texts: Path | None = None
+    """A file with one text a line; a tab between the two texts of a pair."""
+    samples: int = 128
+    seed: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the run's task that are replaced: ``data``, ``train``, ``validation``."""
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with it."""
+        found = []
+        if not 1 <= self.samples <= 100_000:
+            found.append(Problem("samples", self.samples, "be 1 to 100000"))
+        if self.texts is not None and not self.texts.is_file():
+            found.append(Problem("texts", str(self.texts), "be a file with one text a line"))
+        return found
+
+
+def export_packed(
+    directory: Path,
+    output: Path,
+    precision: str = "int8",
+    calibration: Calibration | None = None,
+    *,
+    evaluate: bool = True,
+    overwrite: bool = False,
+    threads: int | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Packs the model in ``directory`` into ``output``; returns the facts that ``packed.json`` holds.
+
+    Args:
+        directory: a Hugging Face directory (``config.json``, ``model.safetensors``, tokenizer), such as a run's output.
+        output: a new directory.
+        precision: ``int8`` or ``float32``.
+        calibration: where the ranges of int8 come from; by default from the run's own training data.
+        evaluate: measure the metric of the packed model, and of the model in float32, where the task's data is at hand.
+        overwrite: replace what is in ``output``.
+        threads: of the measuring engine.
+        console: for progress and notes.
+
+    Raises:
+        PrunusError: all that is wrong with directory, output and calibration, before anything is computed.
+
+    """
+    calibration = calibration or Calibration()
+    found = calibration.problems()
+    if precision not in {"int8", "float32"}:
+        found.append(Problem("precision", precision, "be int8 or float32"))
+    if (output / FILE).exists() and not overwrite:
+        found.append(Problem("output", str(output), "not hold a packed model yet", "--overwrite or another directory"))
+    if found:
+        raise CheckpointError(*found)
+    dense = read_checkpoint(directory)
+    with Bars(console) as bars:
+        task, note = run_task(directory, calibration.data, bars)
+        if precision == "int8" and calibration.texts is None and task is None:
+            rule = "name texts to calibrate int8 with, as this directory has no training data of its own at hand"
+            raise DataError(
+                Problem("texts", note or "nothing", rule, "--texts FILE, --data DIR, or --precision float32")
+            )
+        output.mkdir(parents=True, exist_ok=True)
+        for name in COPIED:
+            if (directory / name).is_file():
+                shutil.copyfile(directory / name, output / name)
+        started = time.perf_counter()
+        ranges = seen(dense, directory, calibration, task, bars) if precision == "int8" else None
+        model = convert(dense, ranges, COVERAGE)
+        write_model(model, output)
+        facts: dict[str, Any] = {
+            "prunus": __version__,
+            "precision": precision,
+            "layers": layer_facts(dense, model),
+            "bytes": {
+                "dense": (directory / "model.safetensors").stat().st_size,
+                "packed": (output / FILE).stat().st_size,
+            },
+            "calibration": None
+            if ranges is None
+            else {"sequences": ranges.sequences, "coverage": COVERAGE, "seed": calibration.seed},
+            "seconds": time.perf_counter() - started,
+            "notes": [note] if note else [],
+        }
+        if evaluate and task is not None:
+            facts["metrics"] = measured(dense, output, task, directory, threads, bars)
+    (output / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return facts
+
+
+def run_task(directory: Path, data: Mapping[str, Any], bars: Bars) -> tuple[Task | None, str]:
+    """The task of the run that made a model, with its data; or None and why."""
+    from prunus.recipe import read_recipe
+    from prunus.report.facts import read_facts
+    from prunus.tasks import check_task, load_task
+
+    if not (directory / "prunus.json").is_file():
+        return None, "no prunus.json beside the model"
+    try:
+        spec = replace(read_recipe(read_facts(directory).get("recipe", {})).task, **data)
+        problems = check_task(spec)
+        if problems:
+            raise DataError(*problems)
+        return load_task(spec, lambda done, total: bars("reading data", done, total)), ""
+    except PrunusError as error:
+        if data:  # the user named it: then it has to be right
+            raise
+        return None, str(error.problems[0]).splitlines()[0]
+
+
+def tokenizer_of(directory: Path) -> Any:
+    from prunus.training.models import load_tokenizer
+
+    return load_tokenizer(str(directory), key="directory")
+
+
+def seen(dense: Dense, directory: Path, calibration: Calibration, task: Task | None, bars: Bars) -> Ranges:
+    """Ranges of the activations on real text."""
+    tokenizer = tokenizer_of(directory)
+    longest = dense.shape.positions - dense.shape.first_position
+    chosen = np.random.default_rng(calibration.seed)
+    if calibration.texts is not None:
+        try:
+            lines = calibration.texts.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise DataError(Problem(str(calibration.texts), str(error), "be UTF-8 text")) from None
+        lines = [line for line in lines if line.strip()]
+        if not lines:
+            raise DataError(Problem(str(calibration.texts), "no text", "have at least one line of text"))
+        picked = [lines[i] for i in chosen.permutation(len(lines))[: calibration.samples]]
+        limit = min(longest, 512)
+        rows = [dict(tokenizer(*line.split("\t")[:2], truncation=True, max_length=limit)) for line in picked]
+    elif task is not None:
+        features = task.features("train", tokenizer, lambda done, total: bars("tokenising", done, total))
+        rows = [features[int(i)] for i in chosen.permutation(len(features))[: calibration.samples]]
+    else:
+        rows = []
+    ids: list[NDArray[Any]] = [np.array(row["input_ids"])[:longest] for row in rows]
+    types = [
+        np.array(row.get("token_type_ids", [0] * len(one)))[: len(one)] for row, one in zip(rows, ids, strict=True)
+    ]
+    if dense.shape.types == 1:
+        types = [np.zeros_like(one) for one in ids]
+    if max(int(one.max()) for one in ids) >= dense.shape.words:
+        raise EngineError(Problem("tokenizer", "ids beyond the vocabulary", "be the model's own"))
+    bars("calibrating", 0, len(ids))
+    ranges = calibrate(dense, ids, types)
+    bars("calibrating", len(ids), len(ids))
+    return ranges
+
+
+def layer_facts(dense: Dense, model: Model) -> list[dict[str, Any]]:
+    """Each linear layer: its zeros, how it is packed, its bytes."""
+    facts = []
+    for i, layer in enumerate(model.layers):
+        for role, packed in layer.items():
+            weight = dense.tensors[f"layers.{i}.{role}.weight"]
+            zeros = 1 - np.count_nonzero(weight) / weight.size
+            name = f"layers.{i}.{role}"
+            facts.append(
+                {
+                    "name": name,
+                    "shape": list(weight.shape),
+                    "sparsity": zeros,
+                    "kind": packed.kind,
+                    "bytes": packed.bytes,
+                }
+            )
+    return facts
+
+
+def measured(
+    dense: Dense, output: Path, task: Task, directory: Path, threads: int | None, bars: Bars
+) -> dict[str, Any]:
+    """The task's metrics of the packed model, and of the same model in float32, on the whole validation split."""
+    tokenizer = tokenizer_of(directory)
+    features: Sequence[Feature] = task.features("validation", tokenizer, lambda d, t: bars("tokenising", d, t))
+    found: dict[str, Any] = {"task": task.name, "metric": task.metric, "examples": task.size("validation")}
+    outputs = {}
+    for name, model in (("float32", convert(dense)), ("packed", read_model(output))):
+        with Engine(model, output, threads) as engine:
+            outputs[name] = engine_outputs(engine, features, lambda d, t, n=name: bars(f"evaluating {n}", d, t))  # type: ignore[misc]
+        found[name] = task.score(outputs[name], features)
+    found["agreement"] = agreement(outputs["float32"], outputs["packed"])
+    return found
