@@ -267,7 +267,7 @@ class Encoder:
     def __init__(self, model: Model, isa: Isa, threads: int) -> None:
         self.model, self.isa = model, isa
         self._code = load(isa, builders(isa, model))
-        self.team = Team(self._code.function("drive", 8), threads)
+        self.team = Team(self._code, threads)
         self._arena: Arena | None = None
 
     @property

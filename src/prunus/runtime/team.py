@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from prunus.errors import EngineError, Problem
 from prunus.runtime.kernels.drive import HEAD
+from prunus.runtime.machine import Code
 
 __all__ = ["Team", "aligned"]
 
@@ -34,6 +35,8 @@ def aligned(shape: tuple[int, ...], dtype: type) -> Array:
 class Desk:
     """What the sleeping threads know: not the team, so that a forgotten team can end."""
 
+    code: Code
+    """Keeps the machine code of ``drive`` in memory."""
     drive: Callable[..., None]
     gates: list[threading.Semaphore]
     job: tuple[int, ...] = ()
@@ -48,11 +51,11 @@ class Desk:
 
 
 class Team:
-    """``threads`` threads, the calling one among them."""
+    """``threads`` threads, the calling one among them; ``code`` has the kernel ``drive``."""
 
-    def __init__(self, drive: Callable[..., None], threads: int) -> None:
+    def __init__(self, code: Code, threads: int) -> None:
         self.threads = threads
-        self._desk = Desk(drive, [threading.Semaphore(0) for _ in range(threads - 1)])
+        self._desk = Desk(code, code.function("drive", 8), [threading.Semaphore(0) for _ in range(threads - 1)])
         self._lock = threading.RLock()
         self._counter = aligned((8,), np.int64)
         self._rest = rest_address()

@@ -1,0 +1,8 @@
+"""Side by side: this runtime and every other engine that is installed, on the same inputs, in the same rounds.
+
+ratio = median over the rounds of (time of the other engine / time of prunus)
+"""
+
+from prunus.bench.rounds import Timing, compare
+
+__all__ = ["Timing", "compare"]

@@ -1,0 +1,81 @@
+"""Interleaved rounds: all engines take turns in every round, in an order that rotates, so that a drift of the machine's speed
+falls on all of them alike; a ratio is taken inside a round, its median over the rounds.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+__all__ = ["Timing", "compare"]
+
+PAUSE = 0.02
+"""Seconds before an engine's turn: the threads of the engine before it stop spinning."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call of one engine, and how it stands to the engine it is compared with."""
+
+    median: float
+    ratio: float
+    """Median over the rounds of (its time / the other's time)."""
+    quartiles: tuple[float, float]
+    """Of the ratio."""
+
+    def facts(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "ms": round(self.median * 1e3, 4),
+            "ratio": round(self.ratio, 3),
+            "quartiles": [round(q, 3) for q in self.quartiles],
+        }
+
+
+def compare(
+    calls: Mapping[str, Callable[[], object]],
+    against: str,
+    rounds: int = 15,
+    seconds: float = 0.05,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Timing]:
+    """Times functions against one of them.
+
+    Args:
+        calls: by name, each ready to be called.
+        against: the name that ratios are taken with.
+        rounds: how many.
+        seconds: about how long a turn is; a turn calls at least three times, after one call that does not count.
+        progress: called with (done, rounds).
+
+    """
+    names = list(calls)
+    repeats = {}
+    for name in names:
+        calls[name]()
+        started = time.perf_counter()
+        calls[name]()
+        repeats[name] = int(np.clip(seconds / max(time.perf_counter() - started, 1e-6), 3, 200))
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            time.sleep(PAUSE)
+            call = calls[name]
+            call()
+            taken = []
+            for _ in range(repeats[name]):
+                started = time.perf_counter()
+                call()
+                taken.append(time.perf_counter() - started)
+            times[name].append(float(np.median(taken)))
+        if progress is not None:
+            progress(turn + 1, rounds)
+    base = np.array(times[against])
+    found = {}
+    for name in names:
+        ratios = np.array(times[name]) / base
+        low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+        found[name] = Timing(float(np.median(times[name])), float(middle), (float(low), float(high)))
+    return found

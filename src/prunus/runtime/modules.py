@@ -1,0 +1,180 @@
+"""Sparse linear layers for a PyTorch model of any kind: ``accelerate(model)`` puts them in the place of its own.
+
+For models that have no fused engine. What is gained is the product alone: each call turns rows of features into tiles and back,
+and the rest of the model stays as slow as it was. A layer is replaced only where its zeros pay (``choose_kind``).
+
+    float32    agrees with the dense layer up to the order of sums
+    int8       inputs are rounded to bytes, one step for all tokens of a call: (highest - lowest) / 255
+"""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from prunus.runtime.isa import Isa, choose
+from prunus.runtime.kernels.drive import HEAD, drive
+from prunus.runtime.kernels.linear import ARGUMENTS, TILE, linear
+from prunus.runtime.kernels.norm import EMBED, NORMALIZE, READ, embed, normalize, read
+from prunus.runtime.lang import Kernel
+from prunus.runtime.machine import load
+from prunus.runtime.pack import Packed, choose_kind, pack, unpack
+from prunus.runtime.team import Team, aligned
+
+__all__ = ["SparseLinear", "accelerate"]
+
+Array = NDArray[Any]
+PAYS = 0.7
+"""A layer is replaced where at most this share of its weights is left in the groups of four that hold any."""
+
+
+class SparseLinear(nn.Module):
+    """``nn.Linear`` for inference, with packed weights; the same call, shapes and result."""
+
+    def __init__(self, dense: nn.Linear, team: Team, isa: Isa, integers: bool) -> None:
+        super().__init__()
+        weight = dense.weight.detach().float().numpy()
+        bias = np.zeros(len(weight), np.float32) if dense.bias is None else dense.bias.detach().float().numpy()
+        self.in_features, self.out_features = dense.in_features, dense.out_features
+        kept = weight != 0
+        kind = choose_kind(kept, integers) if not integers else "gather"
+        self._packed: Packed = pack(kind, weight, bias)
+        self._bias = self._packed.bias.copy()
+        self._sums = np.zeros(len(self._bias), np.float32)
+        if integers:
+            self._sums[: len(weight)] = unpack(self._packed).astype(np.int64).sum(1)
+        self._team, self._integers = team, integers
+        self._code = load(isa, builders(isa, kind, integers))
+
+    def extra_repr(self) -> str:
+        """As ``nn.Linear`` prints it, with the kind of its records."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, kind={self._packed.kind}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., in_features]`` -> ``[..., out_features]``."""
+        rows = x.detach().reshape(-1, self.in_features).to(torch.float32).contiguous().numpy()
+        if not len(rows):
+            return x.new_zeros((*x.shape[:-1], self.out_features))
+        y = torch.from_numpy(self._run(rows))
+        return y.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def _run(self, rows: Array) -> Array:
+        tokens, packed, threads = len(rows), self._packed, self._team.threads
+        inputs, outputs = self.in_features, self.out_features
+        wide_in, wide_out = inputs + -inputs % 16, outputs + -outputs % 16
+        tiles = -(-tokens // TILE)
+        given = np.zeros((tiles * TILE, wide_in), np.float32)
+        given[:tokens, :inputs] = rows
+        widths, starts = np.full(tiles, TILE, np.int64), np.arange(tiles, dtype=np.int64) * TILE
+        words, nothing = np.arange(tiles * TILE, dtype=np.int32), np.zeros(tiles * TILE, np.int32)
+        table = np.zeros((1, wide_in), np.float32)
+        x = aligned((tiles, wide_in, TILE), np.float32)
+        y = aligned((tiles, wide_out, TILE), np.float32)
+        answer = aligned((tiles * TILE, wide_out), np.float32)
+        held: list[object] = []
+
+        def arguments(names: Iterable[str], **values: int | Array) -> Array:
+            known = {"widths": widths, "starts": starts} | values
+            numbers = [known.get(name, 0) for name in names]
+            found = np.array([n.ctypes.data if isinstance(n, np.ndarray) else n for n in numbers], np.int64)
+            held.append((found, known))
+            return found
+
+        rest = {"positions": nothing, "types": nothing, "position": table, "type": table}
+        entry = {"x": x, "x_step": x[0].nbytes, "features": wide_in}
+        steps = [("embed", arguments(EMBED, words=words, word=given, **entry, **rest), 1)]
+        source, scale, bias = x, packed.scale, self._bias
+        if self._integers:
+            low, high = min(0.0, float(rows.min())), max(0.0, float(rows.max()))
+            step = max(high - low, 1e-6) / 255
+            zero = float(round(-low / step))
+            source = aligned((tiles, wide_in, TILE), np.uint8)
+            inverse, zeros = np.full(wide_in, 1 / step, np.float32), np.array([zero], np.float32)
+            more = {"rows": source, "y_step": source[0].nbytes, "inverse": inverse, "zero": zeros}
+            steps.append(("store_10", arguments(NORMALIZE, **entry, **more, epsilon=zeros), 1))
+            scale = (packed.scale * step).astype(np.float32)
+            bias = (self._bias - zero * scale * self._sums).astype(np.float32)
+        product = arguments(
+            ARGUMENTS,
+            x=source,
+            x_step=source[0].nbytes,
+            first=packed.first,
+            records=packed.records,
+            scale=scale,
+            bias=bias,
+            y=y,
+            y_step=y[0].nbytes,
+        )
+        steps.append((f"linear_{packed.kind}_keep_none", product, len(packed.scale) // 4))
+        steps.append(
+            ("read", arguments(READ, x=y, x_step=y[0].nbytes, features=wide_out, y=answer, y_row=wide_out * 4), 1)
+        )
+        program = np.zeros((len(steps), HEAD + 4 * threads), np.int64)
+        shares = np.arange(threads + 1) * tiles // threads
+        for place, (name, own, groups) in zip(program, steps, strict=True):
+            place[:HEAD] = self._code.addresses[name], own.ctypes.data, 0
+            place[HEAD::4], place[HEAD + 1 :: 4], place[HEAD + 3 :: 4] = shares[:-1], shares[1:], groups
+        with self._team:
+            self._team.run(program, 64)
+        return np.ascontiguousarray(answer[:tokens, :outputs])
+
+
+def builders(isa: Isa, kind: str, integers: bool) -> dict[str, Callable[[], Kernel]]:
+    """The kernels of one layer."""
+    found: dict[str, Callable[[], Kernel]] = {"drive": drive, "embed": partial(embed, isa), "read": partial(read, isa)}
+    if integers:
+        found["store_10"] = partial(normalize, isa, True, False, plain=True)
+    return found | {f"linear_{kind}_keep_none": partial(linear, isa, kind, "keep")}
+
+
+def accelerate(
+    model: nn.Module,
+    precision: str = "float32",
+    threads: int | None = None,
+    isa: str | None = None,
+    at_most: float = PAYS,
+) -> list[str]:
+    """Replaces the sparse ``nn.Linear`` layers of a model, in place, for inference on the CPU.
+
+    Args:
+        model: any PyTorch model on the CPU; its other parts are left as they are.
+        precision: ``float32`` or ``int8``.
+        threads: shared by all layers; PyTorch's own number without it.
+        isa: forces a path of instructions.
+        at_most: layers of which a larger share would be computed are left dense.
+
+    Returns:
+        Names of the layers that were replaced.
+
+    Raises:
+        ValueError: another precision, or a model in training mode.
+
+    """
+    if precision not in {"float32", "int8"}:
+        raise ValueError(f"precision must be float32 or int8, got {precision!r}")
+    if model.training:
+        raise ValueError("accelerate is for inference: call model.eval() first")
+    found: list[tuple[str, nn.Module, str, nn.Linear]] = []
+    for path, parent in model.named_modules():
+        for name, child in parent.named_children():
+            if type(child) is nn.Linear and child.weight.device.type == "cpu":
+                share = computed(child.weight.detach().numpy() != 0)
+                if share <= at_most:
+                    found.append((f"{path}.{name}".lstrip("."), parent, name, child))
+    if not found:
+        return []
+    chosen = choose(isa)
+    team = Team(load(chosen, {"drive": drive}), threads or torch.get_num_threads())
+    for _, parent, name, child in found:
+        setattr(parent, name, SparseLinear(child, team, chosen, precision == "int8"))
+    return [path for path, *_ in found]
+
+
+def computed(kept: Array) -> float:
+    """Share of the weights that lies in groups (four outputs, one input) with any weight left."""
+    outputs = len(kept) // 4 * 4
+    return float(kept[:outputs].reshape(-1, 4, kept.shape[1]).any(1).mean()) if outputs else 1.0
