@@ -1,7 +1,8 @@
 """A packed model on disk: one directory, loaded by ``prunus.runtime.load``.
 
-    packed.safetensors     all arrays; ``__metadata__`` holds ``format``, ``version``, ``precision`` and ``shape`` (JSON)
-    config.json            of the model, as it was
+    packed.safetensors     all arrays; ``__metadata__`` holds ``format``, ``version``, ``precision``, and as JSON ``config``
+                           (the model's config.json) and ``layers`` (name -> kind of its records, outputs, inputs)
+    config.json            of the model, as it was: for transformers, not read here
     tokenizer files        as they were
     prunus.json            the facts of the run that made the model, where there were any
 
@@ -21,7 +22,6 @@ when a file is read, before any of it is used.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ PARTS = ("first", "records", "scale", "bias")
 
 
 def write_model(model: Model, place: Path) -> None:
-    """Writes ``packed.safetensors`` (beside, then moved into place)."""
+    """Writes a packed model to a file, or as ``packed.safetensors`` into a directory (beside, then moved into place)."""
+    path = place / FILE if place.is_dir() else place
     arrays = dict(model.tensors)
     kinds = {}
     for i, layer in enumerate(model.layers):
@@ -57,23 +58,22 @@ def write_model(model: Model, place: Path) -> None:
         "format": FORMAT,
         "version": VERSION,
         "precision": "int8" if model.integers else "float32",
-        "shape": json.dumps(asdict(model.shape)),
+        "config": json.dumps(model.settings),
         "layers": json.dumps(kinds),
     }
-    partial = place / (FILE + ".partial")
+    partial = path.with_name(path.name + ".partial")
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, metadata=metadata)
-    partial.replace(place / FILE)
+    partial.replace(path)
 
 
 def read_model(place: Path) -> Model:
-    """Reads and checks a packed model.
+    """Reads and checks a packed model: its directory, or the file itself.
 
     Raises:
         EngineError: what is missing, damaged, of another version, or out of range, each named.
 
     """
-    settings = read_settings(place / "config.json")
-    path = place / FILE
+    path = place / FILE if place.is_dir() else place
     if not path.is_file():
         raise EngineError(Problem(str(path), "nothing", "be a file", f"prunus export {place} --to prunus"))
     try:
@@ -87,7 +87,7 @@ def read_model(place: Path) -> Model:
     if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
         got = f"{metadata.get('format')} {metadata.get('version')}"
         raise EngineError(Problem(str(path), got, f"be {FORMAT} {VERSION}", "exporting the model with this version"))
-    return Check(arrays, metadata).model(settings)
+    return Check(arrays, metadata).model()
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -109,20 +109,12 @@ class Check:
     def __init__(self, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:
         self.arrays, self.metadata, self.problems = dict(arrays), metadata, list[Problem]()
 
-    def model(self, settings: dict[str, Any]) -> Model:
+    def model(self) -> Model:
+        """The whole model, or one error with all that is wrong."""
+        settings = self.json("config")
+        if not isinstance(settings, dict):
+            raise EngineError(Problem("config", "damaged", "be a JSON object", "exporting the model again"))
         shape = shape_of(settings)
-        if self.json("shape") != asdict(shape):
-            known = {f.name for f in fields(Shape)}
-            stated = self.json("shape")
-            differ = [n for n in known if not isinstance(stated, dict) or stated.get(n) != getattr(shape, n)]
-            raise EngineError(
-                Problem(
-                    "config.json",
-                    ", ".join(sorted(differ)),
-                    "describe the packed model",
-                    "the config.json it came with",
-                )
-            )
         precision = self.metadata.get("precision")
         if precision not in {"int8", "float32"}:
             raise EngineError(Problem("precision", precision, "be int8 or float32"))
@@ -142,6 +134,7 @@ class Check:
         )
 
     def json(self, name: str) -> Any:
+        """Metadata that is written as JSON; None where it is not."""
         try:
             return json.loads(self.metadata.get(name, "null"))
         except (ValueError, RecursionError):
