@@ -10,7 +10,7 @@ from rich.table import Table
 from prunus.cli_errors import errors, print_json
 from prunus.errors import Problem, RecipeError
 
-__all__ = ["export"]
+__all__ = ["bench", "export"]
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -83,3 +83,43 @@ def export(
         for note in facts["notes"]:
             out.print(f"metric not measured: {note}", highlight=False, markup=False)
         out.print(f"{target}: load it with prunus.runtime.load", highlight=False)
+
+
+def bench(
+    directory: Annotated[Path, typer.Argument(help="The output of a run, or any Hugging Face directory.")],
+    engine: Annotated[list[str] | None, typer.Option(help="An engine, as 'openvino int8'; repeat for more.")] = None,
+    case: Annotated[list[str] | None, typer.Option(metavar="BxT", help="Sequences x tokens, as 8x128.")] = None,
+    texts: Annotated[Path | None, typer.Option(help="One text a line: for int8 ranges and mixed lengths.")] = None,
+    rounds: Annotated[int, typer.Option(min=3, max=1000, help="Rounds in which all engines take turns.")] = 15,
+    threads: Annotated[int, typer.Option(min=1, max=256, help="Of every engine.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Times this runtime against PyTorch, ONNX Runtime and OpenVINO on this machine, side by side."""
+    with errors(err):
+        from prunus.bench.command import CASES
+        from prunus.bench.command import bench as run_bench
+        from prunus.training.quiet import quiet
+
+        cases = [read_case(text) for text in case or ()] or list(CASES)
+        quiet()
+        facts = run_bench(directory, engine or (), cases, threads, rounds, texts, err)
+        if as_json:
+            print_json(facts)
+            return
+        out.print(f"{facts['processor']}, {facts['threads']} threads, {facts['isa']}", highlight=False)
+        for label, found in facts["cases"].items():
+            table = Table(label, "ms", "x the time of prunus", "quartiles", box=None, pad_edge=False)
+            for name, timing in found.items():
+                low, high = timing["quartiles"]
+                table.add_row(name, f"{timing['ms']:.3f}", f"{timing['ratio']:.2f}", f"{low:.2f} - {high:.2f}")
+            out.print(table)
+        for name, missing in facts["left out"].items():
+            out.print(f"left out: {name} (pip install {' '.join(missing)})", highlight=False)
+
+
+def read_case(text: str) -> tuple[int, int]:
+    """``8x128`` -> (8, 128)."""
+    sequences, _, tokens = text.partition("x")
+    if not (sequences.isdigit() and tokens.isdigit() and 0 < int(sequences) <= 4096 and 0 < int(tokens) <= 8192):
+        raise RecipeError(Problem("--case", text, "be sequences x tokens, as 8x128", "8x128"))
+    return int(sequences), int(tokens)

@@ -3,6 +3,6 @@
 ratio = median over the rounds of (time of the other engine / time of prunus)
 """
 
-from prunus.bench.rounds import Timing, compare
+from prunus.bench.rounds import Timing, Turn, compare, timed
 
-__all__ = ["Timing", "compare"]
+__all__ = ["Timing", "Turn", "compare", "timed"]

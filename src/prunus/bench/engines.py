@@ -7,8 +7,10 @@ activations (its own recommendation for transformers on CPUs); OpenVINO its late
 quantization with the transformer preset on real inputs. What is not installed is left out, and named.
 """
 
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -98,7 +100,7 @@ def torch_int8(subject: Subject) -> Call:
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # what replaces it does not quantize activations on CPUs
+        warnings.simplefilter("ignore")  # it is to go; what replaces it does not quantize activations on CPUs
         quantize: Any = torch.ao.quantization.quantize_dynamic
         quantized = quantize(subject.model, {nn.Linear}, dtype=torch.qint8)
     return torch_call(States(quantized, subject.types))
@@ -180,8 +182,12 @@ def openvino_call(subject: Subject, integers: bool) -> Call:
     if integers:
         import nncf
 
+        nncf.set_log_level(30)
         data = nncf.Dataset([[t.numpy() for t in tensors(batch)][:inputs] for batch in subject.calibration])
-        model = nncf.quantize(model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(subject.calibration))
+        with redirect_stdout(sys.stderr):  # it draws its bars on standard output, which is for facts
+            model = nncf.quantize(
+                model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=len(subject.calibration)
+            )
     hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": subject.threads, "INFERENCE_PRECISION_HINT": "f32"}
     request = openvino.Core().compile_model(model, "CPU", hints).create_infer_request()
 

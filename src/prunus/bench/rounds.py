@@ -3,13 +3,13 @@ falls on all of them alike; a ratio is taken inside a round, its median over the
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-__all__ = ["Timing", "compare"]
+__all__ = ["Timing", "Turn", "compare", "timed"]
 
 PAUSE = 0.02
 """Seconds before an engine's turn: the threads of the engine before it stop spinning."""
@@ -34,44 +34,54 @@ class Timing:
         }
 
 
+Turn = Callable[[int], Sequence[float]]
+"""Calls an engine so many times; the seconds of each call."""
+
+
+def timed(call: Callable[[], object]) -> Turn:
+    """A turn of a plain function."""
+
+    def turn(repeats: int) -> list[float]:
+        found = []
+        for _ in range(repeats):
+            started = time.perf_counter()
+            call()
+            found.append(time.perf_counter() - started)
+        return found
+
+    return turn
+
+
 def compare(
-    calls: Mapping[str, Callable[[], object]],
+    turns: Mapping[str, Turn],
     against: str,
     rounds: int = 15,
     seconds: float = 0.05,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Timing]:
-    """Times functions against one of them.
+    """Times engines against one of them.
 
     Args:
-        calls: by name, each ready to be called.
+        turns: by name, each ready to be called.
         against: the name that ratios are taken with.
         rounds: how many.
         seconds: about how long a turn is; a turn calls at least three times, after one call that does not count.
         progress: called with (done, rounds).
 
     """
-    names = list(calls)
+    names = list(turns)
     repeats = {}
     for name in names:
-        calls[name]()
-        started = time.perf_counter()
-        calls[name]()
-        repeats[name] = int(np.clip(seconds / max(time.perf_counter() - started, 1e-6), 3, 200))
+        turns[name](1)
+        repeats[name] = int(np.clip(seconds / max(turns[name](1)[0], 1e-6), 3, 200))
     times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+    for number in range(rounds):
+        for name in names[number % len(names) :] + names[: number % len(names)]:
             time.sleep(PAUSE)
-            call = calls[name]
-            call()
-            taken = []
-            for _ in range(repeats[name]):
-                started = time.perf_counter()
-                call()
-                taken.append(time.perf_counter() - started)
-            times[name].append(float(np.median(taken)))
+            turns[name](1)
+            times[name].append(float(np.median(turns[name](repeats[name]))))
         if progress is not None:
-            progress(turn + 1, rounds)
+            progress(number + 1, rounds)
     base = np.array(times[against])
     found = {}
     for name in names:
