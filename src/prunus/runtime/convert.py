@@ -4,11 +4,11 @@
     byte of q, k, v = round(x / step[head])            int8, symmetric, one step a head
 
 A range is the ``coverage`` quantile of each sequence's extremes, over all calibration sequences, and always holds 0.
-Where a feature is far larger than the others (``smooth`` > 0), its share moves into the weights that read it:
+Where a feature is larger than the others, its share moves into the weights that read it:
 
     factor[i] = max |x[i]|^smooth / max |w[:, i]|^(1 - smooth)        x / factor, w * factor      (Xiao et al., 2023, eq. 4)
 
-which costs nothing where the input comes from a layer normalization.
+which costs nothing: what writes the bytes multiplies each feature by a number of its own anyway.
 """
 
 from collections import defaultdict
@@ -30,6 +30,10 @@ __all__ = ["ROLES", "Model", "Ranges", "calibrate", "chunks", "convert"]
 Array = NDArray[Any]
 ROLES = ("query", "key", "value", "out", "up", "down")
 HEADED = ("query", "key", "value")
+INPUTS = {"input": HEADED, "context": ("out",), "middle": ("up",), "inner": ("down",)}
+"""What is stored as bytes, and which layers read it."""
+SMOOTH = 0.85
+FLOOR = 0.2
 
 
 @dataclass
@@ -38,25 +42,40 @@ class Ranges:
 
     low: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     high: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    largest: dict[str, Array] = field(default_factory=dict)
+    lowest: dict[str, Array] = field(default_factory=dict)
+    highest: dict[str, Array] = field(default_factory=dict)
     sequences: int = 0
 
     def see(self, begins: Array, name: str, value: Array) -> None:
         """Notes a tensor ``[tokens, features]`` of sequences that begin at these tokens."""
         self.low[name] += np.minimum.reduceat(value.min(1), begins).tolist()
         self.high[name] += np.maximum.reduceat(value.max(1), begins).tolist()
-        self.largest[name] = np.maximum(self.largest.get(name, np.float32(0)), np.abs(value).max(0))
+        self.lowest[name] = np.minimum(self.lowest.get(name, np.float32(0)), value.min(0))
+        self.highest[name] = np.maximum(self.highest.get(name, np.float32(0)), value.max(0))
 
-    def step(self, name: str, coverage: float, factor: Array | None = None) -> tuple[float, float]:
-        """Step and zero of a tensor's bytes."""
-        if factor is None:
-            low = min(0.0, float(np.quantile(self.low[name], 1 - coverage)))
-            high = max(0.0, float(np.quantile(self.high[name], coverage)))
-        else:
-            high = float((self.largest[name] / factor).max())
-            low = -high
+    def largest(self, name: str) -> Array:
+        """Largest magnitude of each feature."""
+        return np.maximum(-self.lowest[name], self.highest[name])
+
+    def step(self, name: str, coverage: float, factor: Array) -> tuple[float, float]:
+        """Step and zero of a tensor's bytes, each feature divided by its factor."""
+        low = min(0.0, float((self.lowest[name] / factor).min()))
+        high = max(0.0, float((self.highest[name] / factor).max()))
+        # what single sequences reach beyond the others is cut off
+        low *= share(np.quantile(self.low[name], 1 - coverage), min(self.low[name]))
+        high *= share(np.quantile(self.high[name], coverage), max(self.high[name]))
         step = max(high - low, 1e-6) / 255
         return step, float(round(-low / step))
+
+
+def floored(magnitudes: Array) -> Array:
+    """Features that were quiet while calibrating may be louder later: none counts as less than a share of the loudest."""
+    return np.maximum(magnitudes, max(FLOOR * float(magnitudes.max()), 1e-6))
+
+
+def share(part: float, whole: float) -> float:
+    """part / whole, at most one; one of nothing."""
+    return min(1.0, float(part) / float(whole)) if part and whole and part * whole > 0 else 1.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +114,7 @@ def chunks(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
         yield group
 
 
-def convert(dense: Dense, ranges: Ranges | None = None, coverage: float = 1.0, smooth: float = 0.0) -> Model:
+def convert(dense: Dense, ranges: Ranges | None = None, coverage: float = 1.0, smooth: float = SMOOTH) -> Model:
     """Packs an encoder: float32 without ranges, int8 with them."""
     s, t = dense.shape, dense.tensors
     dropped = tuple(f".{role}.{kind}" for role in ROLES for kind in ("weight", "bias"))
@@ -109,36 +128,38 @@ def convert(dense: Dense, ranges: Ranges | None = None, coverage: float = 1.0, s
             layers.append({role: pack(choose_kind(w != 0, False), w, b) for role, (w, b) in weights.items()})
             tensors[key + "attention.scale"] = np.full(heads, 1 / sqrt(s.size), np.float32)
             continue
-        inputs = {"input": HEADED, "context": ("out",), "middle": ("up",), "inner": ("down",)}
-        steps: dict[str, tuple[float, float, Array | None]] = {}
-        for name, readers in inputs.items():
-            factor = None
-            if smooth and name in {"input", "middle"}:
-                weight = np.max([np.abs(weights[role][0]).max(0) for role in readers], axis=0)
-                seen = np.maximum(ranges.largest[key + name], 1e-5)
-                factor = (seen**smooth / np.maximum(weight, 1e-5) ** (1 - smooth)).astype(np.float32)
-                factor /= np.exp(np.log(factor).mean())
+        steps: dict[str, tuple[float, float, Array]] = {}
+        for name, readers in INPUTS.items():
+            target = key + ("attention" if name == "context" else name)
+            seen = floored(ranges.largest(key + name))
+            weight = floored(np.max([np.abs(weights[role][0]).max(0) for role in readers], axis=0))
+            factor = (seen**smooth / weight ** (1 - smooth) if smooth else np.ones_like(seen)).astype(np.float32)
+            factor /= np.exp(np.log(factor).mean())
             step, zero = ranges.step(key + name, coverage, factor)
             steps |= dict.fromkeys(readers, (step, zero, factor))
-            target = key + ("attention" if name == "context" else name)
             tensors[target + ".zero"] = np.array([zero], np.float32)
             if name != "context":
-                width = len(ranges.largest[key + name])
-                inverse = np.full(width, 1 / step) if factor is None else 1 / (step * factor)
-                tensors[target + ".inverse"] = np.pad(inverse, (0, -width % 4)).astype(np.float32)
+                inverse = 1 / (step * factor)
+                tensors[target + ".inverse"] = np.pad(inverse, (0, -len(inverse) % 4)).astype(np.float32)
         by_head = {
-            role: np.maximum(ranges.largest[key + role].reshape(heads, s.size).max(1), 1e-6).astype(np.float32) / 127
+            role: np.maximum(ranges.largest(key + role).reshape(heads, s.size).max(1), 1e-6).astype(np.float32) / 127
             for role in HEADED
         }
         tensors[key + "attention.scale"] = by_head["query"] * by_head["key"] / np.float32(sqrt(s.size))
-        tensors[key + "attention.gain"] = by_head["value"] / np.float32(steps["out"][0])
+        step, _, factor = steps["out"]
+        tensors[key + "attention.gain"] = (np.repeat(by_head["value"], s.size) / (step * factor)).astype(np.float32)
         layer = {}
         for role, (weight, bias) in weights.items():
             step, zero, factor = steps[role]
-            scaled = weight if factor is None else weight * factor
             gain = np.repeat(1 / by_head[role], s.size) if role in HEADED else None
             layer[role] = pack(
-                choose_kind(weight != 0, True), scaled, bias, step, zero, gain, 128.0 if role == "query" else 0.0
+                choose_kind(weight != 0, True),
+                weight * factor,
+                bias,
+                step,
+                zero,
+                gain,
+                128.0 if role == "query" else 0.0,
             )
         layers.append(layer)
     return Model(s, ranges is not None, layers, tensors, dense.settings)

@@ -12,7 +12,7 @@ Arrays, by name (N counts layers from 0, ROLE is query, key, value, out, up or d
     layers.N.ROLE.first        uint32     first record of each group of four outputs (``blocks``, ``singles``: of each output)
     layers.N.ROLE.records      uint8      see ``kernels.linear``; the kind is in the name's metadata ``layers.N.ROLE``
     layers.N.ROLE.scale, .bias float32    one number an output
-    layers.N.attention.scale   float32    one number a head; int8 also ``.gain`` and ``.zero``
+    layers.N.attention.scale   float32    one number a head; int8 also ``.gain``, one a feature, and ``.zero``
     layers.N.{input,middle,inner}.{inverse,zero}      float32, int8 only: bytes of the activations
     head.*                     float32    dense layers of the task
 
@@ -229,7 +229,7 @@ class Check:
                     self.floats(f"layers.{i}.{norm}.{name}", shape.hidden)
             self.floats(f"layers.{i}.attention.scale", heads)
             if integers:
-                self.floats(f"layers.{i}.attention.gain", heads)
+                self.floats(f"layers.{i}.attention.gain", query.shape[0])
                 for name, size in (("input", shape.hidden), ("middle", shape.hidden), ("inner", inner)):
                     self.floats(f"layers.{i}.{name}.inverse", size)
                 for name in ("input", "middle", "inner", "attention"):

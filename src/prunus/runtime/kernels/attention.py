@@ -5,11 +5,11 @@ padding; a *segment* is the part of a sequence whose queries lie in one tile: (f
 
     int8      s[j, t] = scale * (sum of (q + 128) k - 128 * sum of k[j])
               p[j, t] = round(255 * exp(s[j, t] - max_j s[j, t]))                 uint8
-              y[f, t] = sum_j p[j, t] v[f, j] * gain / sum_j p[j, t] + zero       the weights add up to one exactly
+              y[f, t] = sum_j p[j, t] v[f, j] * gain[f] / sum_j p[j, t] + zero    the weights add up to one exactly
     float32   the same without rounding
 
-``scale`` has s_q s_k / sqrt(size of a head) in it, ``gain`` s_v / s_y: one number a head. ``bias`` (relative positions; MPNet)
-is one number for each distance: bias[head, query - key + reach].
+``scale`` has s_q s_k / sqrt(size of a head) in it, one number a head; ``gain`` s_v / s_y, one number a feature. ``bias``
+(relative positions; MPNet) is one number for each distance: bias[head, query - key + reach].
 """
 
 from dataclasses import dataclass
@@ -204,7 +204,8 @@ class Part:
                 for v, cell in enumerate(cells):
                     y = cell.get().to(F32) * totals[v]
                     if self.integers:
-                        y = y.fma((a.gain + self.head * 4).load(F32), a.zero.load(F32))
+                        gain = (a.gain + (self.head * a.size + feature + i) * 4).load(F32)
+                        y = y.fma(gain, a.zero.load(F32))
                         whole = y.maximum(0.0).minimum(255.0) + ROUND
                         (stage + isa.lanes * v).store(whole.as_(I32 * isa.lanes).to(I8))
                     else:
