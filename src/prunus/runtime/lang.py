@@ -221,6 +221,16 @@ class Value:
         pointer = self.kernel.at.inttoptr(self.ir, ir.PointerType())
         self.kernel.at.store(value.ir, pointer, align=max(1, value.type.bits // 8))
 
+    def prefetch(self) -> None:
+        """Asks for what lies at this address, which may be nothing."""
+        kernel, name, whole = self.kernel, "llvm.prefetch.p0", ir.IntType(32)
+        function = kernel.module.globals.get(name)
+        if function is None:
+            kind = ir.FunctionType(ir.VoidType(), [ir.PointerType(), whole, whole, whole])
+            function = ir.Function(kernel.module, kind, name)
+        pointer = kernel.at.inttoptr(self.ir, ir.PointerType())
+        kernel.at.call(function, [pointer, *(ir.Constant(whole, n) for n in (0, 3, 1))])  # to read, to keep, data
+
 
 class Cell:
     """A variable of the generated code."""

@@ -39,6 +39,8 @@ TILE = 64
 """Tokens in a tile."""
 RECORD = {"gather": 24, "quads": 16, "blocks": 8, "columns": 20, "singles": 8}
 """Bytes of a record."""
+AHEAD = 3072
+"""Bytes that records are asked for before they are used: weights that come from beyond the second cache arrive in time."""
 FINISHES = ("add", "keep", "rows", "mixed", "queries", "keys", "values", "wide")
 ARGUMENTS = (
     "widths",
@@ -124,6 +126,7 @@ def gather(k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value
     begin, end = span(k, first, group, RECORD["gather"], records)
     x = x + start
     for at in k.range(begin, end, RECORD["gather"]):
+        (at + AHEAD).prefetch()
         rows = [(x + (at + 2 * i).load(I16).to(I64, signed=False) * TILE).load(I8 * block) for i in range(4)]
         mixed = [isa.prepare(quad) for quad in quads_of(isa, rows)]
         for output in range(4):
@@ -139,6 +142,7 @@ def quads(k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value,
     place = k.cell(I64)
     place.set(x + start * 4)
     for at in k.range(begin, end, RECORD["quads"]):
+        (at + AHEAD).prefetch()
         row = place.get()
         mixed = [isa.prepare((row + 4 * isa.lanes * v).load(I32 * isa.lanes)) for v in range(isa.vectors(block))]
         for output in range(4):
@@ -167,6 +171,7 @@ def alone(
         begin, end = span(k, first, group * 4 + output, size, records)
         pairs = begin + ((end - begin) // (2 * size)) * (2 * size)
         for at in k.range(begin, pairs, 2 * size):
+            (at + AHEAD).prefetch()
             step(at, even)
             step(at + size, odd)
         for at in k.range(pairs, end, size):
@@ -194,6 +199,7 @@ def columns(
     begin, end = span(k, first, group, RECORD["columns"], records)
     x = x + start * 4
     for at in k.range(begin, end, RECORD["columns"]):
+        (at + AHEAD).prefetch()
         row = x + at.load(I32).to(I64, signed=False) * (4 * TILE)
         loaded = [(row + 4 * isa.lanes * v).load(F32 * isa.lanes) for v in range(isa.vectors(block))]
         for output in range(4):
