@@ -22,6 +22,8 @@ test: $(STAMP)
 
 benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/runtime.py
 
 results: $(STAMP)
 	$(BIN)/python benchmarks/table.py

@@ -144,12 +144,54 @@ def _updates(updates: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def runtime_section() -> list[str]:
+    """The engines side by side, and how close the kernels come to the processor."""
+    lines: list[str] = []
+    path = RESULTS / "runtime.json"
+    if path.is_file():
+        result = json.loads(path.read_text(encoding="utf-8"))
+        names = list(dict.fromkeys(n for r in result["results"].values() for case in r.values() for n in case))
+        lines += ["## The CPU runtime beside other engines", ""]
+        lines += [f"{result['processor']}, {result['isa']}. Each cell: {result['ratio']} (ms of one call).", ""]
+        for title, cases in result["results"].items():
+            lines += [f"### {title}", "", f"| engine | {' | '.join(cases)} |", "|---|" + "---|" * len(cases)]
+            for name in names:
+                cells = [case.get(name) for case in cases.values()]
+                texts = [f"{cell['ratio']:.2f} ({cell['ms']:.2f})" if cell else "" for cell in cells]
+                if any(cells):
+                    lines.append(f"| {name} | {' | '.join(texts)} |")
+            lines.append("")
+        lines += [f"Versions: {', '.join(f'{n} {v}' for n, v in result['versions'].items())}.", ""]
+        lines += ["`benchmarks/runtime.py`, `benchmarks/results/runtime.json`.", ""]
+    path = RESULTS / "kernels.json"
+    if path.is_file():
+        result = json.loads(path.read_text(encoding="utf-8"))
+        bounds = {name: f"{value / 1e9:.0f}" for name, value in result["bounds"].items()}
+        lines += ["## How close the kernels come to the processor", ""]
+        lines += [
+            f"{result['processor']}, {result['isa']}, one thread, one tile of 64 tokens. Multiply-adds a second from registers "
+            f"alone: bytes {bounds['peak']} G, bytes with the shuffles that mix four columns {bounds['mixed']} G, float32 "
+            f"{bounds['float_peak']} G. A kernel's rate counts kept weights only.",
+            "",
+            "| kernel | outputs x inputs | kept | weights | us | G/s | of its bound |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in result["rows"]:
+            shape = " x ".join(map(str, row["shape"]))
+            lines.append(
+                f"| {row['kernel']} | {shape} | {row['kept']:.0%} | {row['weights']} | {row['us']:.1f} | "
+                f"{row['rate'] / 1e9:.0f} | {row['fraction']:.0%} |"
+            )
+        lines += ["", "`benchmarks/kernels.py`, `benchmarks/results/kernels.json`.", ""]
+    return lines
+
+
 def main() -> None:
     """Writes the page."""
     lines = ["# Results", "", "Made by `benchmarks/table.py` from the files in `benchmarks/results/`; do not edit.", ""]
     lines += accuracy_section("sst2", "SST-2, all-MiniLM-L6-v2")
     lines += accuracy_section("squad", "SQuAD v1.1, all-MiniLM-L6-v2")
-    lines += peers_section() + overhead_section()
+    lines += peers_section() + overhead_section() + runtime_section()
     PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     print(PAGE.relative_to(HERE.parent))
 
