@@ -8,9 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from prunus.cli_errors import errors, print_json
-from prunus.errors import Problem, RecipeError
+from prunus.errors import MissingExtra, Problem, RecipeError
 
-__all__ = ["bench", "export"]
+__all__ = ["bench", "export", "serve"]
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -123,3 +123,36 @@ def read_case(text: str) -> tuple[int, int]:
     if not (sequences.isdigit() and tokens.isdigit() and 0 < int(sequences) <= 4096 and 0 < int(tokens) <= 8192):
         raise RecipeError(Problem("--case", text, "be sequences x tokens, as 8x128", "8x128"))
     return int(sequences), int(tokens)
+
+
+def serve(
+    directory: Directory,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need a proxy.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 is any free one.")] = 8000,
+    threads: Threads = None,
+    isa: Annotated[str | None, typer.Option(help="Forces a path of instructions.")] = None,
+    max_batch_tokens: Annotated[int, typer.Option(help="Tokens of one pass.")] = 4096,
+    queue_tokens: Annotated[int, typer.Option(help="Tokens that may wait.")] = 65536,
+    max_wait_ms: Annotated[float, typer.Option(help="How long a lone request waits for others.")] = 0.0,
+    max_body_bytes: Annotated[int, typer.Option(help="Of a request.")] = 2**20,
+    name: Annotated[str | None, typer.Option(help="Of the model, as clients see it.")] = None,
+) -> None:
+    """Serves a packed model over HTTP: embeddings, classes or answers."""
+    with errors(err):
+        try:
+            from prunus.serving.command import serve as run_server
+        except ModuleNotFoundError as error:
+            fix = 'pip install "prunus[serve]"'
+            raise MissingExtra(Problem("prunus serve", f"no package {error.name}", "have its packages", fix)) from None
+        run_server(
+            directory,
+            host,
+            port,
+            threads,
+            isa,
+            max_batch_tokens,
+            queue_tokens,
+            max_wait_ms,
+            max_body_bytes,
+            name,
+        )
