@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prunus.errors import EngineError, Problem
 from prunus.runtime.families import Dense, Shape
 from prunus.runtime.pack import Packed, choose_kind, pack
 from prunus.runtime.reference import encode
@@ -91,6 +92,8 @@ class Model:
 
 def calibrate(dense: Dense, sequences: Sequence[Array], types: Sequence[Array] | None = None) -> Ranges:
     """Runs real sequences through the float32 encoder."""
+    if not len(sequences) or not all(map(len, sequences)):
+        raise EngineError(Problem("sequences", f"{len(sequences)}", "be at least one, none of them empty"))
     ranges = Ranges(sequences=len(sequences))
     for chunk in chunks([len(ids) for ids in sequences], 1024):
         begins = np.cumsum([0, *(len(sequences[i]) for i in chunk[:-1])])

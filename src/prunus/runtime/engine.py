@@ -109,12 +109,13 @@ class Engine:
 
         """
         shape = self.model.shape
-        ids = [np.asarray(sequence, np.int64).reshape(-1) for sequence in sequences]
-        kinds = (
-            [np.zeros_like(one) for one in ids]
-            if types is None
-            else [np.asarray(t, np.int64).reshape(-1) for t in types]
-        )
+        ids = [whole_numbers(f"input_ids[{i}]", one, 1) for i, one in enumerate(sequences)]
+        kinds = [np.zeros_like(one) for one in ids]
+        if types is not None:
+            kinds = [whole_numbers(f"token_type_ids[{i}]", one, 1) for i, one in enumerate(types)]
+        for name, given in (("token_type_ids", types), ("positions", positions)):
+            if given is not None and len(given) != len(ids):
+                raise EngineError(Problem(name, f"{len(given)} sequences", f"be given for all {len(ids)}"))
         if shape.types == 1:
             kinds = [np.zeros_like(one) for one in ids]
         places = [np.arange(len(one)) + shape.first_position for one in ids] if positions is None else list(positions)
@@ -157,16 +158,16 @@ class Engine:
             EngineError: inputs that do not fit the model, or an option that the engine does not have.
 
         """
-        unknown = {
-            name: value for name, value in others.items() if value not in (None, False) and name != "return_dict"
-        }
+        unknown = [name for name, v in others.items() if v is not None and v is not False and name != "return_dict"]
         if unknown:
             raise EngineError(Problem(", ".join(unknown), "given", "be left out: the engine has no such option"))
         torch: Any = sys.modules.get("torch")  # who passes a tensor has imported it
         wants_torch = torch is not None and isinstance(input_ids, torch.Tensor)
-        ids = np.atleast_2d(np.asarray(input_ids, np.int64))
-        mask = np.ones_like(ids, bool) if attention_mask is None else np.atleast_2d(np.asarray(attention_mask)) != 0
-        kinds = np.zeros_like(ids) if token_type_ids is None else np.atleast_2d(np.asarray(token_type_ids, np.int64))
+        ids = whole_numbers("input_ids", input_ids, 2)
+        mask = np.ones_like(ids, bool)
+        if attention_mask is not None:
+            mask = whole_numbers("attention_mask", attention_mask, 2, floats=True) != 0
+        kinds = np.zeros_like(ids) if token_type_ids is None else whole_numbers("token_type_ids", token_type_ids, 2)
         if mask.shape != ids.shape or kinds.shape != ids.shape:
             got = f"{mask.shape} and {kinds.shape}"
             raise EngineError(
@@ -253,11 +254,24 @@ class Engine:
         self.close()
 
 
+def whole_numbers(name: str, value: Any, dimensions: int, floats: bool = False) -> Array:
+    """An int64 array of one or two dimensions; a single sequence stands for a batch of one."""
+    rule = "hold whole numbers, " + ("[sequences, tokens]" if dimensions == 2 else "one dimension")
+    try:
+        given = np.asarray(value)
+        kind = given.dtype.kind if given.size else "i"
+        if kind not in ("iub" + "f" * floats) or given.ndim > dimensions:
+            raise EngineError(Problem(name, f"{given.dtype} {given.shape}", rule))
+        return np.atleast_2d(given.astype(np.int64)) if dimensions == 2 else given.astype(np.int64).reshape(-1)
+    except (ValueError, TypeError, OverflowError, RuntimeError) as error:
+        raise EngineError(Problem(name, str(error), rule)) from None
+
+
 def processors() -> int:
     """Processors of this process, or ``PRUNUS_THREADS``."""
     stated = os.environ.get("PRUNUS_THREADS", "")
     if stated:
-        return int(stated) if stated.isdigit() else 0
+        return int(stated) if stated.isdecimal() else 0
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

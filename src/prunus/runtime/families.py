@@ -172,12 +172,20 @@ def shape_of(settings: Settings) -> Shape:
         "max_position_embeddings",
     ):
         value = setting(name)
-        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**24:
-            problems.append(
-                Problem(f"config.json: {family.settings.get(name, name)}", value, "be a whole number above 0")
-            )
+        most = 1000 if name == "num_hidden_layers" else 2**24
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < most:
+            rule = f"be a whole number above 0 and below {most}"
+            problems.append(Problem(f"config.json: {family.settings.get(name, name)}", value, rule))
         else:
             whole[name] = value
+    types = settings.get("type_vocab_size") or 1
+    if not isinstance(types, int) or not 0 < types < 2**24:
+        problems.append(Problem("config.json: type_vocab_size", types, "be a whole number"))
+    epsilon = settings.get("layer_norm_eps", 1e-12)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
+        problems.append(Problem("config.json: layer_norm_eps", epsilon, "be a number in [0, 1)"))
+    if settings.get("is_decoder"):
+        problems.append(Problem("config.json: is_decoder", True, "be false: the engine attends in both directions"))
     activation = str(setting("hidden_act", "gelu"))
     if activation not in ACTIVATION_NAMES:
         problems.append(Problem("config.json: hidden_act", activation, f"be one of {', '.join(ACTIVATION_NAMES)}"))
@@ -201,11 +209,11 @@ def shape_of(settings: Settings) -> Shape:
         whole["num_hidden_layers"],
         whole["vocab_size"],
         whole["max_position_embeddings"],
-        max(1, int(settings.get("type_vocab_size") or 1)) if family.types else 1,
+        types if family.types else 1,
         ACTIVATION_NAMES[activation],
-        float(settings.get("layer_norm_eps", 1e-12)),
+        float(epsilon),
         narrow if isinstance(narrow, int) and narrow != hidden else 0,
-        whole["max_position_embeddings"] if family.relative else 0,
+        whole["max_position_embeddings"] + 4 if family.relative else 0,
         padding + 1 if family.positions_from_padding else 0,
         padding,
     )
@@ -264,17 +272,27 @@ def canonical(settings: Settings, state: dict[str, Array]) -> Dense:
             take(f"layers.{i}.{norm}.gamma", f"{source}{name}.weight", h)
             take(f"layers.{i}.{norm}.beta", f"{source}{name}.bias", h)
     if family.relative:
-        take("relative", family.relative)
+        buckets = settings.get("relative_attention_num_buckets", 32)
+        take("relative", family.relative, buckets if isinstance(buckets, int) and buckets >= 4 else 32, shape.heads)
     if problems:
         raise EngineError(*problems[:20])
     if family.relative:
         found["relative"] = relative_table(found["relative"], shape.heads, shape.reach)
-    used = ("embeddings.", "embeddings_project.", family.layer.split("{")[0], "encoder.")
+    return Dense(shape, found | head_tensors(family, prefix, state), settings)
+
+
+def head_tensors(family: Family, prefix: str, state: dict[str, Array]) -> dict[str, Array]:
+    """What lies outside the encoder, as ``head.*``."""
+    inside = ("embeddings.", "embeddings_project.", family.layer.split("{")[0], "encoder.")
+    found = {}
     for name, value in state.items():
         own = name.removeprefix(prefix)
-        if not (name.startswith(prefix) and own.startswith(used)) and np.issubdtype(value.dtype, np.floating):
+        if not (name.startswith(prefix) and own.startswith(inside)) and np.issubdtype(value.dtype, np.floating):
             found[f"head.{own}"] = np.ascontiguousarray(value, np.float32)
-    return Dense(shape, found, settings)
+    bad = [name for name, value in found.items() if not np.isfinite(value).all()]
+    if bad:
+        raise EngineError(*(Problem(name, "NaN or infinity", "hold finite numbers alone") for name in bad[:20]))
+    return found
 
 
 def rows_of(state: dict[str, Array], name: str, default: int) -> int:

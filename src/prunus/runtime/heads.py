@@ -81,8 +81,11 @@ def head_of(architecture: str, family: str, tensors: dict[str, Array], hidden: i
     if architecture.endswith("ForTokenClassification"):
         return Head("tokens", (layer("classifier", hidden, same),))
     if architecture.endswith("ForQuestionAnswering"):
-        return Head("span", (layer("qa_outputs", hidden, same),))
-    if architecture.endswith("Model"):
+        span = layer("qa_outputs", hidden, same)
+        if len(span[0]) != 2:
+            raise EngineError(Problem("head.qa_outputs", f"{len(span[0])} outputs", "have two: start and end"))
+        return Head("span", (span,))
+    if architecture.endswith("Model") and not architecture.endswith("HeadModel"):
         pooled = "head.pooler.dense.weight" in tensors
         return Head("none", (layer("pooler.dense", hidden, np.tanh),) if pooled else ())
     rule = "be a model of its own, or one for sequence classification, token classification or question answering"

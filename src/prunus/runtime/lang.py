@@ -62,6 +62,8 @@ class Type:
 
     def constant(self, number: Number) -> ir.Constant:
         """LLVM's constant of this type, the same in every lane."""
+        if not self.floating and number != int(number):
+            raise TypeError(f"{self.suffix} cannot hold {number}")
         plain = float(number) if self.floating else int(number)
         return ir.Constant(self.ir, [plain] * self.lanes if self.lanes > 1 else plain)
 
@@ -135,12 +137,12 @@ class Value:
         return Value(self.kernel, yes.type, self.kernel.at.select(self.ir, yes.ir, yes._like(no)))
 
     def minimum(self, other: "Value | Number") -> "Value":
-        """The smaller, lane by lane; of NaN the other one."""
+        """The smaller, lane by lane; ``other`` where either is NaN."""
         bound = Value(self.kernel, self.type, self._like(other))
         return self.compare("<", bound).select(self, bound)
 
     def maximum(self, other: "Value | Number") -> "Value":
-        """The larger, lane by lane; of NaN the other one."""
+        """The larger, lane by lane; ``other`` where either is NaN."""
         bound = Value(self.kernel, self.type, self._like(other))
         return self.compare(">", bound).select(self, bound)
 

@@ -37,11 +37,13 @@ class Code:
         return kind(self.addresses[name])
 
 
-def cache_directory() -> Path:
-    """Where compiled code is kept: ``$PRUNUS_CACHE``, else the user's cache."""
-    named = os.environ.get("PRUNUS_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (Path(named) if named else home / "prunus") / "kernels"
+def cache_directory() -> Path | None:
+    """Where compiled code is kept: ``$PRUNUS_CACHE``, else the user's cache; None for a user without a home."""
+    named, home = os.environ.get("PRUNUS_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(named) / "kernels" if named else Path(home or Path.home() / ".cache") / "prunus" / "kernels"
+    except RuntimeError:
+        return None
 
 
 def target(isa: Isa) -> llvm.TargetMachine:
@@ -108,11 +110,12 @@ def load(isa: Isa, builders: dict[str, Callable[[], Kernel]], keep: bool = True)
     """
     names = sorted(builders)
     machine = target(isa)
-    place = cache_directory() / f"{isa.name}-{digest_of(isa, names)}.o"
-    binary = read(place) if keep else None
+    directory = cache_directory() if keep else None
+    place = None if directory is None else directory / f"{isa.name}-{digest_of(isa, names)}.o"
+    binary = None if place is None else read(place)
     if binary is None:
         binary = machine.emit_object(optimized([builders[name]() for name in names], machine))
-        if keep:
+        if place is not None:
             write(place, binary)
     empty = llvm.parse_assembly("")
     empty.triple = machine.triple
@@ -136,8 +139,11 @@ def write(place: Path, binary: bytes) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, name = tempfile.mkstemp(dir=place.parent, suffix=".partial")
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(binary).digest() + binary)
-        Path(name).replace(place)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(hashlib.sha256(binary).digest() + binary)
+            Path(name).replace(place)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
     except OSError:
         return

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from prunus.errors import EngineError, Problem
 from prunus.runtime.kernels.linear import RECORD
 
 __all__ = ["FLOAT_KINDS", "INTEGER_KINDS", "Packed", "choose_kind", "pack", "quantize_weight", "unpack"]
@@ -49,7 +50,8 @@ class Packed:
 def quantize_weight(weight: Floats) -> tuple[NDArray[np.int8], Floats]:
     """``w`` -> (w_int, s): symmetric, one s for each output, -127..127; an output of zeros has s = 1."""
     largest = np.abs(weight).max(axis=1, initial=0.0)
-    scale = np.where(largest > 0, largest / 127, 1.0).astype(np.float32)
+    tiny = 127 * np.finfo(np.float32).tiny  # below it, the step would be zero
+    scale = np.where(largest > tiny, largest / 127, 1.0).astype(np.float32)
     return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale
 
 
@@ -101,6 +103,8 @@ def pack(
 
     """
     outputs, inputs = weight.shape
+    if max(outputs, inputs) >= 2**16:
+        raise EngineError(Problem("weight", f"{outputs} x {inputs}", "have fewer than 65536 outputs and inputs"))
     weight = pad_outputs(weight)
     bias = np.pad(bias.astype(np.float32), (0, len(weight) - outputs))
     scale = np.ones(len(weight), np.float32)

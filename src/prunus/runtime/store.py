@@ -128,10 +128,10 @@ class Check:
             self.tensors(shape, layers, integers)
         if self.problems:
             raise EngineError(*self.problems[:20])
-        tensors = {n: a for n, a in self.arrays.items() if not n.endswith(PARTS[:2]) and a.dtype == np.float32}
-        return Model(
-            shape, integers, [{r: p for r, p in layer.items() if p is not None} for layer in layers], tensors, settings
-        )
+        parts = {f"layers.{i}.{role}.{part}" for i in range(shape.layers) for role in ROLES for part in PARTS}
+        tensors = {n: a for n, a in self.arrays.items() if n not in parts and a.dtype == np.float32}
+        whole = [{role: packed for role, packed in layer.items() if packed is not None} for layer in layers]
+        return Model(shape, integers, whole, tensors, settings)
 
     def json(self, name: str) -> Any:
         """Metadata that is written as JSON; None where it is not."""
@@ -234,6 +234,9 @@ class Check:
                     self.floats(f"layers.{i}.{name}.inverse", size)
                 for name in ("input", "middle", "inner", "attention"):
                     self.floats(f"layers.{i}.{name}.zero", 1)
+        for name in self.arrays:
+            if name.startswith("head."):
+                self.floats(name, *self.arrays[name].shape)
 
 
 def describe(array: Array | None) -> str:

@@ -1,0 +1,31 @@
+"""Compiled code of these tests has a directory of its own, and the paths of instructions are chosen by each test."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNUS_CACHE", str(tmp_path_factory.mktemp("kernels")))
+        for name in ("PRUNUS_ISA", "PRUNUS_THREADS"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def shared_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Encoders of all tests share their kernels: each is compiled once."""
+    from harness import compiled
+
+    monkeypatch.setattr("prunus.runtime.encoder.load", compiled)
