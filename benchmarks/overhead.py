@@ -281,11 +281,12 @@ def main() -> None:
     parser.add_argument("--only", choices=["training", "updates"], help="one part of the two")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--steps", type=int, help="optimizer steps of each arm (200)")
+    parser.add_argument("--patience", type=int, default=Size.patience, help="seconds that a peer has for one case")
     parser.add_argument("--quick", action="store_true", help="a smoke test of a few seconds; its numbers mean nothing")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "overhead.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    size = QUICK if arguments.quick else Size(steps=arguments.steps or Size.steps)
+    size = QUICK if arguments.quick else Size(steps=arguments.steps or Size.steps, patience=arguments.patience)
     result: dict[str, Any] = {
         "command": "python benchmarks/overhead.py "
         + " ".join(word if "/" not in word else Path(word).name for word in sys.argv[1:]),

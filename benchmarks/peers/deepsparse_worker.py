@@ -1,4 +1,29 @@
-"""draft"""
+"""DeepSparse 1.8 on a sparse int8 BERT-shaped encoder, as a process that times calls when told to.
+
+    DEEPSPARSE_PYTHON benchmarks/peers/deepsparse_worker.py --layers 12 --hidden 768 --heads 12 --inner 3072
+        --vocabulary 30522 --sparsity 0.8 --precision int8 --batch 1 --tokens 128 --threads 2 --seed 0
+
+JSON lines. First, once the model is compiled, one line of facts: {"ready": true, "versions", "zeros" (share of the encoder's
+weights), "cosine" (to the unquantized model's output), "supported" (share of the graph that DeepSparse runs itself),
+"build_s", "compile_s"}. Then {"repeats": n} is answered with {"seconds": [n numbers]}; {"stop": true} or the end of input
+ends it. Whatever DeepSparse prints goes to stderr. A worker waiting for a line uses no processor time.
+
+The model: random weights, random token ids without padding, the post-LayerNorm encoder with its embeddings, without a
+pooler. int8 is what SparseML's exporter makes of a BERT, for this is what DeepSparse fuses: QuantizeLinear, MatMulInteger,
+Add of an int32 bias, Cast, Mul around each weight; QLinearMatMul with uint8 output for Q K^T and P V; embeddings as uint8.
+What costs DeepSparse its speed and is easily got wrong (2 layers of BERT-base's width, 128 tokens, an EPYC with VNNI):
+Q/DQ pairs around plain MatMuls are not fused (8 times slower); a QLinearMatMul of two activations is only supported where
+one of them has no zero point, so K and V are symmetric int8; and zeros must lie in blocks of 4 outputs (``--block out``, the
+default, our own 4x1): at 80 %, blocks of 4 inputs take 1.3 times as long, single zeros 1.5 times. The blocks that are kept
+must be full, so no kept weight may round to 0; here it becomes 1 step. Scales per tensor are 6 % faster than per channel.
+Activation scales come from the fp32 forward pass of the very input that is timed.
+
+Two threads wait for each other many times a layer: where other work runs on the same two cores, a call with two threads
+takes 10 times as long as alone and more, and longer than one with a single thread. Compare on a quiet machine.
+
+Environment: Python 3.11, ``pip install deepsparse==1.8.0`` (brings onnx 1.14), no licence key, analytics off. The package's
+licence allows evaluation only, so it is never a dependency of prunus, and nothing of it is part of this repository.
+"""
 
 import argparse
 import json
@@ -6,10 +31,9 @@ import os
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, NamedTuple
-
-os.environ["NM_DISABLE_ANALYTICS"] = "True"  # read when deepsparse is imported
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -17,6 +41,19 @@ from onnx import TensorProto, helper, numpy_helper
 
 Array = np.ndarray[Any, Any]
 POSITIONS, CLEAR = 512, -10000.0
+BLOCKS = {"in": (4, 1), "out": (1, 4), "none": (1, 1)}  # of a weight [in, out]
+CALLS = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power}
+SIZES = {
+    "layers": 12,
+    "hidden": 768,
+    "heads": 12,
+    "inner": 3072,
+    "vocabulary": 30522,
+    "batch": 1,
+    "tokens": 128,
+    "threads": 2,
+    "seed": 0,
+}
 
 
 class Value(NamedTuple):
@@ -26,30 +63,39 @@ class Value(NamedTuple):
     array: Array
 
 
+class Quantized(NamedTuple):
+    """An 8 bit tensor of the graph with its parameters."""
+
+    name: str
+    scale: str
+    zero: str
+    step: np.float32
+
+
 def erf(x: Array) -> Array:
-    """Abramowitz and Stegun 7.1.26, to 2e-7."""
+    """Abramowitz and Stegun 7.1.26, to 2e-7; NumPy has none."""
     t = 1 / (1 + 0.3275911 * np.abs(x))
     poly = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t
-    return np.sign(x) * (1 - poly * np.exp(-x * x))
+    result: Array = np.sign(x) * (1 - poly * np.exp(-x * x))
+    return result
 
 
-class Graph:
-    """Adds nodes and computes what each of them gives, so that scales need no second pass."""
+class Encoder:
+    """Adds nodes to a graph and computes what each of them gives, so that scales need no second pass."""
 
     def __init__(self, settings: argparse.Namespace) -> None:
         self.settings = settings
+        self.int8 = settings.precision == "int8"
         self.random = np.random.default_rng(settings.seed)
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self.quantized: dict[str, tuple[str, str, str, float]] = {}
+        self.quantized: dict[str, Quantized] = {}
+        self.zeros = self.weights = 0
 
-    def constant(self, array: Array | float, name: str = "") -> str:
-        name = name or f"c{len(self.initializers)}"
+    def constant(self, array: Array | np.generic) -> str:
+        name = f"c{len(self.initializers)}"
         self.initializers.append(numpy_helper.from_array(np.asarray(array), name))
         return name
-
-    def value(self, array: Array) -> Value:
-        return Value(self.constant(array), array)
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         name = f"n{len(self.nodes)}"
@@ -57,94 +103,90 @@ class Graph:
         return name
 
     def binary(self, kind: str, a: Value, b: Value | Array | float) -> Value:
-        other = b if isinstance(b, Value) else self.value(np.asarray(b, np.float32))
-        call = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply, "Div": np.divide, "Pow": np.power}[kind]
-        return Value(self.op(kind, a.name, other.name), call(a.array, other.array))
+        if not isinstance(b, Value):
+            array = np.asarray(b, np.float32)
+            b = Value(self.constant(array), array)
+        return Value(self.op(kind, a.name, b.name), CALLS[kind](a.array, b.array))
 
     def normal(self, *shape: int, std: float = 0.02) -> Array:
-        return (self.random.standard_normal(shape, np.float32) * np.float32(std)).astype(np.float32)
+        return self.random.standard_normal(shape, np.float32) * np.float32(std)
 
     def weight(self, inp: int, out: int) -> Array:
         """[in, out], with whole blocks of zeros."""
-        weight = self.normal(inp, out, std=inp**-0.5)
-        weight += np.float32(1e-4) * np.sign(weight)
-        along = {"in": (4, 1), "out": (1, 4), "none": (1, 1)}[self.settings.block]
-        rows, columns = inp // along[0], out // along[1]
-        mask = np.ones(rows * columns, bool)
-        mask[self.random.permutation(mask.size)[: round(self.settings.sparsity * mask.size)]] = False
-        return weight * mask.reshape(rows, columns).repeat(along[0], 0).repeat(along[1], 1)
+        high, wide = BLOCKS[self.settings.block]
+        keep = np.ones(inp // high * (out // wide), bool)
+        keep[self.random.permutation(keep.size)[: round(self.settings.sparsity * keep.size)]] = False
+        mask = keep.reshape(inp // high, out // wide).repeat(high, 0).repeat(wide, 1)
+        return self.normal(inp, out, std=inp**-0.5) * mask
 
-    def quantize(self, x: Value) -> tuple[str, str, str, float]:
-        """(uint8 tensor, scale, zero point, scale as a number), once a tensor."""
+    def quantize(self, x: Value) -> Quantized:
+        """As uint8 with a zero point; once a tensor, however many use it."""
         if x.name not in self.quantized:
             low, high = min(float(x.array.min()), 0.0), max(float(x.array.max()), 0.0)
-            step = max((high - low) / 255, 1e-8)
-            scale, zero = self.constant(np.float32(step)), self.constant(np.uint8(round(-low / step)))
-            self.quantized[x.name] = (self.op("QuantizeLinear", x.name, scale, zero), scale, zero, step)
+            step = np.float32(max((high - low) / 255, 1e-8))
+            scale, zero = self.constant(step), self.constant(np.uint8(round(-low / float(step))))
+            self.quantized[x.name] = Quantized(self.op("QuantizeLinear", x.name, scale, zero), scale, zero, step)
         return self.quantized[x.name]
+
+    def symmetric(self, x: Value) -> Quantized:
+        """As int8 without a zero point."""
+        step = np.float32(np.abs(x.array).max() / 127)
+        scale, zero = self.constant(step), self.constant(np.int8(0))
+        return Quantized(self.op("QuantizeLinear", x.name, scale, zero), scale, zero, step)
 
     def linear(self, x: Value, out: int) -> Value:
         weight, bias = self.weight(x.array.shape[-1], out), self.normal(out)
         result = x.array @ weight + bias
-        if self.settings.precision == "float32":
-            return Value(self.op("Add", self.op("MatMul", x.name, self.constant(weight)), self.constant(bias)), result)
-        channel = np.abs(weight).max(0) / 127 if self.settings.channel else np.float32(np.abs(weight).max() / 127)
-        channel = np.maximum(channel, np.float32(1e-8)).astype(np.float32)
-        whole = np.clip(np.rint(weight / channel), -127, 127).astype(np.int8)
-        zero: Any = np.int8(0)
-        if self.settings.wtype == "uint8":
-            whole, zero = (whole.astype(np.int16) + 128).astype(np.uint8), np.uint8(128)
-        data, scale, point, step = self.quantize(x)
-        if self.settings.form == "qdq":
-            dx = self.op("DequantizeLinear", data, scale, point)
-            if self.settings.channel:
-                dw = self.op("DequantizeLinear", self.constant(whole), self.constant(channel),
-                             self.constant(np.full(out, zero)), axis=1)
-            else:
-                dw = self.op("DequantizeLinear", self.constant(whole), self.constant(channel), self.constant(zero))
-            return Value(self.op("Add", self.op("MatMul", dx, dw), self.constant(bias)), result)
-        product = self.op("MatMulInteger", data, self.constant(whole), point, self.constant(zero))
-        total = (channel * np.float32(step)).astype(np.float32)
-        shift = np.rint(bias / total).astype(np.int32)
-        added = self.op("Add", product, self.constant(shift))
+        self.weights += weight.size
+        self.zeros += int((weight == 0).sum())
+        if not self.int8:
+            product = self.op("MatMul", x.name, self.constant(weight))
+            return Value(self.op("Add", product, self.constant(bias)), result)
+        step = np.abs(weight).max(0 if self.settings.scales == "channel" else None) / np.float32(127)
+        step = np.maximum(step, np.float32(1e-8))
+        whole = np.clip(np.rint(weight / step), -127, 127)
+        whole = np.where(whole == 0, np.sign(weight), whole).astype(np.int8)  # only the mask makes zeros
+        data = self.quantize(x)
+        total = np.asarray(step * data.step, np.float32)
+        product = self.op("MatMulInteger", data.name, self.constant(whole), data.zero, self.constant(np.int8(0)))
+        added = self.op("Add", product, self.constant(np.rint(bias / total).astype(np.int32)))
         cast = self.op("Cast", added, to=TensorProto.FLOAT)
         return Value(self.op("Mul", cast, self.constant(total)), result)
 
-    def product(self, a: Value, b: Value, form: str) -> Value:
-        """Of two activations."""
+    def product(self, a: Value, b: Value) -> Value:
+        """Of two activations; DeepSparse wants one of them without a zero point."""
         result = a.array @ b.array
-        if self.settings.precision == "float32":
+        if not self.int8:
             return Value(self.op("MatMul", a.name, b.name), result)
-        qa, qb = self.quantize(a), self.quantize(b)
-        if form == "qdq":
-            left, right = (self.op("DequantizeLinear", *q[:3]) for q in (qa, qb))
-            return Value(self.op("MatMul", left, right), result)
-        if form == "integer":
-            whole = self.op("MatMulInteger", qa[0], qb[0], qa[2], qb[2])
-            cast = self.op("Cast", whole, to=TensorProto.FLOAT)
-            return Value(self.op("Mul", cast, self.constant(np.float32(qa[3] * qb[3]))), result)
-        low, high = float(result.min()), float(result.max())
-        step = (high - low) / 255
-        scale, zero = self.constant(np.float32(step)), self.constant(np.uint8(np.clip(round(-low / step), 0, 255)))
-        whole = self.op("QLinearMatMul", *qa[:3], *qb[:3], scale, zero)
+        left, right = self.quantize(a), self.symmetric(b)
+        low, high = min(float(result.min()), 0.0), max(float(result.max()), 0.0)
+        step = max((high - low) / 255, 1e-8)
+        scale, zero = self.constant(np.float32(step)), self.constant(np.uint8(round(-low / step)))
+        whole = self.op("QLinearMatMul", *left[:3], *right[:3], scale, zero)
         return Value(self.op("DequantizeLinear", whole, scale, zero), result)
 
-    def heads(self, x: Value, order: tuple[int, ...]) -> Value:
+    def split(self, x: Value, order: tuple[int, ...]) -> Value:
         batch, tokens, width = x.array.shape
-        heads = self.settings.heads
-        shape = (batch, tokens, heads, width // heads)
-        split = self.op("Reshape", x.name, self.constant(np.array(shape, np.int64)))
-        return Value(self.op("Transpose", split, perm=order), x.array.reshape(shape).transpose(order))
+        shape = (batch, tokens, self.settings.heads, width // self.settings.heads)
+        name = self.op("Reshape", x.name, self.constant(np.array(shape, np.int64)))
+        return Value(self.op("Transpose", name, perm=order), x.array.reshape(shape).transpose(order))
+
+    def join(self, x: Value) -> Value:
+        batch, heads, tokens, width = x.array.shape
+        array = x.array.transpose(0, 2, 1, 3).reshape(batch, tokens, heads * width)
+        name = self.op("Transpose", x.name, perm=(0, 2, 1, 3))
+        return Value(self.op("Reshape", name, self.constant(np.array(array.shape, np.int64))), array)
+
+    def mean(self, x: Value) -> Value:
+        return Value(self.op("ReduceMean", x.name, axes=[-1]), x.array.mean(-1, keepdims=True))
 
     def norm(self, x: Value) -> Value:
+        """LayerNorm as PyTorch exports it to opset 13."""
         width = x.array.shape[-1]
-        mean = Value(self.op("ReduceMean", x.name, axes=[-1]), x.array.mean(-1, keepdims=True))
-        off = self.binary("Sub", x, mean)
-        square = self.binary("Pow", off, 2.0)
-        var = Value(self.op("ReduceMean", square.name, axes=[-1]), square.array.mean(-1, keepdims=True))
-        shifted = self.binary("Add", var, 1e-12)
-        root = Value(self.op("Sqrt", shifted.name), np.sqrt(shifted.array))
-        scaled = self.binary("Mul", self.binary("Div", off, root), 1 + self.normal(width))
+        centred = self.binary("Sub", x, self.mean(x))
+        variance = self.binary("Add", self.mean(self.binary("Pow", centred, 2.0)), 1e-12)
+        root = Value(self.op("Sqrt", variance.name), np.sqrt(variance.array))
+        scaled = self.binary("Mul", self.binary("Div", centred, root), 1 + self.normal(width))
         return self.binary("Add", scaled, self.normal(width))
 
     def gelu(self, x: Value) -> Value:
@@ -152,88 +194,99 @@ class Graph:
         raised = self.binary("Add", Value(self.op("Erf", inner.name), erf(inner.array)), 1.0)
         return self.binary("Mul", self.binary("Mul", x, raised), 0.5)
 
+    def softmax(self, x: Value) -> Value:
+        raised = np.exp(x.array - x.array.max(-1, keepdims=True))
+        return Value(self.op("Softmax", x.name, axis=-1), raised / raised.sum(-1, keepdims=True))
+
     def layer(self, x: Value, bias: Value) -> Value:
-        s = self.settings
-        query = self.heads(self.linear(x, s.hidden), (0, 2, 1, 3))
-        key = self.heads(self.linear(x, s.hidden), (0, 2, 3, 1))
-        value = self.heads(self.linear(x, s.hidden), (0, 2, 1, 3))
-        scores = self.binary("Div", self.product(query, key, s.qk), (s.hidden // s.heads) ** 0.5)
-        scores = self.binary("Add", scores, bias)
-        exponent = np.exp(scores.array - scores.array.max(-1, keepdims=True))
-        chances = Value(self.op("Softmax", scores.name, axis=-1), exponent / exponent.sum(-1, keepdims=True))
-        context = self.product(chances, value, s.pv)
-        turned = self.op("Transpose", context.name, perm=(0, 2, 1, 3))
-        joined = self.op("Reshape", turned, self.constant(np.array(x.array.shape, np.int64)))
-        context = Value(joined, context.array.transpose(0, 2, 1, 3).reshape(x.array.shape))
-        x = self.norm(self.binary("Add", self.linear(context, s.hidden), x))
-        inner = self.gelu(self.linear(x, s.inner))
-        return self.norm(self.binary("Add", self.linear(inner, s.hidden), x))
+        hidden = self.settings.hidden
+        query = self.split(self.linear(x, hidden), (0, 2, 1, 3))
+        key = self.split(self.linear(x, hidden), (0, 2, 3, 1))
+        value = self.split(self.linear(x, hidden), (0, 2, 1, 3))
+        scores = self.binary("Div", self.product(query, key), (hidden // self.settings.heads) ** 0.5)
+        context = self.join(self.product(self.softmax(self.binary("Add", scores, bias)), value))
+        x = self.norm(self.binary("Add", self.linear(context, hidden), x))
+        inner = self.gelu(self.linear(x, self.settings.inner))
+        return self.norm(self.binary("Add", self.linear(inner, hidden), x))
 
-    def table(self, ids: str, rows: int, index: Array) -> Value:
+    def table(self, rows: int, ids: str, index: Array) -> Value:
         array = self.normal(rows, self.settings.hidden)
-        if self.settings.embed and self.settings.precision == "int8":
-            step = np.float32(np.abs(array).max() / 127)
-            whole = (np.rint(array / step) + 128).clip(0, 255).astype(np.uint8)
-            scale, zero = self.constant(step), self.constant(np.uint8(128))
-            found = self.op("DequantizeLinear", self.op("Gather", self.constant(whole), ids), scale, zero)
-        else:
-            found = self.op("Gather", self.constant(array), ids)
-        return Value(found, array[index])
+        if not self.int8:
+            return Value(self.op("Gather", self.constant(array), ids), array[index])
+        step = np.abs(array).max() / np.float32(127)
+        whole = self.constant((np.rint(array / step) + 128).astype(np.uint8))
+        scale, zero = self.constant(step), self.constant(np.uint8(128))
+        return Value(self.op("DequantizeLinear", self.op("Gather", whole, ids), scale, zero), array[index])
+
+    def build(self) -> tuple[onnx.ModelProto, list[Array], Array]:
+        """The model, an input for it, and its output before quantization."""
+        sizes = self.settings
+        shape = (sizes.batch, sizes.tokens)
+        ids = self.random.integers(0, sizes.vocabulary, shape).astype(np.int64)
+        mask, kinds, places = np.ones_like(ids), np.zeros_like(ids), np.arange(sizes.tokens)[None]
+        x = self.table(sizes.vocabulary, "input_ids", ids)
+        x = self.binary("Add", x, self.table(2, "token_type_ids", kinds))
+        x = self.norm(self.binary("Add", x, self.table(max(POSITIONS, sizes.tokens), self.constant(places), places)))
+        wide = self.op("Unsqueeze", "attention_mask", self.constant(np.array([1, 2])))
+        kept = Value(self.op("Cast", wide, to=TensorProto.FLOAT), mask[:, None, None].astype(np.float32))
+        bias = self.binary("Mul", self.binary("Sub", kept, 1.0), -CLEAR)
+        for _ in range(sizes.layers):
+            x = self.layer(x, bias)
+        self.nodes[-1].output[0] = "last_hidden_state"
+        given = [
+            helper.make_tensor_value_info(name, TensorProto.INT64, shape)
+            for name in ("input_ids", "attention_mask", "token_type_ids")
+        ]
+        result = helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, [*shape, sizes.hidden])
+        graph = helper.make_graph(self.nodes, "encoder", given, [result], self.initializers)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+        return model, [ids, mask, kinds], x.array
 
 
-def build(s: argparse.Namespace) -> tuple[onnx.ModelProto, list[Array], Array]:
-    g = Graph(s)
-    ids = g.random.integers(0, s.vocabulary, (s.batch, s.tokens)).astype(np.int64)
-    mask, kinds = np.ones_like(ids), np.zeros_like(ids)
-    x = g.binary("Add", g.table("input_ids", s.vocabulary, ids), g.table("token_type_ids", 2, kinds))
-    places = np.arange(s.tokens)[None]
-    x = g.norm(g.binary("Add", x, g.table(g.constant(places), max(POSITIONS, s.tokens), places)))
-    wide = g.op("Unsqueeze", "attention_mask", g.constant(np.array([1, 2], np.int64)))
-    flag = Value(g.op("Cast", wide, to=TensorProto.FLOAT), mask[:, None, None].astype(np.float32))
-    one = g.value(np.float32(1))
-    bias = g.binary("Mul", g.binary("Sub", one, flag), CLEAR)
-    for _ in range(s.layers):
-        x = g.layer(x, bias)
-    g.nodes[-1].output[0] = "last_hidden_state"
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    shape = [s.batch, s.tokens]
-    inputs = [helper.make_tensor_value_info(n, TensorProto.INT64, shape) for n in names]
-    output = helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, [*shape, s.hidden])
-    graph = helper.make_graph(g.nodes, "encoder", inputs, [output], g.initializers)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
-    return model, [ids, mask, kinds], x.array
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Times DeepSparse on a BERT-shaped encoder, on request.")
+    for name, default in SIZES.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--sparsity", type=float, default=0.0, help="share of zeros, in blocks of 4")
+    parser.add_argument("--precision", choices=("int8", "float32"), default="int8")
+    parser.add_argument("--block", choices=tuple(BLOCKS), default="out", help="the side along which 4 zeros lie")
+    parser.add_argument("--scales", choices=("tensor", "channel"), default="tensor", help="of the int8 weights")
+    parser.add_argument("--model", type=Path, help="keep the ONNX file here, as for deepsparse.debug_analysis")
+    return parser.parse_args()
 
 
 def main() -> None:
-    p = argparse.ArgumentParser()
-    for n, d in (("layers", 12), ("hidden", 768), ("heads", 12), ("inner", 3072), ("vocabulary", 30522), ("batch", 1), ("tokens", 128), ("threads", 2), ("seed", 0)):
-        p.add_argument(f"--{n}", type=int, default=d)
-    p.add_argument("--sparsity", type=float, default=0.0)
-    p.add_argument("--precision", default="int8")
-    p.add_argument("--block", default="in")
-    p.add_argument("--channel", type=int, default=1)
-    p.add_argument("--wtype", default="int8")
-    p.add_argument("--form", default="integer")
-    p.add_argument("--qk", default="qlinear")
-    p.add_argument("--pv", default="qlinear")
-    p.add_argument("--embed", type=int, default=1)
-    p.add_argument("--save")
-    s = p.parse_args()
-    out = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
+    settings = arguments()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what the engine prints must not mix with the answers
+    os.environ["NM_DISABLE_ANALYTICS"] = "True"  # read at the import
+    import deepsparse  # type: ignore[import-not-found]
+
     start = time.perf_counter()
-    model, inputs, expected = build(s)
+    encoder = Encoder(settings)
+    model, inputs, expected = encoder.build()
     built = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
-        path = s.save or str(Path(folder, "model.onnx"))
-        onnx.save(model, path)
-        import deepsparse
+        path = settings.model or Path(folder, "model.onnx")
+        onnx.save(model, str(path))
         start = time.perf_counter()
-        engine = deepsparse.compile_model(path, batch_size=s.batch, num_cores=s.threads)
+        engine = deepsparse.compile_model(str(path), batch_size=settings.batch, num_cores=settings.threads)
         compiled = time.perf_counter() - start
-    found = engine(inputs)[0]
-    cos = float((found * expected).sum() / np.linalg.norm(found) / np.linalg.norm(expected))
-    print(json.dumps({"ready": True, "finite": bool(np.isfinite(found).all()), "cosine": cos, "build": built, "compile": compiled, "supported": engine.fraction_of_supported_ops}), file=out)
+    found = engine.run(inputs)[0]
+    cosine = float((found * expected).sum() / np.linalg.norm(found) / np.linalg.norm(expected))
+    if not (np.isfinite(found).all() and cosine > 0.95):
+        raise RuntimeError(f"wrong result: cosine {cosine} to the unquantized model")
+    facts = {
+        "ready": True,
+        "versions": {name: version(name) for name in ("deepsparse", "onnx")},
+        "zeros": encoder.zeros / max(encoder.weights, 1),
+        "cosine": cosine,
+        "supported": engine.fraction_of_supported_ops,
+        "build_s": built,
+        "compile_s": compiled,
+    }
+    del model, encoder, expected
+    print(json.dumps(facts), file=answers)
     for line in sys.stdin:
         request = json.loads(line)
         if request.get("stop"):
@@ -243,7 +296,8 @@ def main() -> None:
             start = time.perf_counter()
             engine.run(inputs, False)
             seconds.append(time.perf_counter() - start)
-        print(json.dumps({"seconds": seconds}), file=out)
+        print(json.dumps({"seconds": seconds}), file=answers)
 
 
-main()
+if __name__ == "__main__":
+    main()
