@@ -73,6 +73,7 @@ class Arena:
             self.buffers["context"] = aligned((tiles, attended, TILE), np.float32)
         self.qkv = [[aligned((attended, self.row), number) for _ in range(3)] for _ in range(2)]
         self.given = aligned((self.row, hidden), np.float32) if model.shape.narrow else self.output
+        self.laid, self.edges = b"", [0]
         self.keep: list[object] = []
         self.steps: list[Step] = []
         self._build()
@@ -234,14 +235,22 @@ class Arena:
 
         """
         tokens = int(lengths.sum())
-        vectors = -(-tokens // 16)
-        tiles = max(-(-vectors // 4), min(threads, vectors))
-        edges = (np.arange(tiles + 1) * vectors // tiles) * 16
-        self.starts[:tiles], self.widths[:tiles] = edges[:-1], np.diff(edges)
+        if lengths.tobytes() != self.laid:
+            self._cut(lengths, tokens, threads)
+            self.laid = lengths.tobytes()
+        edges, tiles = self.edges, len(self.edges) - 1
         flat = np.zeros((3, int(edges[-1])), np.int32)
         flat[:, :tokens] = inputs
         for tile in range(tiles):
             self.ids[:, tile, : edges[tile + 1] - edges[tile]] = flat[:, edges[tile] : edges[tile + 1]]
+        return self.by_groups if tiles < threads else self.by_tiles
+
+    def _cut(self, lengths: Array, tokens: int, threads: int) -> None:
+        """Tiles, segments and shares of the threads for sequences of these lengths."""
+        vectors = -(-tokens // 16)
+        tiles = max(-(-vectors // 4), min(threads, vectors))
+        edges = (np.arange(tiles + 1) * vectors // tiles) * 16
+        self.starts[:tiles], self.widths[:tiles] = edges[:-1], np.diff(edges)
         # segments: cut sequences where tiles end
         begins = np.concatenate([[0], np.cumsum(lengths)])
         cuts = np.unique(np.concatenate([begins, edges[1:-1]]))
@@ -250,15 +259,14 @@ class Arena:
         count = len(cuts) - 1
         self.segments[:count] = np.stack([begins[owner], lengths[owner], cuts[:-1], np.diff(cuts)], axis=1)
         self.spans[: tiles + 1] = np.searchsorted(cuts[:-1], edges)
+        self.edges = edges.tolist()
         if tiles < threads:
             program = self.by_groups
             program[:, HEAD::4], program[:, HEAD + 1 :: 4] = 0, tiles
-            single = self.by_groups[:, HEAD + 2 :: 4] == self.by_groups[:, HEAD + 3 :: 4]
-            program[:, HEAD + 1 :: 4][single] = 0  # nothing to do for this thread
-            return program
+            program[:, HEAD + 1 :: 4][program[:, HEAD + 2 :: 4] == program[:, HEAD + 3 :: 4]] = 0  # nothing to do
+            return
         shares = np.arange(threads + 1) * tiles // threads
         self.by_tiles[:, HEAD::4], self.by_tiles[:, HEAD + 1 :: 4] = shares[:-1], shares[1:]
-        return self.by_tiles
 
 
 class Encoder:

@@ -108,48 +108,58 @@ class Engine:
             EngineError: an empty or too long sequence, or ids outside the vocabulary.
 
         """
-        shape = self.model.shape
+        first = self.model.shape.first_position
         ids = [whole_numbers(f"input_ids[{i}]", one, 1) for i, one in enumerate(sequences)]
         kinds = [np.zeros_like(one) for one in ids]
         if types is not None:
             kinds = [whole_numbers(f"token_type_ids[{i}]", one, 1) for i, one in enumerate(types)]
-        for name, given in (("token_type_ids", types), ("positions", positions)):
-            if given is not None and len(given) != len(ids):
-                raise EngineError(Problem(name, f"{len(given)} sequences", f"be given for all {len(ids)}"))
-        if shape.types == 1:
-            kinds = [np.zeros_like(one) for one in ids]
-        places = [np.arange(len(one)) + shape.first_position for one in ids] if positions is None else list(positions)
-        self._check(ids, kinds, places)
-        found: list[Array] = []
-        for chunk in chunks([len(one) for one in ids], AT_ONCE):
-            lengths = np.array([len(ids[i]) for i in chunk])
-            inputs = np.stack([np.concatenate([part[i] for i in chunk]) for part in (ids, places, kinds)])
-            states = self.encoder.run(lengths, inputs)
-            found += np.split(states, np.cumsum(lengths)[:-1])
-        return found
-
-    def _check(self, ids: list[Array], kinds: list[Array], places: list[Array]) -> None:
-        shape, problems = self.model.shape, []
+        places = [np.arange(first, first + len(one)) for one in ids]
+        if positions is not None:
+            places = [whole_numbers(f"positions[{i}]", one, 1) for i, one in enumerate(positions)]
+        lengths = np.array([len(one) for one in ids], np.int64)
+        for name, given in (("token_type_ids", kinds), ("positions", places)):
+            if [len(one) for one in given] != lengths.tolist():
+                got = f"{len(given)} sequences of {[len(one) for one in given[:8]]} tokens"
+                raise EngineError(Problem(name, got, f"fit input_ids: {len(ids)} sequences"))
         if not ids:
+            raise EngineError(Problem("input_ids", "an empty batch", "hold at least one sequence"))
+        flat = np.stack([np.concatenate(parts) for parts in (ids, places, kinds)])
+        return np.split(self._run(lengths, flat), np.cumsum(lengths)[:-1])
+
+    def _run(self, lengths: Array, flat: Array) -> Array:
+        """Hidden states ``[tokens, hidden]``; ``flat`` is ``[3, tokens]``: ids, positions, types, one after the other."""
+        shape = self.model.shape
+        if shape.types == 1:
+            flat[2] = 0
+        limits = (shape.words, shape.positions, shape.types)
+        fine = lengths.size and lengths.min() > 0 and lengths.max() <= self.longest and flat.min() >= 0
+        if not fine or any(most >= limit for most, limit in zip(flat.max(1).tolist(), limits, strict=True)):
+            self._explain(lengths, flat, limits)
+        if lengths.sum() <= AT_ONCE:
+            return self.encoder.run(lengths, flat)
+        found, done = [], np.concatenate([[0], np.cumsum(lengths)])
+        for chunk in chunks(lengths.tolist(), AT_ONCE):
+            begin, end = done[chunk[0]], done[chunk[-1] + 1]
+            found.append(self.encoder.run(lengths[chunk], np.ascontiguousarray(flat[:, begin:end])))
+        return np.concatenate(found)
+
+    def _explain(self, lengths: Array, flat: Array, limits: tuple[int, int, int]) -> None:
+        """Raises what is wrong with each sequence."""
+        problems = []
+        if not lengths.size:
             problems.append(Problem("input_ids", "an empty batch", "hold at least one sequence"))
-        for i, (one, kind, place) in enumerate(zip(ids, kinds, places, strict=False)):
-            name = f"input_ids[{i}]"
-            if not len(one):
+        for i, part in enumerate(np.split(flat, np.cumsum(lengths)[:-1], axis=1) if lengths.size else ()):
+            name, tokens = f"input_ids[{i}]", part.shape[1]
+            if not tokens:
                 problems.append(Problem(name, "no token", "hold at least one token"))
-            elif len(one) > self.longest:
-                problems.append(Problem(name, f"{len(one)} tokens", f"hold at most {self.longest}", "truncation=True"))
-            elif one.min() < 0 or one.max() >= shape.words:
-                problems.append(Problem(name, f"ids {one.min()} .. {one.max()}", f"hold ids 0 .. {shape.words - 1}"))
-            elif len(kind) != len(one) or kind.min() < 0 or kind.max() >= shape.types:
-                problems.append(
-                    Problem(
-                        f"token_type_ids[{i}]", f"{len(kind)} values", f"hold {len(one)} values 0 .. {shape.types - 1}"
-                    )
-                )
-            elif len(place) != len(one) or place.min() < 0 or place.max() >= shape.positions:
-                problems.append(Problem(name, "a position out of range", f"have positions 0 .. {shape.positions - 1}"))
-        if problems:
-            raise EngineError(*problems[:20])
+                continue
+            if tokens > self.longest:
+                problems.append(Problem(name, f"{tokens} tokens", f"hold at most {self.longest}", "truncation=True"))
+                continue
+            for what, row, limit in zip((name, f"positions[{i}]", f"token_type_ids[{i}]"), part, limits, strict=True):
+                if row.min() < 0 or row.max() >= limit:
+                    problems.append(Problem(what, f"{row.min()} .. {row.max()}", f"hold numbers 0 .. {limit - 1}"))
+        raise EngineError(*problems[:20])
 
     def __call__(self, input_ids: Any, attention_mask: Any = None, token_type_ids: Any = None, **others: Any) -> Output:
         """What the Hugging Face model returns for ``[batch, tokens]``: logits, start and end logits, or hidden states.
@@ -170,37 +180,41 @@ class Engine:
         kinds = np.zeros_like(ids) if token_type_ids is None else whole_numbers("token_type_ids", token_type_ids, 2)
         if mask.shape != ids.shape or kinds.shape != ids.shape:
             got = f"{mask.shape} and {kinds.shape}"
-            raise EngineError(
-                Problem("attention_mask and token_type_ids", got, f"have the shape of input_ids, {ids.shape}")
-            )
+            rule = f"have the shape of input_ids, {ids.shape}"
+            raise EngineError(Problem("attention_mask and token_type_ids", got, rule))
         shape = self.model.shape
         if shape.first_position:  # counted over what is no padding, as these families do
             counted = np.cumsum(ids != shape.padding, axis=1) * (ids != shape.padding) + shape.padding
         else:
             counted = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-        pick = [(ids[i][m], kinds[i][m], counted[i][m]) for i, m in enumerate(mask)]
-        states = self.states([row[0] for row in pick], [row[1] for row in pick], [row[2] for row in pick])
-        output = self._output(states, mask)
+        flat = np.stack([ids[mask], counted[mask], kinds[mask]])
+        lengths = mask.sum(1)
+        output = self._output(self._run(lengths, flat), lengths, mask)
         if wants_torch:
-            output = Output({name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in output.items()})
+            output = Output({name: torch.from_numpy(value) for name, value in output.items()})
         return output
 
-    def _output(self, states: list[Array], mask: Array) -> Output:
-        def spread(values: list[Array], empty: float) -> Array:
-            whole = np.full((*mask.shape, *values[0].shape[1:]), empty, np.float32)
-            whole[mask] = np.concatenate(values)
+    def _output(self, states: Array, lengths: Array, mask: Array) -> Output:
+        def spread(values: Array, empty: float) -> Array:
+            if mask.all():
+                return values.reshape(*mask.shape, *values.shape[1:])
+            whole = np.full((*mask.shape, *values.shape[1:]), empty, np.float32)
+            whole[mask] = values
             return whole
 
+        firsts = np.cumsum(lengths) - lengths
         if self.head.kind == "sequence":
-            return Output(logits=self.head(np.stack([state[0] for state in states])))
+            return Output(logits=self.head(states[firsts]))
         if self.head.kind == "tokens":
-            return Output(logits=spread([self.head(state) for state in states], 0.0))
+            return Output(logits=spread(self.head(states), 0.0))
         if self.head.kind == "span":
-            both = spread([self.head(state) for state in states], NOWHERE)
-            return Output(start_logits=both[..., 0], end_logits=both[..., 1])
+            both = spread(self.head(states), NOWHERE)
+            return Output(
+                start_logits=np.ascontiguousarray(both[..., 0]), end_logits=np.ascontiguousarray(both[..., 1])
+            )
         output = Output(last_hidden_state=spread(states, 0.0))
         if self.head.layers:
-            output["pooler_output"] = self.head(np.stack([state[0] for state in states]))
+            output["pooler_output"] = self.head(states[firsts])
         return output
 
     @property
