@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from prunus.runtime.isa import Isa
 from prunus.runtime.kernels.linear import TILE, Arguments, each_block
-from prunus.runtime.kernels.maths import ROUND, exp, ordered, quads_of
+from prunus.runtime.kernels.maths import ROUND, exp, ordered, outer, quads_of
 from prunus.runtime.lang import F32, I8, I32, I64, Cell, Kernel, Value
 
 __all__ = ["ATTEND", "SEGMENT", "attend", "scratch_bytes"]
@@ -128,16 +128,7 @@ class Part:
                     cell.set(start)
         for row in k.range(0, self.rows):
             loaded = [(q + row * a.row + 4 * isa.lanes * v).load(number * isa.lanes) for v in range(count)]
-            mixed = [isa.prepare(vector) for vector in loaded] if self.integers else []
-            for i, cells in enumerate(sums):
-                one = (keys + row * a.row + 4 * i).load(number)
-                if self.integers:
-                    weight = isa.weight(one)
-                    for cell, factor in zip(cells, mixed, strict=True):
-                        cell.set(isa.dot(cell.get(), factor, weight))
-                else:
-                    for cell, vector in zip(cells, loaded, strict=True):
-                        cell.set(vector.fma(one, cell.get()))
+            outer(isa, sums, loaded, [(keys + row * a.row + 4 * i).load(number) for i in range(4)])
         scale = (a.scale + self.head * 4).load(F32)
         for i, cells in enumerate(sums):
             inside = (key + i).compare("<", self.keys)
@@ -189,16 +180,8 @@ class Part:
             for key in k.range(0, self.keys, step):
                 place = self.scores + key * (4 * block // step)
                 loaded = [(place + 4 * isa.lanes * v).load(number * isa.lanes) for v in range(count)]
-                mixed = [isa.prepare(vector) for vector in loaded] if self.integers else []
-                for i, cells in enumerate(sums):
-                    one = (values + (feature + i) * a.v_row + key * bytes_each).load(number)
-                    if self.integers:
-                        weight = isa.weight(one)
-                        for cell, factor in zip(cells, mixed, strict=True):
-                            cell.set(isa.dot(cell.get(), factor, weight))
-                    else:
-                        for cell, vector in zip(cells, loaded, strict=True):
-                            cell.set(vector.fma(one, cell.get()))
+                rows = [values + (feature + i) * a.v_row + key * bytes_each for i in range(4)]
+                outer(isa, sums, loaded, [row.load(number) for row in rows])
             for i, cells in enumerate(sums):
                 stage = k.scratch + (feature + i) * (WIDE * bytes_each) + column * bytes_each
                 for v, cell in enumerate(cells):

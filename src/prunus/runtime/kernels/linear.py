@@ -30,7 +30,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from prunus.runtime.isa import Isa
-from prunus.runtime.kernels.maths import ACTIVATIONS, bytes_of, joined, quads_of, row_of
+from prunus.runtime.kernels.maths import ACTIVATIONS, bytes_of, joined, outer, quads_of, row_of
 from prunus.runtime.lang import F32, I8, I16, I32, I64, Cell, Kernel, Value
 
 __all__ = ["ARGUMENTS", "FINISHES", "RECORD", "TILE", "linear"]
@@ -128,11 +128,7 @@ def gather(k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value
     for at in k.range(begin, end, RECORD["gather"]):
         (at + AHEAD).prefetch()
         rows = [(x + (at + 2 * i).load(I16).to(I64, signed=False) * TILE).load(I8 * block) for i in range(4)]
-        mixed = [isa.prepare(quad) for quad in quads_of(isa, rows)]
-        for output in range(4):
-            weight = isa.weight((at + 8 + 4 * output).load(I32))
-            for cell, quad in zip(sums[output], mixed, strict=True):
-                cell.set(isa.dot(cell.get(), quad, weight))
+        outer(isa, sums, quads_of(isa, rows), [(at + 8 + 4 * output).load(I32) for output in range(4)])
     return values(sums)
 
 
@@ -144,11 +140,8 @@ def quads(k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value,
     for at in k.range(begin, end, RECORD["quads"]):
         (at + AHEAD).prefetch()
         row = place.get()
-        mixed = [isa.prepare((row + 4 * isa.lanes * v).load(I32 * isa.lanes)) for v in range(isa.vectors(block))]
-        for output in range(4):
-            weight = isa.weight((at + 4 * output).load(I32))
-            for cell, quad in zip(sums[output], mixed, strict=True):
-                cell.set(isa.dot(cell.get(), quad, weight))
+        mixed = [(row + 4 * isa.lanes * v).load(I32 * isa.lanes) for v in range(isa.vectors(block))]
+        outer(isa, sums, mixed, [(at + 4 * output).load(I32) for output in range(4)])
         place.add(k.constant(I64, 4 * TILE))
     return values(sums)
 
@@ -185,9 +178,8 @@ def blocks(k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value
 
     def step(at: Value, sums: list[Cell]) -> None:
         row = x + at.load(I32).to(I64, signed=False) * (4 * TILE)
-        weight = isa.weight((at + 4).load(I32))
-        for v, cell in enumerate(sums):
-            cell.set(isa.dot(cell.get(), isa.prepare((row + 4 * isa.lanes * v).load(I32 * isa.lanes)), weight))
+        mixed = [(row + 4 * isa.lanes * v).load(I32 * isa.lanes) for v in range(len(sums))]
+        outer(isa, [sums], mixed, [(at + 4).load(I32)])
 
     return alone(k, isa, block, "blocks", first, records, group, step)
 
@@ -202,10 +194,7 @@ def columns(
         (at + AHEAD).prefetch()
         row = x + at.load(I32).to(I64, signed=False) * (4 * TILE)
         loaded = [(row + 4 * isa.lanes * v).load(F32 * isa.lanes) for v in range(isa.vectors(block))]
-        for output in range(4):
-            weight = (at + 4 + 4 * output).load(F32)
-            for cell, vector in zip(sums[output], loaded, strict=True):
-                cell.set(vector.fma(weight, cell.get()))
+        outer(isa, sums, loaded, [(at + 4 + 4 * output).load(F32) for output in range(4)])
     return values(sums)
 
 
@@ -216,9 +205,8 @@ def singles(
 
     def step(at: Value, sums: list[Cell]) -> None:
         row = x + at.load(I32).to(I64, signed=False) * (4 * TILE)
-        weight = (at + 4).load(F32)
-        for v, cell in enumerate(sums):
-            cell.set((row + 4 * isa.lanes * v).load(F32 * isa.lanes).fma(weight, cell.get()))
+        loaded = [(row + 4 * isa.lanes * v).load(F32 * isa.lanes) for v in range(len(sums))]
+        outer(isa, [sums], loaded, [(at + 4).load(F32)])
 
     return alone(k, isa, block, "singles", first, records, group, step)
 

@@ -9,7 +9,7 @@ other block keeps its rows in the natural order. Only ``quads_of`` , ``row_of`` 
 from math import log, sqrt
 
 from prunus.runtime.isa import Isa
-from prunus.runtime.lang import F32, I8, I16, I32, Value
+from prunus.runtime.lang import F32, I8, I16, I32, Cell, Value
 
 __all__ = [
     "ACTIVATIONS",
@@ -19,6 +19,7 @@ __all__ = [
     "gelu_tanh",
     "joined",
     "ordered",
+    "outer",
     "quads_of",
     "row_of",
     "transpose",
@@ -156,6 +157,19 @@ def ordered(isa: Isa, row: Value) -> Value:
         words = row.as_(I32 * 16)
         return words.shuffle(words, [4 * j + lane for lane in range(4) for j in range(4)]).as_(I8 * 64)
     return row
+
+
+def outer(isa: Isa, sums: list[list[Cell]], vectors: list[Value], numbers: list[Value]) -> None:
+    """sums[i][v] += vectors[v] * numbers[i]: of float32, or of four bytes a 32-bit lane."""
+    integers = not vectors[0].type.floating
+    factors = [isa.prepare(vector) for vector in vectors] if integers else []
+    for cells, number in zip(sums, numbers, strict=True):
+        weight = isa.weight(number) if integers else []
+        for v, cell in enumerate(cells):
+            if integers:
+                cell.set(isa.dot(cell.get(), factors[v], weight))
+            else:
+                cell.set(vectors[v].fma(number, cell.get()))
 
 
 def transpose(rows: list[Value]) -> list[Value]:
