@@ -148,7 +148,7 @@ def run_shape(
         inputs = padded_batch([row(tokens) for _ in range(batch)])
         turns: dict[str, Turn] = {name: timed(partial(call, inputs)) for name, call in calls.items()}
         peers = {}
-        if options.deepsparse_python:
+        if options.deepsparse_python and (batch, tokens) in CASES[: options.deepsparse_cases]:
             for sparsity in SPARSITIES:
                 name = f"deepsparse int8 {f'{sparsity:.0%}'.replace('%', ' %') if sparsity else 'dense'}"
                 try:
@@ -176,6 +176,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--deepsparse-python", default="")
+    parser.add_argument("--deepsparse-cases", type=int, default=len(CASES), help="of how many cases it takes part")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seconds", type=float, default=0.05, help="about how long a turn is")
     parser.add_argument("--shapes", nargs="*", default=["minilm", "base"])
