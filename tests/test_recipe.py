@@ -249,7 +249,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"train": {"batch_size": 1.5}}, "train.batch_size", "be a whole number"),
     ({"train": {"batch_size": False}}, "train.batch_size", "be a whole number"),
     ({"train": {"group_by_length": 1}}, "train.group_by_length", "be true or false"),
-    ({"train": {"precision": "fp8"}}, "train.precision", "be one of fp32, bf16, fp16"),
+    ({"train": {"precision": "fp8"}}, "train.precision", "be one of fp32, bf16, fp16, auto"),
     ({"train": {"warmup": 0.1}}, "train.warmup", "be a number of steps, or text such as '2 epochs' or '10%'"),
     ({"train": {"warmup": -1}}, "train.warmup", "be a number of steps"),
     ({"train": {"warmup": "10 percent"}}, "train.warmup", "be a number of steps"),

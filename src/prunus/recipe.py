@@ -66,7 +66,7 @@ class TrainSpec:
     adam_beta2: float = 0.999
     max_grad_norm: float = 1.0
     seed: int = 42
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     group_by_length: bool = True
     """Batches of rows of similar length: less padding, the usual speed-up on a CPU."""
     freeze: tuple[str, ...] = ()
