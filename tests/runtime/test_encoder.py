@@ -109,11 +109,12 @@ def check_floats(dense: Dense, got: Sequence[Array], ids: Sequence[Array], types
 
 
 def check_integers(
-    model: Model, got: Sequence[Array], ids: Sequence[Array], types: Sequence[Array], ties: float = 0.05
+    model: Model, got: Sequence[Array], ids: Sequence[Array], types: Sequence[Array], ties: float = 0.25
 ) -> None:
     """Equal up to float32's rounding, but where that takes a byte over a tie: there one step of one byte apart.
 
-    ``ties`` is the share of tokens that a tie may touch. Without multiply-add (``generic``) every epilogue rounds twice.
+    ``ties`` is the share of tokens that a tie may touch: a byte of a key or value is read by all tokens of its sequence. A
+    wrong sum or scale touches all of them.
     """
     expected = np.concatenate(integer.encode(model, ids, types))
     apart = np.abs(np.concatenate(got) - expected).max(1)
@@ -162,7 +163,7 @@ def test_every_length_in_float32(length: int, threads: int, bench: Bench) -> Non
 def test_every_family_in_int8(family: str, isa: str, bench: Bench) -> None:
     model = model_of((family, "4x1"), True)
     ids, types = draw_ids(model.shape, (40, 3, 150, 1, 64))
-    check_integers(model, bench.states(model, isa, 1, ids, types), ids, types, 0.25 if isa == "generic" else 0.05)
+    check_integers(model, bench.states(model, isa, 1, ids, types), ids, types)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)

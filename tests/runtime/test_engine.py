@@ -170,7 +170,7 @@ def test_numpy_in_numpy_out(engine: Engine) -> None:
     assert (given.numpy() == output.logits).all()
     assert (engine(inputs["input_ids"].tolist()).logits == output.logits).all()
     assert (engine(inputs["input_ids"].astype(np.int32)).logits == output.logits).all()
-    assert (engine(inputs["input_ids"][0].tolist()).logits == output.logits[:1]).all()
+    assert np.abs(engine(inputs["input_ids"][0].tolist()).logits - output.logits[:1]).max() < 1e-5
     assert (engine(**inputs, return_dict=True, output_attentions=False, head_mask=None).logits == output.logits).all()
 
 
@@ -193,7 +193,8 @@ def test_masks_of_any_type_and_holes(engine: Engine) -> None:
         assert (engine(inputs["input_ids"], mask.astype(kind)).logits == expected).all()
     assert (engine(inputs["input_ids"], torch.tensor(mask)).logits == expected).all()
     assert (expected[1, 7:] == 0).all()
-    assert (engine(inputs["input_ids"][1:2, :7]).logits == expected[1, :7]).all()
+    # the states are the same to the bit; the head is a product of BLAS, which may add in another order
+    assert np.abs(engine(inputs["input_ids"][1:2, :7]).logits - expected[1, :7]).max() < 1e-5
 
 
 @pytest.mark.parametrize("side", ["left", "holes"])
