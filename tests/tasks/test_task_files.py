@@ -29,7 +29,7 @@ def plain(path: Path, data: bytes) -> Path:
 
 def zipped(path: Path, data: bytes) -> Path:
     path = path.with_name(path.name + ".gz")
-    path.write_bytes(gzip.compress(data))
+    path.write_bytes(gzip.compress(data, mtime=0))
     return path
 
 
@@ -160,8 +160,8 @@ def test_skip_short_rows(tmp_path: Path) -> None:
         ("kind.parquet", b"PAR1", "", "end in .tsv, .json, .jsonl, .csv"),
         ("noending", b"x", "", "end in .tsv"),
         ("bad.tsv.gz", b"sentence\tlabel\nx\t1\n", "", "be a whole gzip file"),
-        ("cut.tsv.gz", gzip.compress(b"sentence\tlabel\n" + b"x\t1\n" * 99)[:-12], "", "be a whole gzip file"),
-        ("damaged.json.gz", gzip.compress(b"[1]" * 99)[:12] + b"\xff" * 30, "", "be a whole gzip file"),
+        ("cut.tsv.gz", gzip.compress(b"sentence\tlabel\n" + b"x\t1\n" * 99, mtime=0)[:-12], "", "be a whole gzip file"),
+        ("damaged.json.gz", gzip.compress(b"[1]" * 99, mtime=0)[:12] + b"\xff" * 30, "", "be a whole gzip file"),
     ],
 )
 def test_mistakes(tmp_path: Path, name: str, data: bytes, where: str, words: str) -> None:
@@ -203,14 +203,14 @@ def test_lines_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name
     monkeypatch.setattr(files, "MAX_ROW", 1000)
     data = b"sentence\tlabel\nx\t1\n" if "tsv" in name else b""
     data += b"x" * 5000
-    path = plain(tmp_path / name, gzip.compress(data) if name.endswith(".gz") else data)
+    path = plain(tmp_path / name, gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
     with pytest.raises(DataError, match="have at most 1,000 bytes"):
         rows_of(path)
 
 
 def test_json_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "MAX_JSON", 1000)
-    path = plain(tmp_path / "a.json.gz", gzip.compress(b" " * 100_000))
+    path = plain(tmp_path / "a.json.gz", gzip.compress(b" " * 100_000, mtime=0))
     with pytest.raises(DataError, match="have at most 1,000 bytes"):
         rows_of(path)
 
