@@ -37,6 +37,7 @@ import torch
 from torch import nn
 
 from prunus.sparsity import Masker, Pruning, Schedule, Span
+from prunus.training.evidence import processor
 
 HERE = Path(__file__).parent
 ARMS: dict[str, Pruning] = {
@@ -265,13 +266,6 @@ def updates(size: Size, inc_python: str, nncf_python: str) -> dict[str, Any]:
 
 
 # Both
-
-
-def processor() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def main() -> None:

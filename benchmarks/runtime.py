@@ -26,10 +26,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunus.bench.command import mixed_batch, padded_batch, processor, versions
+from prunus.bench.command import CASES, call_all, mixed_batch, padded_batch, versions
 from prunus.bench.engines import Subject, make_engines, prunus_call
 from prunus.bench.rounds import Turn, compare, timed
 from prunus.runtime.isa import choose
+from prunus.training.evidence import processor
 
 HERE = Path(__file__).parent
 OTHERS = (
@@ -41,7 +42,6 @@ OTHERS = (
     "openvino int8",
 )
 SPARSITIES = (0.0, 0.8, 0.9)
-CASES = ((1, 128), (8, 128), (1, 16), (1, 384))
 AGAINST = "prunus int8 80 %"
 
 
@@ -108,11 +108,6 @@ def real_lengths(data: Path, count: int, seed: int) -> list[int]:
     chosen: list[tuple[str, ...]] = [texts[i] for i in draw.choice(len(texts), count // 2, replace=False)]
     chosen += [pairs[i] for i in draw.choice(len(pairs), count // 2, replace=False)]
     return [len(tokenizer(*text, truncation=True, max_length=384)["input_ids"]) for text in chosen]
-
-
-def call_all(call: Any, batches: Sequence[Any]) -> None:
-    for batch in batches:
-        call(batch)
 
 
 def run_shape(

@@ -32,12 +32,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+
+from prunus.training.evidence import package_versions, processor
 
 PACKAGES = (
     "prunus",
@@ -309,18 +310,8 @@ def summary(rounds: Sequence[Mapping[str, Any]], arms: Sequence[str], clients: i
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "none"
-    return found
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
+    found = package_versions(PACKAGES)
+    return {"python": platform.python_version()} | {name: found.get(name, "none") for name in PACKAGES}
 
 
 def measure(given: argparse.Namespace, size: Size) -> dict[str, Any]:

@@ -8,7 +8,6 @@ mixed      sequences of the lengths of real texts, drawn from ``texts``: the oth
 import platform
 from collections.abc import Mapping, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ from prunus.bench.engines import ENGINES, Batch, Call, Subject, make_engines, mi
 from prunus.bench.rounds import Timing, compare, timed
 from prunus.errors import EngineError, Problem
 from prunus.runtime.isa import choose
+from prunus.training.evidence import package_versions, processor
 
-__all__ = ["CASES", "bench", "measure", "mixed_batch", "padded_batch", "processor", "versions"]
+__all__ = ["CASES", "bench", "call_all", "measure", "mixed_batch", "padded_batch", "versions"]
 
 CASES = ((1, 128), (8, 128), (1, 16), (1, 384))
 AGAINST = "prunus int8"
@@ -34,21 +34,7 @@ PACKAGES = ("prunus", "torch", "transformers", "numpy", "llvmlite", "onnxruntime
 
 def versions() -> dict[str, str]:
     """Of what takes part and is installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found | {"prunus": __version__}
-
-
-def processor() -> str:
-    """Its name, as the system gives it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    return {"python": platform.python_version()} | package_versions(PACKAGES) | {"prunus": __version__}
 
 
 def padded_batch(rows: Sequence[NDArray[Any]]) -> Batch:

@@ -28,7 +28,7 @@ from prunus.runtime.lang import Kernel
 from prunus.runtime.machine import Code, load
 from prunus.runtime.pack import Packed
 from prunus.runtime.reference import normalized
-from prunus.runtime.team import Team, aligned
+from prunus.runtime.team import Team, aligned, table_of
 
 __all__ = ["Encoder"]
 
@@ -81,15 +81,13 @@ class Arena:
 
     @property
     def bytes(self) -> int:
-        held = [self.x, self.output, self.ids, self.segments, *self.buffers.values(), *self.qkv[0], *self.qkv[1]]
-        return sum(array.nbytes for array in held) - self.x.nbytes
+        held = [self.output, self.ids, self.segments, *self.buffers.values(), *self.qkv[0], *self.qkv[1]]
+        return sum(array.nbytes for array in held)
 
     def table(self, names: tuple[str, ...], **values: int | Array) -> Array:
         """A table of arguments; arrays are given by address and kept alive."""
-        known = {"widths": self.widths, "starts": self.starts} | values
         self.keep.append(list(values.values()))
-        numbers = [known.get(name, 0) for name in names]
-        return np.array([n.ctypes.data if isinstance(n, np.ndarray) else n for n in numbers], np.int64)
+        return table_of(names, {"widths": self.widths, "starts": self.starts} | values)
 
     def _bytes(self, name: str, readers: Sequence[Packed]) -> tuple[str, dict[str, int | Array]]:
         """How the hidden states are stored for the layers that read them: which layouts, and the table's part of it."""

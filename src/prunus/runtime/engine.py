@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from prunus.errors import EngineError, Problem
 from prunus.runtime.convert import Model, chunks
 from prunus.runtime.encoder import Encoder
+from prunus.runtime.families import read_settings
 from prunus.runtime.heads import Head, head_of
 from prunus.runtime.isa import choose
 from prunus.runtime.store import read_model
@@ -233,8 +234,6 @@ class Engine:
 
     def _limit(self) -> int:
         """The longest input that the tokenizer's own settings allow."""
-        from prunus.runtime.store import read_settings
-
         path = (self.directory or Path()) / "tokenizer_config.json"
         limit = read_settings(path).get("model_max_length") if path.is_file() else None
         return limit if isinstance(limit, int) and 0 < limit <= self.longest else self.longest

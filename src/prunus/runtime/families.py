@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from prunus.errors import EngineError, Problem, nearest
 
-__all__ = ["FAMILIES", "Dense", "Family", "Shape", "canonical", "read_checkpoint", "shape_of"]
+__all__ = ["FAMILIES", "Dense", "Family", "Shape", "canonical", "read_checkpoint", "read_settings", "shape_of"]
 
 Array = NDArray[Any]
 Settings = dict[str, Any]
@@ -316,6 +316,19 @@ def relative_table(weight: Array, heads: int, reach: int) -> Array:
     return np.ascontiguousarray(weight[bucket].T[:heads], np.float32)
 
 
+def read_settings(path: Path) -> Settings:
+    """``config.json`` of a directory."""
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise EngineError(Problem(str(path), "nothing", "be a file")) from None
+    except (ValueError, RecursionError) as error:
+        raise EngineError(Problem(str(path), str(error), "be JSON")) from None
+    if not isinstance(settings, dict):
+        raise EngineError(Problem(str(path), type(settings).__name__, "hold an object"))
+    return settings
+
+
 def read_checkpoint(directory: Path) -> Dense:
     """Reads ``config.json`` and ``model.safetensors`` of a Hugging Face directory.
 
@@ -327,12 +340,7 @@ def read_checkpoint(directory: Path) -> Dense:
     missing = [Problem(str(path), "nothing", "be a file") for path in (config, weights) if not path.is_file()]
     if missing:
         raise EngineError(*missing)
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise EngineError(Problem(str(config), str(error), "be JSON")) from None
-    if not isinstance(settings, dict):
-        raise EngineError(Problem(str(config), type(settings).__name__, "hold an object"))
+    settings = read_settings(config)
     try:
         with safe_open(weights, framework="numpy") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

@@ -23,7 +23,7 @@ from prunus.runtime.kernels.norm import EMBED, NORMALIZE, READ, embed, normalize
 from prunus.runtime.lang import Kernel
 from prunus.runtime.machine import load
 from prunus.runtime.pack import Packed, choose_kind, pack, unpack
-from prunus.runtime.team import Team, aligned
+from prunus.runtime.team import Team, aligned, table_of
 
 __all__ = ["SparseLinear", "accelerate"]
 
@@ -40,8 +40,7 @@ class SparseLinear(nn.Module):
         weight = dense.weight.detach().float().numpy()
         bias = np.zeros(len(weight), np.float32) if dense.bias is None else dense.bias.detach().float().numpy()
         self.in_features, self.out_features = dense.in_features, dense.out_features
-        kept = weight != 0
-        kind = choose_kind(kept, integers) if not integers else "gather"
+        kind = "gather" if integers else choose_kind(weight != 0, integers)
         self._packed: Packed = pack(kind, weight, bias)
         self._bias = self._packed.bias.copy()
         self._sums = np.zeros(len(self._bias), np.float32)
@@ -78,10 +77,8 @@ class SparseLinear(nn.Module):
         held: list[object] = []
 
         def arguments(names: Iterable[str], **values: int | Array) -> Array:
-            known = {"widths": widths, "starts": starts} | values
-            numbers = [known.get(name, 0) for name in names]
-            found = np.array([n.ctypes.data if isinstance(n, np.ndarray) else n for n in numbers], np.int64)
-            held.append((found, known))
+            found = table_of(names, {"widths": widths, "starts": starts} | values)
+            held.append((found, values))
             return found
 
         rest = {"positions": nothing, "types": nothing, "position": table, "type": table}

@@ -90,19 +90,6 @@ def read_model(place: Path) -> Model:
     return Check(arrays, metadata).model()
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """``config.json`` of a directory."""
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise EngineError(Problem(str(path), "nothing", "be a file")) from None
-    except (ValueError, RecursionError) as error:
-        raise EngineError(Problem(str(path), str(error), "be JSON")) from None
-    if not isinstance(settings, dict):
-        raise EngineError(Problem(str(path), type(settings).__name__, "hold an object"))
-    return settings
-
-
 class Check:
     """Takes arrays out of a file one by one, and notes what is wrong with each."""
 

@@ -7,7 +7,7 @@ holds no lock of the interpreter. One program at a time: calls from several thre
 import ctypes
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from prunus.errors import EngineError, Problem
 from prunus.runtime.kernels.drive import HEAD
 from prunus.runtime.machine import Code
 
-__all__ = ["Team", "aligned"]
+__all__ = ["Team", "aligned", "table_of"]
 
 Array = NDArray[Any]
 
@@ -29,6 +29,12 @@ def aligned(shape: tuple[int, ...], dtype: type) -> Array:
     raw = np.zeros(size + 320, np.uint8)
     start = -raw.ctypes.data % 64
     return raw[start : start + size].view(dtype).reshape(shape)
+
+
+def table_of(names: Iterable[str], values: Mapping[str, int | Array]) -> Array:
+    """A kernel's table of arguments: numbers, and addresses of arrays, which the caller keeps alive; 0 where none is given."""
+    numbers = [values.get(name, 0) for name in names]
+    return np.array([n.ctypes.data if isinstance(n, np.ndarray) else n for n in numbers], np.int64)
 
 
 @dataclass

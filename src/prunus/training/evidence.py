@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -59,17 +59,30 @@ def recipe_facts(recipe: Recipe) -> dict[str, Any]:
 def environment(threads: int | None = None) -> dict[str, Any]:
     """Versions and the machine."""
     found = {"prunus": __version__, "python": platform.python_version(), "platform": platform.platform(terse=True)}
-    for package in _PACKAGES:
+    found |= package_versions(_PACKAGES)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return found | {
+        "cpu": processor(),
+        "cores": cores,
+        "threads": threads or torch.get_num_threads(),
+        "accelerator": device,
+    }
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {}
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return found | {"cpu": _cpu(), "cores": cores, "threads": threads or torch.get_num_threads(), "accelerator": device}
+    return found
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """Its name, as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -15,8 +15,8 @@ padding; a *segment* is the part of a sequence whose queries lie in one tile: (f
 from dataclasses import dataclass
 
 from prunus.runtime.isa import Isa
-from prunus.runtime.kernels.linear import TILE, Arguments, each_block
-from prunus.runtime.kernels.maths import ROUND, exp, ordered, outer, quads_of
+from prunus.runtime.kernels.linear import SIGNATURE, TILE, Arguments, each_block
+from prunus.runtime.kernels.maths import ROUND, exp, ordered, outer, quad_of, quads_of
 from prunus.runtime.lang import F32, I8, I32, I64, Cell, Kernel, Value
 
 __all__ = ["ATTEND", "SEGMENT", "attend", "scratch_bytes"]
@@ -40,7 +40,7 @@ def scratch_bytes(longest: int, size: int) -> int:
 def attend(isa: Isa, integers: bool, biased: bool) -> Kernel:
     """Attention of tiles [t0, t1) and heads [g0, g1)."""
     name = f"attend_{'int8' if integers else 'float32'}{'_bias' if biased else ''}"
-    with Kernel(name, ("table", "t0", "t1", "g0", "g1", "scratch")) as k:
+    with Kernel(name, SIGNATURE) as k:
         a = Arguments(k, k.table, ATTEND)
         for tile in k.range(k.t0, k.t1):
             begin, end = ((a.spans + (tile + i) * 8).load(I64) for i in (0, 1))
@@ -162,8 +162,8 @@ class Part:
                 for i in range(4):
                     score = (self.scores + (key + i) * (4 * block) + 4 * isa.lanes * v).load(F32 * isa.lanes)
                     weight = exp(score - largest[v], short=True).fma(255.0, ROUND)
-                    four.append(weight.as_(I32 * isa.lanes) & 0xFF)
-                quad = four[0] | (four[1] << 8) | (four[2] << 16) | (four[3] << 24)
+                    four.append(weight.as_(I32 * isa.lanes))
+                quad = quad_of(four)
                 (self.scores + key * block + 4 * isa.lanes * v).store(quad)
                 sums[v].set(isa.dot(sums[v].get(), isa.prepare(quad), ones))
         return [cell.get().to(F32).reciprocal() for cell in sums]

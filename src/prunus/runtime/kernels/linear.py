@@ -28,12 +28,13 @@ What becomes of y (a *finish*):
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from prunus.runtime.isa import Isa
-from prunus.runtime.kernels.maths import ACTIVATIONS, bytes_of, joined, outer, quads_of, row_of
-from prunus.runtime.lang import F32, I8, I16, I32, I64, Cell, Kernel, Value
+from prunus.runtime.kernels.maths import ACTIVATIONS, bytes_of, joined, outer, quad_of, quads_of, row_of
+from prunus.runtime.lang import F32, I8, I16, I32, I64, Cell, Kernel, Type, Value
 
-__all__ = ["ARGUMENTS", "FINISHES", "RECORD", "TILE", "linear"]
+__all__ = ["ARGUMENTS", "RECORD", "SIGNATURE", "TILE", "linear"]
 
 TILE = 64
 """Tokens in a tile."""
@@ -41,7 +42,8 @@ RECORD = {"gather": 24, "quads": 16, "blocks": 8, "columns": 20, "singles": 8}
 """Bytes of a record."""
 AHEAD = 3072
 """Bytes that records are asked for before they are used: weights that come from beyond the second cache arrive in time."""
-FINISHES = ("add", "keep", "rows", "mixed", "queries", "keys", "values", "wide")
+SIGNATURE = ("table", "t0", "t1", "g0", "g1", "scratch")
+"""Of every kernel that is a step: its table, tiles [t0, t1), groups [g0, g1), memory of the thread."""
 ARGUMENTS = (
     "widths",
     "starts",
@@ -87,12 +89,12 @@ def each_block(k: Kernel, isa: Isa, width: Value, body: Callable[[int, Value], N
 def linear(isa: Isa, kind: str, finish: str, activation: str = "none") -> Kernel:
     """A kernel for tiles [t0, t1) and groups of four outputs [g0, g1)."""
     name = f"linear_{kind}_{finish}_{activation}"
-    with Kernel(name, ("table", "t0", "t1", "g0", "g1", "scratch")) as k:
+    with Kernel(name, SIGNATURE) as k:
         a = Arguments(k, k.table, ARGUMENTS)
         x, x_step, first, records = a.x, a.x_step, a.first, a.records
         widths, starts = a.widths, a.starts
         finisher = Finisher(k, isa, finish, activation, a)
-        accumulate = {"gather": gather, "quads": quads, "blocks": blocks, "columns": columns, "singles": singles}[kind]
+        accumulate = ACCUMULATE[kind]
         for tile in k.range(k.t0, k.t1):
             source = x + tile * x_step
             token = (starts + tile * 8).load(I64)
@@ -147,18 +149,17 @@ def quads(k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value,
 
 
 def alone(
-    k: Kernel,
-    isa: Isa,
-    block: int,
-    kind: str,
-    first: Value,
-    records: Value,
-    group: Value,
-    step: Callable[[Value, list[Cell]], None],
+    number: Type, k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value, records: Value, group: Value
 ) -> Sums:
     """Four outputs one after the other, each with records of its own, two at a time so that sums do not wait for each other."""
-    number = F32 if kind == "singles" else I32
-    vectors, size, done = isa.vectors(block), RECORD[kind], []
+    vectors, size, done = isa.vectors(block), RECORD["singles" if number.floating else "blocks"], []
+    x = x + start * 4
+
+    def step(at: Value, sums: list[Cell]) -> None:
+        row = x + at.load(I32).to(I64, signed=False) * (4 * TILE)
+        loaded = [(row + 4 * isa.lanes * v).load(number * isa.lanes) for v in range(vectors)]
+        outer(isa, [sums], loaded, [(at + 4).load(number)])
+
     for output in range(4):
         even, odd = (k.cells(vectors, number * isa.lanes) for _ in range(2))
         begin, end = span(k, first, group * 4 + output, size, records)
@@ -171,17 +172,6 @@ def alone(
             step(at, even)
         done.append([a.get() + b.get() for a, b in zip(even, odd, strict=True)])
     return done
-
-
-def blocks(k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value, records: Value, group: Value) -> Sums:
-    x = x + start * 4
-
-    def step(at: Value, sums: list[Cell]) -> None:
-        row = x + at.load(I32).to(I64, signed=False) * (4 * TILE)
-        mixed = [(row + 4 * isa.lanes * v).load(I32 * isa.lanes) for v in range(len(sums))]
-        outer(isa, [sums], mixed, [(at + 4).load(I32)])
-
-    return alone(k, isa, block, "blocks", first, records, group, step)
 
 
 def columns(
@@ -198,17 +188,13 @@ def columns(
     return values(sums)
 
 
-def singles(
-    k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value, records: Value, group: Value
-) -> Sums:
-    x = x + start * 4
-
-    def step(at: Value, sums: list[Cell]) -> None:
-        row = x + at.load(I32).to(I64, signed=False) * (4 * TILE)
-        loaded = [(row + 4 * isa.lanes * v).load(F32 * isa.lanes) for v in range(len(sums))]
-        outer(isa, [sums], loaded, [(at + 4).load(F32)])
-
-    return alone(k, isa, block, "singles", first, records, group, step)
+ACCUMULATE: dict[str, Callable[..., Sums]] = {
+    "gather": gather,
+    "quads": quads,
+    "blocks": partial(alone, I32),
+    "columns": columns,
+    "singles": partial(alone, F32),
+}
 
 
 @dataclass(frozen=True)
@@ -261,9 +247,7 @@ class Finisher:
                     (a.y + place * a.y_row + token + start).store(natural)
             return
         for v in range(isa.vectors(block)):
-            mixed = whole_numbers[0][v] & 0xFF
-            for output in range(1, 4):
-                mixed = mixed | ((whole_numbers[output][v] & 0xFF) << (8 * output))
+            mixed = quad_of([row[v] for row in whole_numbers])
             if self.finish == "mixed":
                 (whole + group * (4 * TILE) + start * 4 + 4 * isa.lanes * v).store(mixed)
             else:

@@ -20,6 +20,7 @@ __all__ = [
     "joined",
     "ordered",
     "outer",
+    "quad_of",
     "quads_of",
     "row_of",
     "transpose",
@@ -121,6 +122,14 @@ def joined(parts: list[Value]) -> Value:
     while len(parts) > 1:
         parts = [a.join(b) for a, b in zip(parts[::2], parts[1::2], strict=True)]
     return parts[0]
+
+
+def quad_of(four: list[Value]) -> Value:
+    """The low bytes of four int32 vectors -> one vector, byte ``i`` of a lane from vector ``i``."""
+    quad = four[0] & 0xFF
+    for i in range(1, 4):
+        quad = quad | ((four[i] & 0xFF) << (8 * i))
+    return quad
 
 
 def quads_of(isa: Isa, columns: list[Value]) -> list[Value]:

@@ -7,8 +7,8 @@ No sum runs across the lanes of a vector. Mean and variance come from two passes
 """
 
 from prunus.runtime.isa import Isa
-from prunus.runtime.kernels.linear import TILE, Arguments, each_block
-from prunus.runtime.kernels.maths import bytes_of, row_of, transpose
+from prunus.runtime.kernels.linear import SIGNATURE, TILE, Arguments, each_block
+from prunus.runtime.kernels.maths import bytes_of, quad_of, row_of, transpose
 from prunus.runtime.lang import F32, I32, I64, Kernel, Value
 
 __all__ = ["EMBED", "NORMALIZE", "READ", "embed", "normalize", "read"]
@@ -29,7 +29,6 @@ NORMALIZE = (
 )
 EMBED = ("widths", "x", "x_step", "features", "words", "positions", "types", "word", "position", "type")
 READ = ("widths", "starts", "x", "x_step", "features", "y", "y_row")
-SIGNATURE = ("table", "t0", "t1", "g0", "g1", "scratch")
 
 
 def normalize(isa: Isa, rows: bool, mixed: bool, plain: bool = False) -> Kernel:
@@ -66,9 +65,7 @@ def normalize(isa: Isa, rows: bool, mixed: bool, plain: bool = False) -> Kernel:
                             (a.rows + out + feature * TILE + start).store(row_of(isa, whole))
                     if mixed:
                         for v in range(count):
-                            quad = numbers[0][v] & 0xFF
-                            for i in range(1, 4):
-                                quad = quad | ((numbers[i][v] & 0xFF) << (8 * i))
+                            quad = quad_of([whole[v] for whole in numbers])
                             (a.mixed + out + four * TILE + offsets[v]).store(quad)
 
             each_block(k, isa, (a.widths + tile * 8).load(I64), body)
