@@ -1,6 +1,6 @@
 """An encoder as a program of kernels: post-norm transformer layers over packed tokens.
 
-    x <- norm(word[ids] + position[positions] + type[types])
+    x <- norm(word[ids] + position[positions] + type[types]), projected where embeddings are narrower than the layers
     each layer:  x <- norm(x + out(attend(query(x), key(x), value(x))))
                  x <- norm(x + down(act(up(x))))
 
@@ -26,8 +26,7 @@ from prunus.runtime.kernels.linear import ARGUMENTS, TILE, linear
 from prunus.runtime.kernels.norm import EMBED, NORMALIZE, READ, embed, normalize, read
 from prunus.runtime.lang import Kernel
 from prunus.runtime.machine import Code, load
-from prunus.runtime.pack import Packed
-from prunus.runtime.reference import normalized
+from prunus.runtime.pack import Packed, pack
 from prunus.runtime.team import Team, aligned, table_of
 
 __all__ = ["Encoder"]
@@ -72,7 +71,7 @@ class Arena:
         if not model.integers:
             self.buffers["context"] = aligned((tiles, attended, TILE), np.float32)
         self.qkv = [[aligned((attended, self.row), number) for _ in range(3)] for _ in range(2)]
-        self.given = aligned((self.row, hidden), np.float32) if model.shape.narrow else self.output
+        self.narrow = aligned((tiles, model.shape.narrow, TILE), np.float32)
         self.laid, self.edges = b"", [0]
         self.keep: list[object] = []
         self.steps: list[Step] = []
@@ -81,7 +80,7 @@ class Arena:
 
     @property
     def bytes(self) -> int:
-        held = [self.output, self.ids, self.segments, *self.buffers.values(), *self.qkv[0], *self.qkv[1]]
+        held = [self.output, self.ids, self.segments, self.narrow, *self.buffers.values(), *self.qkv[0], *self.qkv[1]]
         return sum(array.nbytes for array in held)
 
     def table(self, names: tuple[str, ...], **values: int | Array) -> Array:
@@ -100,19 +99,19 @@ class Arena:
         where |= {"inverse": t[f"{name}.inverse"], "zero": t[f"{name}.zero"]} if readers else {}
         return f"{rows:d}{mixed:d}", where
 
-    def _norm(self, name: str, bytes_name: str, readers: Sequence[Packed]) -> Step:
-        """Layer normalization, and bytes for who reads it; without a name, the bytes alone."""
-        t, s = self.model.tensors, self.model.shape
+    def _norm(self, name: str, bytes_name: str = "", readers: Sequence[Packed] = (), x: Array | None = None) -> Step:
+        """Layer normalization of x, and bytes for who reads it; without a name, the bytes alone."""
+        t, x = self.model.tensors, self.x if x is None else x
         layouts, where = self._bytes(bytes_name, readers)
         if name:
             where |= {"gamma": t[f"{name}.gamma"], "beta": t[f"{name}.beta"]}
         table = self.table(
             NORMALIZE,
-            x=self.x,
-            x_step=self.x[0].nbytes,
-            features=s.hidden,
-            epsilon=np.array([s.epsilon], np.float32),
-            y_step=s.hidden * TILE,
+            x=x,
+            x_step=x[0].nbytes,
+            features=x.shape[1],
+            epsilon=np.array([self.model.shape.epsilon], np.float32),
+            y_step=x.shape[1] * TILE,
             **where,
         )
         return Step(f"{'normalize' if name else 'store'}_{layouts}", table, 1, False)
@@ -144,20 +143,16 @@ class Arena:
     def _build(self) -> None:
         model, s, byte = self.model, self.model.shape, self.model.integers
         t, layers, add = model.tensors, model.layers, self.steps.append
-        tables: dict[str, int | Array] = {name: t[f"embeddings.{name}"] for name in ("word", "position", "type")}
-        if s.narrow:
-            nothing = np.zeros((1, s.hidden), np.float32)
-            tables = {"word": self.given, "position": nothing, "type": nothing}
         words = {"words": self.ids[0], "positions": self.ids[1], "types": self.ids[2]}
-        add(
-            Step(
-                "embed",
-                self.table(EMBED, x=self.x, x_step=self.x[0].nbytes, features=s.hidden, **words, **tables),
-                1,
-                False,
-            )
-        )
+        tables = {name: t[f"embeddings.{name}"] for name in ("word", "position", "type")}
+        x = self.narrow if s.narrow else self.x
+        entry = self.table(EMBED, x=x, x_step=x[0].nbytes, features=x.shape[1], **words, **tables)
+        add(Step("embed", entry, 1, False))
         first = [layers[0][name] for name in NAMES]
+        if s.narrow:
+            add(self._norm("embeddings", x=x))
+            projection = pack("columns", t["projection.weight"], t["projection.bias"])
+            add(self._linear(projection, "keep", x, self.x))
         add(self._norm("" if s.narrow else "embeddings", "layers.0.input", first))
         for i, layer in enumerate(layers):
             key, own = f"layers.{i}.", self.qkv[i % 2]
@@ -295,19 +290,9 @@ class Encoder:
                 capacity = 1 << max(7, (tokens - 1).bit_length())
                 self._arena = Arena(self.model, self._code, capacity, self.team.threads)
             arena = self._arena
-            if self.model.shape.narrow:
-                inputs = self._project(arena, inputs)
             program = arena.lay(lengths, inputs, self.team.threads)
             self.team.run(program, scratch_bytes(int(lengths.max()), self.model.shape.size))
             return arena.output[:tokens].copy()
-
-    def _project(self, arena: Arena, inputs: Array) -> Array:
-        """Embeddings narrower than the layers: computed here; the kernels read them as if they were words."""
-        t, (words, positions, types) = self.model.tensors, inputs
-        x = t["embeddings.word"][words] + t["embeddings.position"][positions] + t["embeddings.type"][types]
-        x = normalized(x, t["embeddings.gamma"], t["embeddings.beta"], self.model.shape.epsilon)
-        arena.given[: len(words)] = x @ t["projection.weight"].T + t["projection.bias"]
-        return np.stack([np.arange(len(words)), np.zeros_like(words), np.zeros_like(words)])
 
 
 def padded(outputs: int) -> int:
@@ -327,6 +312,7 @@ def builders(isa: Isa, model: Model) -> dict[str, Callable[[], Kernel]]:
             names[f"normalize_{rows:d}{mixed:d}"] = partial(normalize, isa, rows, mixed)
             if model.shape.narrow:
                 names[f"store_{rows:d}{mixed:d}"] = partial(normalize, isa, rows, mixed, plain=True)
+                names["linear_columns_keep_none"] = partial(linear, isa, "columns", "keep")
     names[attention_name(model)] = partial(attend, isa, integers, biased)
     for layer in model.layers:
         for role, packed in layer.items():

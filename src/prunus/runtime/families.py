@@ -201,6 +201,8 @@ def shape_of(settings: Settings) -> Shape:
     padding = settings.get("pad_token_id")
     padding = padding if isinstance(padding, int) and not isinstance(padding, bool) else 0
     narrow = settings.get("embedding_size", hidden) if kind == "electra" else hidden
+    if not isinstance(narrow, int) or narrow < 16 or narrow % 16:
+        raise EngineError(Problem("config.json: embedding_size", narrow, "be a multiple of 16"))
     return Shape(
         kind,
         hidden,
@@ -212,7 +214,7 @@ def shape_of(settings: Settings) -> Shape:
         types if family.types else 1,
         ACTIVATION_NAMES[activation],
         float(epsilon),
-        narrow if isinstance(narrow, int) and narrow != hidden else 0,
+        narrow if narrow != hidden else 0,
         whole["max_position_embeddings"] + 4 if family.relative else 0,
         padding + 1 if family.positions_from_padding else 0,
         padding,

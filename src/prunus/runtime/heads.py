@@ -1,4 +1,4 @@
-"""What a task's model does with the hidden states: a few small products, in numpy.
+"""What a task's model does with the hidden states: a few small products, in numpy (one thread).
 
 sequence classification    first token -> dense -> activation -> classes        [sequences, classes]
 token classification       every token -> classes                               [tokens, classes]
@@ -32,7 +32,8 @@ class Head:
     def __call__(self, states: Array) -> Array:
         """``[rows, hidden]`` -> ``[rows, outputs]``."""
         for weight, bias, activation in self.layers:
-            states = activation(states @ weight.T + bias)
+            # not by matmul: it wakes the threads of BLAS, which spin for milliseconds on the processors the engine needs
+            states = activation(np.vecdot(states[:, None], weight) + bias)
         return states
 
 
