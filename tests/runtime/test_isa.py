@@ -226,25 +226,48 @@ def test_rows_in_natural_order_become_quads_whose_lanes_are_tokens(isa: str, blo
     assert (out == rows.T).all()
 
 
+def numbers_to_round(block: int) -> Array:
+    """Four rows: quarters, among them ties, and numbers far outside of a byte."""
+    x = np.random.default_rng(0).integers(-800, 1600, (4, block)).astype(np.float32) / 4
+    x[:, :4] = [[-1e6, 1e6, 0.49999997, 2.5], [254.5, 255.5, -0.5, 0.5], [-127.5, 127.5, 1.5, -1.5], [1e9, -1e9, 0, -0.0]]
+    return x
+
+
 @pytest.mark.parametrize(("isa", "block"), BLOCKS)
-def test_quads_become_a_row_in_the_order_of_rows_and_back(isa: str, block: int) -> None:
-    path, words = ISAS[isa], np.random.default_rng(0).integers(-(2**31), 2**31, (4, block)).astype(np.int32)
+def test_numbers_become_a_row_in_the_order_of_rows_and_quads(isa: str, block: int) -> None:
+    path, numbers = ISAS[isa], numbers_to_round(block)
     rows, natural, back = np.zeros((4, block), np.uint8), np.zeros((4, block), np.uint8), np.zeros((block, 4), np.uint8)
 
     def body(k: Kernel, source: Value, row_to: Value, natural_to: Value, back_to: Value) -> None:
         made = []
         for row in range(4):
             base = source + 4 * block * row
-            quads = [(base + 4 * path.lanes * v).load(I32 * path.lanes) for v in range(path.vectors(block))]
-            made.append(maths.row_of(path, quads))
+            vectors = [(base + 4 * path.lanes * v).load(F32 * path.lanes) for v in range(path.vectors(block))]
+            made.append(maths.row_of(path, vectors))
             (row_to + block * row).store(made[-1])
-            plain = maths.joined([quad.to(I8) for quad in quads])
+            plain = maths.joined([maths.bytes_of(y, 0.0, 255.0).to(I8) for y in vectors])
             (natural_to + block * row).store(maths.ordered(path, plain))
         for v, quad in enumerate(maths.quads_of(path, made)):
             (back_to + 4 * path.lanes * v).store(quad)
 
-    run(isa, body, words, rows, natural, back)
-    low = words.astype(np.uint8)
-    assert (rows == low[:, row_order(isa, block)]).all()
+    run(isa, body, numbers, rows, natural, back)
+    expected = np.rint(np.clip(numbers, 0, 255)).astype(np.uint8)
+    assert (rows == expected[:, row_order(isa, block)]).all()
     assert (natural == rows).all()
-    assert (back == low.T).all()
+    assert (back == expected.T).all()
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 255.0), (1.0, 255.0), (-127.0, 127.0)])
+@pytest.mark.parametrize("isa", HERE)
+def test_numbers_become_quads(isa: str, low: float, high: float) -> None:
+    path, numbers = ISAS[isa], numbers_to_round(16)
+    quads = np.zeros((16, 4), np.int8)
+
+    def body(k: Kernel, source: Value, to: Value) -> None:
+        for v in range(path.vectors(16)):
+            at = 4 * path.lanes * v
+            four = [(source + 64 * row + at).load(F32 * path.lanes) for row in range(4)]
+            (to + at).store(maths.quad_of(path, four, low, high))
+
+    run(isa, body, numbers, quads)
+    assert (quads == np.rint(np.clip(numbers, low, high)).astype(np.int64).astype(np.int8).T).all()

@@ -16,7 +16,7 @@ from typing import Literal
 import llvmlite.binding as llvm
 
 from prunus.errors import EngineError, Problem
-from prunus.runtime.lang import I16, I32, Kernel, Value
+from prunus.runtime.lang import I8, I16, I32, Kernel, Value
 
 __all__ = ["ISAS", "Isa", "available", "choose"]
 
@@ -39,6 +39,23 @@ class Isa:
     def vectors(self, block: int) -> int:
         """Vectors that a block of tokens fills."""
         return block // self.lanes
+
+    @property
+    def packs(self) -> bool:
+        """Whether ``narrow`` is there."""
+        return self.lanes == 16
+
+    def narrow(self, four: list[Value], signed: bool) -> Value:
+        """Four vectors of 16 float32 -> 64 bytes, rounded to even and clipped to what a byte holds.
+
+        Numbers beyond 2^31 count as the lowest. Byte ``16 l + 4 j + i`` is lane ``4 l + i`` of vector ``j``: the instructions stay inside 128 bits.
+        """
+        call = four[0].kernel.call
+        to_integers = "llvm.x86.avx512.mask.cvtps2dq.512"
+        rounding = [four[0].kernel.constant(t, n) for t, n in ((I32 * 16, 0), (I16, -1), (I32, 4))]
+        whole = [call(to_integers, I32 * 16, y, *rounding) for y in four]
+        halves = [call("llvm.x86.avx512.packssdw.512", I16 * 32, a, b) for a, b in (whole[:2], whole[2:])]
+        return call(f"llvm.x86.avx512.pack{'s' if signed else 'u'}swb.512", I8 * 64, *halves)
 
     def prepare(self, quads: Value) -> list[Value]:
         """``[lanes]`` of four bytes, as ``dot`` takes its first factor."""

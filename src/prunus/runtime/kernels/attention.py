@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from prunus.runtime.isa import Isa
 from prunus.runtime.kernels.linear import SIGNATURE, TILE, Arguments, each_block
-from prunus.runtime.kernels.maths import ROUND, exp, ordered, outer, quad_of, quads_of
+from prunus.runtime.kernels.maths import LOG2_E, ROUND, exp2, low_bytes, ordered, outer, quads_of
 from prunus.runtime.lang import F32, I8, I32, I64, Cell, Kernel, Value
 
 __all__ = ["ATTEND", "SEGMENT", "attend", "scratch_bytes"]
@@ -129,14 +129,14 @@ class Part:
         for row in k.range(0, self.rows):
             loaded = [(q + row * a.row + 4 * isa.lanes * v).load(number * isa.lanes) for v in range(count)]
             outer(isa, sums, loaded, [(keys + row * a.row + 4 * i).load(number) for i in range(4)])
-        scale = (a.scale + self.head * 4).load(F32)
+        scale = (a.scale + self.head * 4).load(F32) * LOG2_E  # scores are powers of two
         for i, cells in enumerate(sums):
             inside = (key + i).compare("<", self.keys)
             for v, cell in enumerate(cells):
                 score = cell.get().to(F32) * scale
                 if self.biased:
                     distance = query + isa.lanes * v - (self.first + key + i) + a.reach
-                    score = score + (a.bias + self.head * a.bias_row + distance * 4).load(score.type)
+                    score = (a.bias + self.head * a.bias_row + distance * 4).load(score.type).fma(LOG2_E, score)
                 if last:
                     score = inside.select(score, NEVER)
                 (self.scores + (key + i) * (4 * block) + 4 * isa.lanes * v).store(score)
@@ -150,7 +150,7 @@ class Part:
             for key in k.range(0, self.keys):
                 for v in range(count):
                     place = self.scores + key * (4 * block) + 4 * isa.lanes * v
-                    weight = exp(place.load(F32 * isa.lanes) - largest[v], short=False)
+                    weight = exp2(place.load(F32 * isa.lanes) - largest[v], short=False)
                     place.store(weight)
                     totals[v].add(weight)
             return [cell.get().reciprocal() for cell in totals]
@@ -161,9 +161,9 @@ class Part:
                 four = []
                 for i in range(4):
                     score = (self.scores + (key + i) * (4 * block) + 4 * isa.lanes * v).load(F32 * isa.lanes)
-                    weight = exp(score - largest[v], short=True).fma(255.0, ROUND)
+                    weight = exp2(score - largest[v], short=True).fma(255.0, ROUND)
                     four.append(weight.as_(I32 * isa.lanes))
-                quad = quad_of(four)
+                quad = low_bytes(four)
                 (self.scores + key * block + 4 * isa.lanes * v).store(quad)
                 sums[v].set(isa.dot(sums[v].get(), isa.prepare(quad), ones))
         return [cell.get().to(F32).reciprocal() for cell in sums]

@@ -236,18 +236,17 @@ class Finisher:
             for output in range(4):
                 inverse = (a.inverse + (group * 4 + output) * 4).load(F32)
                 results[output] = [y.fma(inverse, zero) for y in results[output]]
-        whole_numbers = [[bytes_of(y, low, high) for y in row] for row in results]
         if self.finish in {"rows", "values"}:
-            for output, row in enumerate(whole_numbers):
+            for output, row in enumerate(results):
                 place = group * 4 + output
                 if self.finish == "rows":
                     (whole + place * TILE + start).store(row_of(isa, row))
                 else:
-                    natural = joined([quad.to(I8) for quad in row])
+                    natural = joined([bytes_of(y, low, high).to(I8) for y in row])
                     (a.y + place * a.y_row + token + start).store(natural)
             return
         for v in range(isa.vectors(block)):
-            mixed = quad_of([row[v] for row in whole_numbers])
+            mixed = quad_of(isa, [row[v] for row in results], low, high)
             if self.finish == "mixed":
                 (whole + group * (4 * TILE) + start * 4 + 4 * isa.lanes * v).store(mixed)
             else:

@@ -2,7 +2,7 @@
 
 Rows of bytes have an order of their own. Where a block is 64 tokens wide and a vector has 16 lanes of 32 bits, byte
 ``16 l + 4 j + i`` of a row is token ``16 j + 4 l + i``: then the instructions that mix bytes inside each 128-bit lane turn four
-rows into quads whose lanes are tokens in their natural order, and the ones that narrow turn quads back into rows. Every
+rows into quads whose lanes are tokens in their natural order, and the ones that narrow turn numbers into rows. Every
 other block keeps its rows in the natural order. Only ``quads_of`` , ``row_of`` and ``ordered`` know.
 """
 
@@ -13,11 +13,14 @@ from prunus.runtime.lang import F32, I8, I16, I32, Cell, Value
 
 __all__ = [
     "ACTIVATIONS",
+    "LOG2_E",
     "bytes_of",
     "exp",
+    "exp2",
     "gelu",
     "gelu_tanh",
     "joined",
+    "low_bytes",
     "ordered",
     "outer",
     "quad_of",
@@ -30,6 +33,7 @@ ROUND = 12582912.0
 """1.5 * 2^23: a float that is added to it keeps its integer part in the low bits, rounded to even."""
 ROUND_BITS = 0x4B400000
 
+LOG2_E = 1 / log(2)
 # 2^f, |f| <= 1/2: the smallest largest relative error of its degree; 7.5e-5, and below float32's.
 POWER_SHORT = (0.999928072982306, 0.6932609852797165, 0.24261112521031974, 0.055171670307319634)
 POWER_LONG = (
@@ -54,21 +58,27 @@ PHI = (
 
 
 def polynomial(x: Value, coefficients: tuple[float, ...]) -> Value:
-    """sum of c[i] x^i, by Horner's rule."""
-    result = x * 0.0 + coefficients[-1]
-    for coefficient in coefficients[-2::-1]:
+    """sum of c[i] x^i, by Horner's rule; at least two coefficients."""
+    kernel = x.kernel
+    result = kernel.constant(x.type, coefficients[-1]).fma(x, coefficients[-2])
+    for coefficient in coefficients[-3::-1]:
         result = result.fma(x, coefficient)
     return result
 
 
-def exp(x: Value, short: bool) -> Value:
-    """e^x for x <= 0; below -87 it is about 1e-38."""
-    power = (x * (1 / log(2))).maximum(-126.0)
+def exp2(x: Value, short: bool) -> Value:
+    """2^x for x <= 0; below -126 it is about 1e-38."""
+    power = x.maximum(-126.0)
     shifted = power + ROUND
     fraction = power - (shifted - ROUND)
     mantissa = polynomial(fraction, POWER_SHORT if short else POWER_LONG)
     whole = shifted.as_(I32 * x.type.lanes) << 23
     return (mantissa.as_(I32 * x.type.lanes) + whole).as_(F32 * x.type.lanes)
+
+
+def exp(x: Value, short: bool) -> Value:
+    """e^x for x <= 0; below -87 it is about 1e-38."""
+    return exp2(x * LOG2_E, short)
 
 
 def gelu(x: Value, short: bool) -> Value:
@@ -124,12 +134,22 @@ def joined(parts: list[Value]) -> Value:
     return parts[0]
 
 
-def quad_of(four: list[Value]) -> Value:
+def low_bytes(four: list[Value]) -> Value:
     """The low bytes of four int32 vectors -> one vector, byte ``i`` of a lane from vector ``i``."""
     quad = four[0] & 0xFF
     for i in range(1, 4):
         quad = quad | ((four[i] & 0xFF) << (8 * i))
     return quad
+
+
+def quad_of(isa: Isa, four: list[Value], low: float = 0.0, high: float = 255.0) -> Value:
+    """Four float32 vectors, rounded to even and clipped to [low, high] -> one vector, byte ``i`` of a lane from vector ``i``."""
+    if not isa.packs:
+        return low_bytes([bytes_of(y, low, high) for y in four])
+    inside = [y.maximum(low) for y in four] if low else four
+    mixed = isa.narrow(inside, signed=low < 0)
+    order = [16 * lane + 4 * i + j for lane in range(4) for j in range(4) for i in range(4)]
+    return mixed.shuffle(mixed, order).as_(I32 * 16)
 
 
 def quads_of(isa: Isa, columns: list[Value]) -> list[Value]:
@@ -149,15 +169,11 @@ def quads_of(isa: Isa, columns: list[Value]) -> list[Value]:
     return [both.shuffle(both, part).as_(I32 * isa.lanes) for part in order]
 
 
-def row_of(isa: Isa, quads: list[Value]) -> Value:
-    """The low bytes of int32 vectors -> one row of ``block`` bytes, in the order of rows."""
-    if len(quads) == 4 and isa.lanes == 16:
-        raw = [quad.as_(I8 * 64) for quad in quads]
-        order = [16 * lane + 4 * i + 64 * side for lane in range(4) for side in (0, 1, 0, 1) for i in range(4)]
-        first, second = raw[0].shuffle(raw[1], order), raw[2].shuffle(raw[3], order)
-        keep = [16 * lane + 4 * j + i + (64 if j > 1 else 0) for lane in range(4) for j in range(4) for i in range(4)]
-        return first.shuffle(second, keep)
-    return joined([quad.to(I8) for quad in quads])
+def row_of(isa: Isa, row: list[Value]) -> Value:
+    """Float32 vectors of one row, rounded to even and clipped to [0, 255] -> its bytes, in the order of rows."""
+    if isa.packs and len(row) == 4:
+        return isa.narrow(row, signed=False)
+    return joined([bytes_of(y, 0.0, 255.0).to(I8) for y in row])
 
 
 def ordered(isa: Isa, row: Value) -> Value:

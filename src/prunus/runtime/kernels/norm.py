@@ -8,7 +8,7 @@ No sum runs across the lanes of a vector. Mean and variance come from two passes
 
 from prunus.runtime.isa import Isa
 from prunus.runtime.kernels.linear import SIGNATURE, TILE, Arguments, each_block
-from prunus.runtime.kernels.maths import bytes_of, quad_of, row_of, transpose
+from prunus.runtime.kernels.maths import quad_of, row_of, transpose
 from prunus.runtime.lang import F32, I32, I64, Kernel, Value
 
 __all__ = ["EMBED", "NORMALIZE", "READ", "embed", "normalize", "read"]
@@ -59,13 +59,13 @@ def normalize(isa: Isa, rows: bool, mixed: bool, plain: bool = False) -> Kernel:
                                 (row + offset).store(y)
                             if rows or mixed:
                                 inverse = (a.inverse + feature * 4).load(F32)
-                                whole.append(bytes_of(y.fma(inverse, zero), 0.0, 255.0))
+                                whole.append(y.fma(inverse, zero))
                         numbers.append(whole)
                         if rows:
                             (a.rows + out + feature * TILE + start).store(row_of(isa, whole))
                     if mixed:
                         for v in range(count):
-                            quad = quad_of([whole[v] for whole in numbers])
+                            quad = quad_of(isa, [whole[v] for whole in numbers])
                             (a.mixed + out + four * TILE + offsets[v]).store(quad)
 
             each_block(k, isa, (a.widths + tile * 8).load(I64), body)
