@@ -229,7 +229,12 @@ def test_rows_in_natural_order_become_quads_whose_lanes_are_tokens(isa: str, blo
 def numbers_to_round(block: int) -> Array:
     """Four rows: quarters, among them ties, and numbers far outside of a byte."""
     x = np.random.default_rng(0).integers(-800, 1600, (4, block)).astype(np.float32) / 4
-    x[:, :4] = [[-1e6, 1e6, 0.49999997, 2.5], [254.5, 255.5, -0.5, 0.5], [-127.5, 127.5, 1.5, -1.5], [1e9, -1e9, 0, -0.0]]
+    x[:, :4] = [
+        [-1e6, 1e6, 0.49999997, 2.5],
+        [254.5, 255.5, -0.5, 0.5],
+        [-127.5, 127.5, 1.5, -1.5],
+        [1e9, -1e9, 0, -0.0],
+    ]
     return x
 
 

@@ -107,7 +107,8 @@ def torch_int8(subject: Subject) -> Call:
 
 
 def prunus_call(subject: Subject, integers: bool) -> Call:
-    state = {name: value.detach().float().numpy() for name, value in subject.model.state_dict().items()}
+    weights = {name: value for name, value in subject.model.state_dict().items() if not name.startswith("pooler.")}
+    state = {name: value.detach().float().numpy() for name, value in weights.items()}
     settings = subject.model.config.to_dict() | {"architectures": ["Model"]}
     dense = canonical(settings, state)
     rows = [

@@ -72,7 +72,7 @@ class Arena:
             self.buffers["context"] = aligned((tiles, attended, TILE), np.float32)
         self.qkv = [[aligned((attended, self.row), number) for _ in range(3)] for _ in range(2)]
         self.narrow = aligned((tiles, model.shape.narrow, TILE), np.float32)
-        self.laid, self.edges = b"", [0]
+        self.laid, self.tiles, self.places = b"", 0, np.zeros(0, np.int64)
         self.keep: list[object] = []
         self.steps: list[Step] = []
         self._build()
@@ -231,12 +231,8 @@ class Arena:
         if lengths.tobytes() != self.laid:
             self._cut(lengths, tokens, threads)
             self.laid = lengths.tobytes()
-        edges, tiles = self.edges, len(self.edges) - 1
-        flat = np.zeros((3, int(edges[-1])), np.int32)
-        flat[:, :tokens] = inputs
-        for tile in range(tiles):
-            self.ids[:, tile, : edges[tile + 1] - edges[tile]] = flat[:, edges[tile] : edges[tile + 1]]
-        return self.by_groups if tiles < threads else self.by_tiles
+        self.ids.reshape(3, -1)[:, self.places] = inputs
+        return self.by_groups if self.tiles < threads else self.by_tiles
 
     def _cut(self, lengths: Array, tokens: int, threads: int) -> None:
         """Tiles, segments and shares of the threads for sequences of these lengths."""
@@ -252,7 +248,9 @@ class Arena:
         count = len(cuts) - 1
         self.segments[:count] = np.stack([begins[owner], lengths[owner], cuts[:-1], np.diff(cuts)], axis=1)
         self.spans[: tiles + 1] = np.searchsorted(cuts[:-1], edges)
-        self.edges = edges.tolist()
+        token = np.arange(tokens)
+        tile = np.searchsorted(edges, token, side="right") - 1
+        self.tiles, self.places = tiles, tile * TILE + token - edges[tile]
         if tiles < threads:
             program = self.by_groups
             program[:, HEAD::4], program[:, HEAD + 1 :: 4] = 0, tiles

@@ -175,31 +175,33 @@ class Engine:
         torch: Any = sys.modules.get("torch")  # who passes a tensor has imported it
         wants_torch = torch is not None and isinstance(input_ids, torch.Tensor)
         ids = whole_numbers("input_ids", input_ids, 2)
-        mask = np.ones_like(ids, bool)
-        if attention_mask is not None:
-            mask = whole_numbers("attention_mask", attention_mask, 2, floats=True) != 0
-        kinds = np.zeros_like(ids) if token_type_ids is None else whole_numbers("token_type_ids", token_type_ids, 2)
-        if mask.shape != ids.shape or kinds.shape != ids.shape:
-            got = f"{mask.shape} and {kinds.shape}"
-            rule = f"have the shape of input_ids, {ids.shape}"
-            raise EngineError(Problem("attention_mask and token_type_ids", got, rule))
+        mask = None if attention_mask is None else whole_numbers("attention_mask", attention_mask, 2, floats=True) != 0
+        kinds = None if token_type_ids is None else whole_numbers("token_type_ids", token_type_ids, 2)
+        for name, given in (("attention_mask", mask), ("token_type_ids", kinds)):
+            if given is not None and given.shape != ids.shape:
+                raise EngineError(Problem(name, given.shape, f"have the shape of input_ids, {ids.shape}"))
+        if mask is not None and mask.all():
+            mask = None  # the usual case has a path of few steps
         shape = self.model.shape
         if shape.first_position:  # counted over what is no padding, as these families do
-            counted = np.cumsum(ids != shape.padding, axis=1) * (ids != shape.padding) + shape.padding
+            places = np.cumsum(ids != shape.padding, axis=1) * (ids != shape.padding) + shape.padding
         else:
-            counted = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-        flat = np.stack([ids[mask], counted[mask], kinds[mask]])
-        lengths = mask.sum(1)
-        output = self._output(self._run(lengths, flat), lengths, mask)
+            places = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        lengths = np.full(len(ids), ids.shape[1], np.int64) if mask is None else mask.sum(1)
+        flat = np.zeros((3, int(lengths.sum())), np.int64)
+        for row, values in zip(flat, (ids, places, kinds), strict=True):
+            if values is not None:
+                row[:] = values.reshape(-1) if mask is None else values[mask]
+        output = self._output(self._run(lengths, flat), lengths, ids.shape, mask)
         if wants_torch:
             output = Output({name: torch.from_numpy(value) for name, value in output.items()})
         return output
 
-    def _output(self, states: Array, lengths: Array, mask: Array) -> Output:
+    def _output(self, states: Array, lengths: Array, shape: tuple[int, ...], mask: Array | None) -> Output:
         def spread(values: Array, empty: float) -> Array:
-            if mask.all():
-                return values.reshape(*mask.shape, *values.shape[1:])
-            whole = np.full((*mask.shape, *values.shape[1:]), empty, np.float32)
+            if mask is None:
+                return values.reshape(*shape, *values.shape[1:])
+            whole = np.full((*shape, *values.shape[1:]), empty, np.float32)
             whole[mask] = values
             return whole
 
@@ -275,7 +277,8 @@ def whole_numbers(name: str, value: Any, dimensions: int, floats: bool = False) 
         kind = given.dtype.kind if given.size else "i"
         if kind not in ("iub" + "f" * floats) or given.ndim > dimensions:
             raise EngineError(Problem(name, f"{given.dtype} {given.shape}", rule))
-        return np.atleast_2d(given.astype(np.int64)) if dimensions == 2 else given.astype(np.int64).reshape(-1)
+        given = given.astype(np.int64, copy=False)
+        return given.reshape(-1) if dimensions == 1 else given if given.ndim == 2 else np.atleast_2d(given)
     except (ValueError, TypeError, OverflowError, RuntimeError) as error:
         raise EngineError(Problem(name, str(error), rule)) from None
 

@@ -48,7 +48,8 @@ class Isa:
     def narrow(self, four: list[Value], signed: bool) -> Value:
         """Four vectors of 16 float32 -> 64 bytes, rounded to even and clipped to what a byte holds.
 
-        Numbers beyond 2^31 count as the lowest. Byte ``16 l + 4 j + i`` is lane ``4 l + i`` of vector ``j``: the instructions stay inside 128 bits.
+        Numbers beyond 2^31 count as the lowest.
+        Byte ``16 l + 4 j + i`` is lane ``4 l + i`` of vector ``j``: the instructions stay inside 128 bits.
         """
         call = four[0].kernel.call
         to_integers = "llvm.x86.avx512.mask.cvtps2dq.512"

@@ -143,7 +143,7 @@ def low_bytes(four: list[Value]) -> Value:
 
 
 def quad_of(isa: Isa, four: list[Value], low: float = 0.0, high: float = 255.0) -> Value:
-    """Four float32 vectors, rounded to even and clipped to [low, high] -> one vector, byte ``i`` of a lane from vector ``i``."""
+    """Four float32 vectors, rounded to even and clipped to [low, high] -> quads: byte ``i`` of a lane from vector ``i``."""
     if not isa.packs:
         return low_bytes([bytes_of(y, low, high) for y in four])
     inside = [y.maximum(low) for y in four] if low else four
