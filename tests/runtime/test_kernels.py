@@ -377,6 +377,7 @@ def test_normalize(rows: bool, mixed: bool, plain: bool, isa: str) -> None:
     draw = np.random.default_rng(0)
     x = (draw.standard_normal((FEATURES, TOKENS)) * 3 + 100 * draw.standard_normal(TOKENS)).astype(np.float32)
     x[:, 5] = 7.0  # all features equal: a variance of zero
+    x[3, 9] = 3000.0  # one loud feature among those the center is taken from
     gamma, beta = draw.standard_normal((2, FEATURES)).astype(np.float32)
     inverse, zero = np.linspace(5, 40, FEATURES).astype(np.float32), np.array([120], np.float32)
     tiles = to_tiles(x, WIDTHS, 77)

@@ -3,7 +3,8 @@
     normalize     x[f, t] <- (x[f, t] - mean_t) / sqrt(var_t + eps) * gamma[f] + beta[f]      over all features f of a token t
                   and, for the linear layer that reads it:  byte = x[f, t] * inverse[f] + zero
 
-No sum runs across the lanes of a vector. Mean and variance come from two passes, as in the definition.
+No sum runs across the lanes of a vector. Mean and variance come from one pass over distances from a center, which is the mean
+of a token's first features: var = mean((x - c)^2) - mean(x - c)^2, without the loss of digits that c = 0 would have.
 """
 
 from prunus.runtime.isa import Isa
@@ -29,6 +30,10 @@ NORMALIZE = (
 )
 EMBED = ("widths", "x", "x_step", "features", "words", "positions", "types", "word", "position", "type")
 READ = ("widths", "starts", "x", "x_step", "features", "y", "y_row")
+
+
+CENTER = 16
+"""Features whose mean is the center; every encoder has as many."""
 
 
 def normalize(isa: Isa, rows: bool, mixed: bool, plain: bool = False) -> Kernel:
@@ -76,20 +81,31 @@ def statistics(
     k: Kernel, isa: Isa, x: Value, features: Value, offsets: list[Value], epsilon: Value
 ) -> tuple[list[Value], list[Value]]:
     """Mean and 1 / sqrt(variance + epsilon) of each token."""
-    number = F32 * isa.lanes
-    sums, squares = (k.cells(len(offsets), number) for _ in range(2))
-    for feature in k.range(0, features):
-        row = x + feature * (4 * TILE)
-        for cell, offset in zip(sums, offsets, strict=True):
-            cell.add((row + offset).load(number))
+    number, count = F32 * isa.lanes, len(offsets)
+    first = k.cells(count, number)
+    for feature in k.range(0, CENTER):
+        for cell, offset in zip(first, offsets, strict=True):
+            cell.add((x + feature * (4 * TILE) + offset).load(number))
+    centers = [cell.get() * (1 / CENTER) for cell in first]
+    halves = [
+        (k.cells(count, number), k.cells(count, number)) for _ in range(2)
+    ]  # so that sums do not wait for each other
+    for feature in k.range(0, features, 2):
+        for half, (sums, squares) in enumerate(halves):
+            row = x + (feature + half) * (4 * TILE)
+            for total, square, offset, center in zip(sums, squares, offsets, centers, strict=True):
+                apart = (row + offset).load(number) - center
+                total.add(apart)
+                square.set(apart.fma(apart, square.get()))
     share = k.constant(F32, 1.0) / features.to(F32)
-    means = [cell.get() * share for cell in sums]
-    for feature in k.range(0, features):
-        row = x + feature * (4 * TILE)
-        for cell, offset, mean in zip(squares, offsets, means, strict=True):
-            apart = (row + offset).load(number) - mean
-            cell.set(apart.fma(apart, cell.get()))
-    return means, [cell.get().fma(share, epsilon).sqrt().reciprocal() for cell in squares]
+    (sums, squares), (more_sums, more_squares) = halves
+    shifts = [(one.get() + other.get()) * share for one, other in zip(sums, more_sums, strict=True)]
+    variances = [
+        (one.get() + other.get()) * share - shift * shift
+        for one, other, shift in zip(squares, more_squares, shifts, strict=True)
+    ]
+    means = [center + shift for center, shift in zip(centers, shifts, strict=True)]
+    return means, [(variance.maximum(0.0) + epsilon).sqrt().reciprocal() for variance in variances]
 
 
 def embed(isa: Isa) -> Kernel:
