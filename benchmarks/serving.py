@@ -84,9 +84,8 @@ class OnnxEngine:
         import onnxruntime
         from tokenizers import Tokenizer
 
-        from prunus.runtime.families import read_checkpoint
+        from prunus.runtime.families import read_checkpoint, read_settings
         from prunus.runtime.heads import head_of
-        from prunus.runtime.store import read_settings
 
         dense = read_checkpoint(source)
         self.settings = dense.settings

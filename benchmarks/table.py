@@ -186,12 +186,39 @@ def runtime_section() -> list[str]:
     return lines
 
 
+def serving_section() -> list[str]:
+    """The server under load, beside ONNX Runtime in the same server."""
+    path = RESULTS / "serving.json"
+    if not path.is_file():
+        return []
+    result = json.loads(path.read_text(encoding="utf-8"))
+    size, texts = result["size"], result["texts"]
+    lines = ["## The server under load", ""]
+    lines += [
+        f"{result['processor']}, {result['threads']} threads; {texts['lines']} texts of {texts['mean_characters']:.0f} characters "
+        f"on average, {result['model']['architecture']}, {size['rounds']} interleaved rounds of {size['seconds']:g} s. Clients "
+        "share the processors with the server, for all alike. Medians over the rounds.",
+        "",
+        "| clients | engine behind the server | answers a second | p50, ms | p99, ms | answers a second / prunus |",
+        "|---|---|---|---|---|---|",
+    ]
+    for clients, arms in result["summary"].items():
+        for arm, found in arms.items():
+            name = f"prunus {result['model']['precision']}" if arm == "prunus" else arm
+            name = "onnxruntime float32" if arm == "onnxruntime" else name
+            lines.append(
+                f"| {clients} | {name} | {found['per_second']:.0f} | {found['p50_ms']:.1f} | {found['p99_ms']:.1f} | "
+                f"{found['ratio']:.3f} |"
+            )
+    return [*lines, "", "`benchmarks/serving.py`, `benchmarks/results/serving.json`.", ""]
+
+
 def main() -> None:
     """Writes the page."""
     lines = ["# Results", "", "Made by `benchmarks/table.py` from the files in `benchmarks/results/`; do not edit.", ""]
     lines += accuracy_section("sst2", "SST-2, all-MiniLM-L6-v2")
     lines += accuracy_section("squad", "SQuAD v1.1, all-MiniLM-L6-v2")
-    lines += peers_section() + overhead_section() + runtime_section()
+    lines += peers_section() + overhead_section() + runtime_section() + serving_section()
     PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     print(PAGE.relative_to(HERE.parent))
 
