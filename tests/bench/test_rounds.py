@@ -1,13 +1,17 @@
+import json
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import BertConfig, BertModel
+from typer.testing import CliRunner
 
 from prunus.bench import compare, timed
 from prunus.bench.command import mixed_batch, padded_batch
 from prunus.bench.engines import ENGINES, Subject, make_engines, missing_packages
+from prunus.cli import app
 from prunus.cli_runtime import read_case
 from prunus.errors import RecipeError
 
@@ -64,3 +68,22 @@ def test_a_case_is_sequences_x_tokens() -> None:
     for text in ("8", "x128", "0x5", "8x", "8*128", "5000x1"):
         with pytest.raises(RecipeError, match="be sequences x tokens"):
             read_case(text)
+
+
+def test_the_command_writes_a_plot_into_the_report_of_a_run(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 2}
+    BertModel(BertConfig(vocab_size=100, max_position_embeddings=64, **sizes)).save_pretrained(tmp_path)
+    (tmp_path / "prunus.json").write_text(json.dumps({"prunus": "1", "seed": 3}))
+    words = ["bench", str(tmp_path), "--case", "2x8", "--rounds", "3", "--threads", "1", "--json"]
+    engines = ["--engine", "prunus int8", "--engine", "torch float32"]
+    result = CliRunner().invoke(app, [*words, *engines])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["cases"]["2 x 8"]
+    held = json.loads((tmp_path / "prunus.json").read_text())
+    assert held["seed"] == 3
+    assert held["speed"]["cases"]["2 x 8"] == found
+    assert {"prunus int8", "torch float32"} == set(found)
+    assert f"{found['torch float32']['ms']:.3g} ms" in (tmp_path / "report.html").read_text()
+    (tmp_path / "report.html").unlink()
+    assert CliRunner().invoke(app, [*words, *engines, "--no-report"]).exit_code == 0
+    assert not (tmp_path / "report.html").exists()

@@ -93,6 +93,19 @@ def example_facts(layers: int = 2, points: int = 50) -> dict[str, Any]:
                 {"step": s, "metrics": {"accuracy": 0.9 - 1 / s}, "sparsity": 0.4} for s in steps if s % 50 == 0
             ],
         },
+        "speed": {
+            "processor": "AMD EPYC",
+            "isa": "avx2",
+            "threads": 2,
+            "rounds": 15,
+            "versions": {"torch": "2.13"},
+            "cases": {
+                "1 x 128": {
+                    "torch float32": {"ms": 28.12, "ratio": 14.1, "quartiles": [14.0, 14.2]},
+                    "prunus int8": {"ms": 1.994, "ratio": 1.0, "quartiles": [1.0, 1.0]},
+                }
+            },
+        },
         "warnings": ["the loss was scaled"],
         "not_measured": ["speed: this run measured none"],
     }

@@ -96,6 +96,15 @@ def test_the_headline_prints_the_facts() -> None:
     assert "learning_rate: 5.0e-05" in words
 
 
+def test_speed_is_drawn_the_fastest_first() -> None:
+    page = render_html(example_facts())
+    words = " ".join(check(page).words)
+    for part in ("1 x 128", "2 threads", "medians of 15 interleaved rounds", "AMD EPYC (avx2)", "torch 2.13"):
+        assert part in words
+    drawn = page.split("<h2>Speed</h2>")[1].split("</section>")[0]
+    assert 0 < drawn.index("1.99 ms") < drawn.index("28.1 ms")
+
+
 def test_every_tensor_is_in_the_table_and_the_grid() -> None:
     facts = example_facts(layers=3)
     page = render_html(facts)
@@ -229,7 +238,7 @@ def test_a_dense_run_has_one_column() -> None:
     assert "A dense run: nothing was pruned." in words
     assert "Sparsity by tensor" not in words
     assert cells(page)[0] == ["accuracy", "0.9106"]
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 8
     assert words.count("not measured") == 1  # the heading of its list
 
 

@@ -21,6 +21,7 @@ from prunus._version import __version__
 from prunus.bench.engines import ENGINES, Batch, Call, Subject, make_engines, missing_packages
 from prunus.bench.rounds import Timing, compare, timed
 from prunus.errors import EngineError, Problem
+from prunus.runtime.families import shape_of
 from prunus.runtime.isa import choose
 from prunus.training.evidence import package_versions, processor
 
@@ -110,11 +111,17 @@ def bench(
     names = [name for name, missing in absent.items() if not missing]
     torch.set_num_threads(threads)
     model = AutoModel.from_pretrained(directory).eval()
-    words = int(model.config.vocab_size)
+    shape = shape_of(model.config.to_dict())
+    words, longest = shape.words, shape.positions - shape.first_position
+    long = [
+        Problem("case", f"{b}x{t}", f"have at most {longest} tokens", f"{b}x{longest}") for b, t in cases if t > longest
+    ]
+    if long:
+        raise EngineError(*long)
     generator = np.random.default_rng(0)
-    rows = real_rows(directory, texts) if texts is not None else []
+    rows = real_rows(directory, texts, longest) if texts is not None else []
     calibration = [padded_batch([row]) for row in rows[:64]]
-    calibration = calibration or [padded_batch([generator.integers(0, words, 128)]) for _ in range(8)]
+    calibration = calibration or [padded_batch([generator.integers(0, words, min(128, longest))]) for _ in range(8)]
     facts: dict[str, Any] = {
         "model": directory.name,
         "threads": threads,
@@ -145,12 +152,12 @@ def bench(
     return facts
 
 
-def real_rows(directory: Path, texts: Path) -> list[NDArray[Any]]:
+def real_rows(directory: Path, texts: Path, longest: int) -> list[NDArray[Any]]:
     """Token ids of the lines of a file."""
     try:
         lines = [line for line in texts.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise EngineError(Problem("texts", str(texts), f"be a file of UTF-8 text ({error})")) from None
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    limit = min(int(tokenizer.model_max_length), 512)
+    limit = min(int(tokenizer.model_max_length), longest)
     return [np.array(tokenizer(line, truncation=True, max_length=limit)["input_ids"]) for line in lines[:2000]]

@@ -5,6 +5,7 @@ cannot be read on a phone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from prunus.report.facts import clean, number, numbers, rows, section, text
@@ -12,7 +13,7 @@ from prunus.report.layers import fraction_of_zeros, layer_grid
 from prunus.report.svg import Bar, Cell, HeatRow, Line, Scale, bars, escape, heat_grid, line_chart
 from prunus.report.words import NOT_MEASURED, count, fraction, megabytes, metric_names, only_dense
 
-__all__ = ["loss_figures", "progress_figure", "size_figure", "tensor_figures"]
+__all__ = ["loss_figures", "progress_figure", "size_figure", "speed_figures", "tensor_figures"]
 
 Tensors = Sequence[Mapping[str, Any]]
 Point = tuple[float, float]
@@ -138,6 +139,26 @@ def size_figure(facts: Mapping[str, Any]) -> str:
     limit = max(size for _, size, _ in known)
     drawn = [Bar(name, size, limit, f"{megabytes(size)} MB", tone) for name, size, tone in known]
     return _figure(lambda width: bars("Size of the weight files on disk", drawn, width))
+
+
+def speed_figures(speed: Mapping[str, Any]) -> str:
+    """For each case, bars of the time of one call on every engine, the fastest first."""
+    parts = []
+    cases = section(speed, "cases")
+    for label in cases:
+        engines = section(cases, label)
+        times = [(clean(name), number(section(engines, name), "ms")) for name in engines]
+        known = sorted(((ms, name) for name, ms in times if ms is not None and ms > 0))
+        if not known:
+            continue
+        limit = known[-1][0]
+        drawn = [
+            Bar(name, ms, limit, f"{ms:.3g} ms", 0 if name.startswith("prunus") else 5)
+            for ms, name in known[:MOST_BARS]
+        ]
+        title = f"Milliseconds of one call, {clean(label)}"
+        parts.append(f"<h3>{escape(clean(label))}</h3>" + _figure(partial(bars, title, drawn)))
+    return "".join(parts)
 
 
 def _figure(draw: Callable[[int], str], caption: str = "") -> str:

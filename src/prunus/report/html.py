@@ -5,10 +5,12 @@ Content-Security-Policy that forbids them. All text from the facts is escaped. W
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from prunus.report.charts import loss_figures, progress_figure, size_figure, tensor_figures
-from prunus.report.facts import clean, number, numbers, rows, section, text, texts
+from prunus.errors import CheckpointError, Problem
+from prunus.report.charts import loss_figures, progress_figure, size_figure, speed_figures, tensor_figures
+from prunus.report.facts import FACTS_FILE, clean, number, numbers, read_facts, rows, section, text, texts, write_facts
 from prunus.report.layers import fraction_of_zeros
 from prunus.report.style import CSS
 from prunus.report.svg import escape
@@ -25,7 +27,7 @@ from prunus.report.words import (
     summary_rows,
 )
 
-__all__ = ["render_html"]
+__all__ = ["add_facts", "render_html"]
 
 Facts = Mapping[str, Any]
 
@@ -50,6 +52,7 @@ def render_html(facts: Facts) -> str:
         _training(facts),
         _losses(facts),
         _sizes(facts),
+        _speed(facts),
         _missing(facts),
         _origin(facts),
     ]
@@ -64,6 +67,21 @@ def render_html(facts: Facts) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{body}\n{footer}\n</main></body></html>\n'
     )
+
+
+def add_facts(directory: Path, more: Facts) -> None:
+    """Writes more into the facts of a finished run, and its page anew.
+
+    Raises:
+        CheckpointError: facts that cannot be read, or files that cannot be written.
+
+    """
+    facts = read_facts(directory) | dict(more)
+    write_facts(directory / FACTS_FILE, facts)
+    try:
+        (directory / "report.html").write_text(render_html(facts), encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(Problem(str(directory / "report.html"), str(error), "be writable")) from None
 
 
 def _title(facts: Facts) -> str:
@@ -252,6 +270,21 @@ def _losses(facts: Facts) -> str:
 def _sizes(facts: Facts) -> str:
     figure = size_figure(facts)
     return f"<section><h2>Size on disk</h2><p>{escape(DEFINITIONS['bytes'])}</p>{figure}</section>" if figure else ""
+
+
+def _speed(facts: Facts) -> str:
+    """What ``prunus bench`` measured, if it was asked."""
+    speed = section(facts, "speed")
+    figures = speed_figures(speed)
+    if not figures:
+        return ""
+    versions = ", ".join(f"{clean(name)} {clean(version)}" for name, version in section(speed, "versions").items())
+    words = (
+        f"Time of one call of the encoder on every engine, sequences x tokens, {count(number(speed, 'threads'))} threads, "
+        f"medians of {count(number(speed, 'rounds'))} interleaved rounds, measured by prunus bench on "
+        f"{text(speed, 'processor') or 'a processor that was not recorded'} ({text(speed, 'isa')}). {versions}."
+    )
+    return f"<section><h2>Speed</h2><p>{escape(words)}</p>{figures}</section>"
 
 
 def _missing(facts: Facts) -> str:
