@@ -195,9 +195,9 @@ def serving_section() -> list[str]:
     size, texts = result["size"], result["texts"]
     lines = ["## The server under load", ""]
     lines += [
-        f"{result['processor']}, {result['threads']} threads; {texts['lines']} texts of {texts['mean_characters']:.0f} characters "
-        f"on average, {result['model']['architecture']}, {size['rounds']} interleaved rounds of {size['seconds']:g} s. Clients "
-        "share the processors with the server, for all alike. Medians over the rounds.",
+        f"{result['processor']}, {result['threads']} threads; {texts['lines']} texts of {texts['mean_characters']:.0f} "
+        f"characters on average, {result['model']['architecture']}, {size['rounds']} interleaved rounds of "
+        f"{size['seconds']:g} s. Clients share the processors with the server, for all alike. Medians over the rounds.",
         "",
         "| clients | engine behind the server | answers a second | p50, ms | p99, ms | answers a second / prunus |",
         "|---|---|---|---|---|---|",

@@ -1,14 +1,15 @@
 """The verbs that need no training: ``prunus export | bench | serve``; ``cli`` puts them beside the others."""
 
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from prunus.cli_errors import errors, print_json
-from prunus.errors import MissingExtra, Problem, RecipeError
+from prunus.errors import MissingExtra, Problem, RecipeError, nearest
 
 __all__ = ["bench", "export", "serve"]
 
@@ -22,6 +23,13 @@ WORDS = {
     "singles": "single weights, zeros skipped",
 }
 
+TARGETS: dict[str, tuple[str, ...]] = {
+    "prunus": (),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "openvino": ("onnx", "onnxscript", "openvino"),
+}
+"""What a model can be exported to, and the packages that takes."""
+
 Directory = Annotated[Path, typer.Argument(help="A packed model: what prunus export wrote.")]
 Threads = Annotated[int | None, typer.Option(help="Threads of the engine; default all processors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Facts as one JSON object on standard output.")]
@@ -29,9 +37,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Facts as one JSON object o
 
 def export(
     directory: Annotated[Path, typer.Argument(help="The output of a run, or any Hugging Face directory.")],
-    to: Annotated[str, typer.Option(help="For which runtime: prunus.")] = "prunus",
+    to: Annotated[str, typer.Option(help="For which runtime: prunus, onnx or openvino.")] = "prunus",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="New directory; default DIRECTORY-packed.")
+        Path | None, typer.Option("--output", "-o", help="New directory; default DIRECTORY-packed, -onnx, -openvino.")
     ] = None,
     precision: Annotated[str, typer.Option(help="int8 or float32.")] = "int8",
     texts: Annotated[Path | None, typer.Option(help="Calibrate int8 with these: one text a line.")] = None,
@@ -42,14 +50,18 @@ def export(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Packs a model for the CPU runtime: int8 or float32, zeros left out."""
+    """Packs a model for the CPU runtime, zeros left out; or writes ONNX or OpenVINO IR, and checks what it wrote."""
     with errors(err):
         from prunus.export import Calibration, export_packed
         from prunus.training.quiet import quiet
 
-        if to != "prunus":
-            raise RecipeError(Problem("--to", to, "be prunus", "prunus"))
+        if to not in TARGETS:
+            raise RecipeError(Problem("--to", to, f"be one of {', '.join(TARGETS)}", nearest(to, TARGETS)))
         quiet()
+        if to != "prunus":
+            target = output or directory.with_name(f"{directory.resolve().name}-{to}")
+            export_to(directory, target, to, precision, texts, samples, data, evaluate, overwrite, as_json)
+            return
         target = output or directory.with_name(directory.resolve().name + "-packed")
         calibration = Calibration(texts, samples, data={} if data is None else {"data": str(data)})
         facts = export_packed(
@@ -85,6 +97,52 @@ def export(
         out.print(f"{target}: load it with prunus.runtime.load", highlight=False)
 
 
+def export_to(
+    directory: Path,
+    target: Path,
+    to: str,
+    precision: str,
+    texts: Path | None,
+    samples: int,
+    data: Path | None,
+    evaluate: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """ONNX or OpenVINO IR."""
+    absent = [name for name in TARGETS[to] if find_spec(name) is None]
+    if absent:
+        fix = 'pip install "prunus[export]"'
+        raise MissingExtra(Problem(f"prunus export --to {to}", f"no package {absent[0]}", "have its packages", fix))
+    from prunus.export import Calibration
+    from prunus.export.graph import export_graph
+
+    calibration = Calibration(texts, samples, data={} if data is None else {"data": str(data)})
+    facts = export_graph(
+        directory, target, to, precision, calibration, evaluate=evaluate, overwrite=overwrite, console=err
+    )
+    if as_json:
+        print_json(facts | {"output": str(target)})
+        return
+    products = facts["products"]
+    words = f"{products['int8']} products on bytes, {products['float32']} in float; ranges: {facts['ranges']}"
+    out.print(words, highlight=False)
+    if facts.get("weights"):
+        same = facts["weights"]
+        out.print(f"{same['compared']} weights equal to torch's, {same['sparsity']:.4f} zeros", highlight=False)
+    table = Table("", "torch", to, box=None, pad_edge=False)
+    metrics = facts.get("metrics")
+    if metrics:
+        for name, value in metrics["torch"].items():
+            table.add_row(name, f"{value:.4f}", f"{metrics['file'][name]:.4f}")
+        table.add_row("same answer", "", f"{metrics['agreement']:.4f}")
+    table.add_row("size on disk", "", f"{facts['bytes'] / 2**20:.1f} MiB")
+    out.print(table)
+    for note in facts["notes"]:
+        out.print(f"metric not measured: {note}", highlight=False, markup=False)
+    out.print(f"{target}", highlight=False)
+
+
 def bench(
     directory: Annotated[Path, typer.Argument(help="The output of a run, or any Hugging Face directory.")],
     engine: Annotated[list[str] | None, typer.Option(help="An engine, as 'openvino int8'; repeat for more.")] = None,
@@ -92,12 +150,15 @@ def bench(
     texts: Annotated[Path | None, typer.Option(help="One text a line: for int8 ranges and mixed lengths.")] = None,
     rounds: Annotated[int, typer.Option(min=3, max=1000, help="Rounds in which all engines take turns.")] = 15,
     threads: Annotated[int, typer.Option(min=1, max=256, help="Of every engine.")] = 2,
+    report: Annotated[bool, typer.Option(help="Write the figures into a run's facts and its report.html.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Times this runtime against PyTorch, ONNX Runtime and OpenVINO on this machine, side by side."""
     with errors(err):
         from prunus.bench.command import CASES
         from prunus.bench.command import bench as run_bench
+        from prunus.report.facts import FACTS_FILE
+        from prunus.report.html import add_facts
         from prunus.training.quiet import quiet
 
         cases = [read_case(text) for text in case or ()] or list(CASES)
@@ -105,16 +166,24 @@ def bench(
         facts = run_bench(directory, engine or (), cases, threads, rounds, texts, err)
         if as_json:
             print_json(facts)
-            return
-        out.print(f"{facts['processor']}, {facts['threads']} threads, {facts['isa']}", highlight=False)
-        for label, found in facts["cases"].items():
-            table = Table(label, "ms", "x the time of prunus", "quartiles", box=None, pad_edge=False)
-            for name, timing in found.items():
-                low, high = timing["quartiles"]
-                table.add_row(name, f"{timing['ms']:.3f}", f"{timing['ratio']:.2f}", f"{low:.2f} - {high:.2f}")
-            out.print(table)
-        for name, missing in facts["left out"].items():
-            out.print(f"left out: {name} (pip install {' '.join(missing)})", highlight=False)
+        else:
+            print_speed(facts)
+        if report and (directory / FACTS_FILE).is_file():
+            add_facts(directory, {"speed": facts})
+            err.print(f"{directory / 'report.html'}: with a plot of these", highlight=False)
+
+
+def print_speed(facts: dict[str, Any]) -> None:
+    """A table a case."""
+    out.print(f"{facts['processor']}, {facts['threads']} threads, {facts['isa']}", highlight=False)
+    for label, found in facts["cases"].items():
+        table = Table(label, "ms", "x the time of prunus", "quartiles", box=None, pad_edge=False)
+        for name, timing in found.items():
+            low, high = timing["quartiles"]
+            table.add_row(name, f"{timing['ms']:.3f}", f"{timing['ratio']:.2f}", f"{low:.2f} - {high:.2f}")
+        out.print(table)
+    for name, missing in facts["left out"].items():
+        out.print(f"left out: {name} (pip install {' '.join(missing)})", highlight=False)
 
 
 def read_case(text: str) -> tuple[int, int]:

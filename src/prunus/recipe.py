@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 from prunus.distillation.logits import Distillation
 from prunus.errors import Problem, RecipeError, nearest
+from prunus.quantization.spec import Quantization
 from prunus.reading import read_dataclass
 from prunus.sparsity.allocation import Allocation
 from prunus.sparsity.pruning import Pruning
@@ -59,7 +60,11 @@ class TrainSpec:
     eval_batch_size: int = 64
     gradient_accumulation_steps: int = 1
     learning_rate: float = 5e-5
-    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = "linear"
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "cosine_cycles"] = (
+        "linear"
+    )
+    cycles: tuple[float, ...] = (1.0,)
+    """Lengths of the cycles of ``cosine_cycles``, in any unit: (11, 6) is 11 epochs of 17, then 6."""
     warmup: Span = field(default_factory=lambda: Span(0))
     weight_decay: float = 0.0
     adam_beta1: float = 0.9
@@ -91,6 +96,8 @@ class TrainSpec:
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 found.append(Problem(f"{key}.{name}", getattr(self, name), "be in [0, 1)", "0.9"))
+        if not self.cycles or not all(length > 0 for length in self.cycles):
+            found.append(Problem(f"{key}.cycles", list(self.cycles), "be one or more lengths above 0", "[11, 6]"))
         if self.max_grad_norm < 0:
             found.append(Problem(f"{key}.max_grad_norm", self.max_grad_norm, "be 0 (no clipping) or above", "1.0"))
         if not 0 <= self.seed < 2**32:
@@ -118,6 +125,7 @@ class Recipe:
     dense: TrainSpec | None = None
     prune: tuple[Pruning, ...] = ()
     distill: DistillSpec | None = None
+    quantize: Quantization | None = None
     evaluate_dense: bool = True
     """False saves the time of scoring the dense model; its metrics then are not in the report."""
     output: str | None = None
@@ -142,6 +150,8 @@ class Recipe:
             found += pruning.problems(f"prune[{index}]")
         if self.distill is not None:
             found += self.distill.problems("distill")
+        if self.quantize is not None:
+            found += self.quantize.problems("quantize")
         return found
 
 
@@ -154,6 +164,7 @@ _BLOCKS: Final[dict[str, type[Any]]] = {
     "prune.allocation": Allocation,
     "prune.targets": Targets,
     "distill": DistillSpec,
+    "quantize": Quantization,
 }
 
 

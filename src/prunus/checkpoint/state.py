@@ -17,9 +17,11 @@ from torch import Tensor
 
 from prunus.errors import CheckpointError, Problem
 
-__all__ = ["MASKS_FILE", "read_masks", "read_tensors", "write_masks", "write_tensors"]
+__all__ = ["MASKS_FILE", "RANGES_FILE", "read_masks", "read_tensors", "write_masks", "write_tensors"]
 
 MASKS_FILE: Final = "masks.safetensors"
+RANGES_FILE: Final = "ranges.safetensors"
+"""Learned ranges of a quantized model, as ``quantization.strip`` returns them."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

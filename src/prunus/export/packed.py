@@ -25,6 +25,7 @@ from prunus.export.scoring import agreement, engine_outputs
 from prunus.runtime.convert import Model, Ranges, calibrate, convert
 from prunus.runtime.engine import Engine
 from prunus.runtime.families import Dense, read_checkpoint
+from prunus.runtime.learned import read_learned
 from prunus.runtime.store import FILE, read_model, write_model
 from prunus.tasks.base import Feature, Task
 from prunus.training.progress import Bars
@@ -114,7 +115,8 @@ def export_packed(
                 shutil.copyfile(directory / name, output / name)
         started = time.perf_counter()
         ranges = seen(dense, directory, calibration, task, bars) if precision == "int8" else None
-        model = convert(dense, ranges, COVERAGE)
+        learned = read_learned(directory, dense.shape) if precision == "int8" else None
+        model = convert(dense, ranges, COVERAGE, learned=learned)
         write_model(model, output)
         facts: dict[str, Any] = {
             "prunus": __version__,
@@ -127,6 +129,7 @@ def export_packed(
             "calibration": None
             if ranges is None
             else {"sequences": ranges.sequences, "coverage": COVERAGE, "seed": calibration.seed},
+            "ranges": None if ranges is None else "learned in training" if learned is not None else "calibrated",
             "seconds": time.perf_counter() - started,
             "notes": [note] if note else [],
         }
@@ -162,10 +165,10 @@ def tokenizer_of(directory: Path) -> Any:
     return load_tokenizer(str(directory), key="directory")
 
 
-def seen(dense: Dense, directory: Path, calibration: Calibration, task: Task | None, bars: Bars) -> Ranges:
-    """Ranges of the activations on real text."""
-    tokenizer = tokenizer_of(directory)
-    longest = dense.shape.positions - dense.shape.first_position
+def texts_of(
+    directory: Path, calibration: Calibration, task: Task | None, tokenizer: Any, longest: int, bars: Bars
+) -> list[dict[str, Any]]:
+    """Tokenised samples: of the texts that were named, else of the task's training data; none where there is neither."""
     chosen = np.random.default_rng(calibration.seed)
     if calibration.texts is not None:
         try:
@@ -177,12 +180,17 @@ def seen(dense: Dense, directory: Path, calibration: Calibration, task: Task | N
             raise DataError(Problem(str(calibration.texts), "no text", "have at least one line of text"))
         picked = [lines[i] for i in chosen.permutation(len(lines))[: calibration.samples]]
         limit = min(longest, 512)
-        rows = [dict(tokenizer(*line.split("\t")[:2], truncation=True, max_length=limit)) for line in picked]
-    elif task is not None:
-        features = task.features("train", tokenizer, lambda done, total: bars("tokenising", done, total))
-        rows = [features[int(i)] for i in chosen.permutation(len(features))[: calibration.samples]]
-    else:
-        rows = []
+        return [dict(tokenizer(*line.split("\t")[:2], truncation=True, max_length=limit)) for line in picked]
+    if task is None:
+        return []
+    features = task.features("train", tokenizer, lambda done, total: bars("tokenising", done, total))
+    return [dict(features[int(i)]) for i in chosen.permutation(len(features))[: calibration.samples]]
+
+
+def seen(dense: Dense, directory: Path, calibration: Calibration, task: Task | None, bars: Bars) -> Ranges:
+    """Ranges of the activations on real text."""
+    longest = dense.shape.positions - dense.shape.first_position
+    rows = texts_of(directory, calibration, task, tokenizer_of(directory), longest, bars)
     ids: list[NDArray[Any]] = [np.array(row["input_ids"])[:longest] for row in rows]
     types = [
         np.array(row.get("token_type_ids", [0] * len(one)))[: len(one)] for row, one in zip(rows, ids, strict=True)

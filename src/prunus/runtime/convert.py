@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from prunus.errors import EngineError, Problem
 from prunus.runtime.families import Dense, Shape
+from prunus.runtime.learned import Learned
 from prunus.runtime.pack import Packed, choose_kind, pack
 from prunus.runtime.reference import encode
 
@@ -117,8 +118,17 @@ def chunks(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
         yield group
 
 
-def convert(dense: Dense, ranges: Ranges | None = None, coverage: float = 1.0, smooth: float = SMOOTH) -> Model:
-    """Packs an encoder: float32 without ranges, int8 with them."""
+def convert(
+    dense: Dense,
+    ranges: Ranges | None = None,
+    coverage: float = 1.0,
+    smooth: float = SMOOTH,
+    learned: Learned | None = None,
+) -> Model:
+    """Packs an encoder: float32 without ranges, int8 with them.
+
+    What was ``learned`` is used as it is, without factors; ranges then serve what was not quantized in training (values).
+    """
     s, t = dense.shape, dense.tensors
     dropped = tuple(f".{role}.{kind}" for role in ROLES for kind in ("weight", "bias"))
     tensors = {name: value for name, value in t.items() if not (name.startswith("layers.") and name.endswith(dropped))}
@@ -138,7 +148,10 @@ def convert(dense: Dense, ranges: Ranges | None = None, coverage: float = 1.0, s
             weight = floored(np.max([np.abs(weights[role][0]).max(0) for role in readers], axis=0))
             factor = (seen**smooth / weight ** (1 - smooth) if smooth else np.ones_like(seen)).astype(np.float32)
             factor /= np.exp(np.log(factor).mean())
-            step, zero = ranges.step(key + name, coverage, factor)
+            if learned is None:
+                step, zero = ranges.step(key + name, coverage, factor)
+            else:
+                factor, (step, zero) = np.ones_like(factor), learned.inputs[key + name]
             steps |= dict.fromkeys(readers, (step, zero, factor))
             tensors[target + ".zero"] = np.array([zero], np.float32)
             if name != "context":
@@ -148,6 +161,9 @@ def convert(dense: Dense, ranges: Ranges | None = None, coverage: float = 1.0, s
             role: np.maximum(ranges.largest(key + role).reshape(heads, s.size).max(1), 1e-6).astype(np.float32) / 127
             for role in HEADED
         }
+        for role in HEADED:
+            if learned is not None and key + role in learned.outputs:
+                by_head[role][:] = learned.outputs[key + role]
         tensors[key + "attention.scale"] = by_head["query"] * by_head["key"] / np.float32(sqrt(s.size))
         step, _, factor = steps["out"]
         tensors[key + "attention.gain"] = (np.repeat(by_head["value"], s.size) / (step * factor)).astype(np.float32)
@@ -163,6 +179,7 @@ def convert(dense: Dense, ranges: Ranges | None = None, coverage: float = 1.0, s
                 zero,
                 gain,
                 128.0 if role == "query" else 0.0,
+                None if learned is None else learned.weights[key + role],
             )
         layers.append(layer)
     return Model(s, ranges is not None, layers, tensors, dense.settings)

@@ -47,11 +47,16 @@ class Packed:
         return int(self.first.nbytes + self.records.nbytes + self.scale.nbytes + self.bias.nbytes)
 
 
-def quantize_weight(weight: Floats) -> tuple[NDArray[np.int8], Floats]:
-    """``w`` -> (w_int, s): symmetric, one s for each output, -127..127; an output of zeros has s = 1."""
+def quantize_weight(weight: Floats, steps: Floats | None = None) -> tuple[NDArray[np.int8], Floats]:
+    """``w`` -> (w_int, s): symmetric, one s for each output, -127..127; an output of zeros has s = 1.
+
+    ``steps`` ``[outputs]`` are used as they are, if they were learned.
+    """
     largest = np.abs(weight).max(axis=1, initial=0.0)
     tiny = 127 * np.finfo(np.float32).tiny  # below it, the step would be zero
     scale = np.where(largest > tiny, largest / 127, 1.0).astype(np.float32)
+    if steps is not None:
+        scale[: len(steps)] = steps
     return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale
 
 
@@ -89,6 +94,7 @@ def pack(
     zero: float = 0.0,
     gain: Floats | None = None,
     shift: float = 0.0,
+    steps: Floats | None = None,
 ) -> Packed:
     """A weight ``[outputs, inputs]`` as records of one kind.
 
@@ -100,6 +106,7 @@ def pack(
         zero: z_x of the input bytes.
         gain: ``[outputs]``, y is wanted as y * gain + shift: for outputs that are stored as bytes without an activation.
         shift: see ``gain``.
+        steps: ``[outputs]``, s_w where it was learned.
 
     """
     outputs, inputs = weight.shape
@@ -111,7 +118,7 @@ def pack(
     if kind in FLOAT_KINDS:
         numbers: NDArray[Any] = weight.astype(np.float32)
     else:
-        numbers, own = quantize_weight(weight)
+        numbers, own = quantize_weight(weight, steps)
         scale = (own * step).astype(np.float32)
         bias = (bias - zero * scale * numbers.astype(np.int64).sum(1)).astype(np.float32)
     if gain is not None:

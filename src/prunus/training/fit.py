@@ -142,6 +142,7 @@ def fit(
         teacher=teaching.teacher if teaching else None,
         distillation=teaching.distillation if teaching else None,
         score=score,
+        cycles=train.cycles if train.lr_scheduler == "cosine_cycles" else (),
         callbacks=[TrainingBar(bars, what), stop],
     )
     trainer.remove_callback(PrinterCallback)
@@ -175,7 +176,7 @@ def _arguments(train: TrainSpec, length: Length, checkpoints: Path, evaluate: bo
         per_device_eval_batch_size=train.eval_batch_size,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         learning_rate=train.learning_rate,
-        lr_scheduler_type=train.lr_scheduler,
+        lr_scheduler_type="constant" if train.lr_scheduler == "cosine_cycles" else train.lr_scheduler,
         warmup_steps=steps("warmup"),
         weight_decay=train.weight_decay,
         adam_beta1=train.adam_beta1,

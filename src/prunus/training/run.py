@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +21,9 @@ from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 
 from prunus._version import __version__
-from prunus.checkpoint.state import MASKS_FILE, write_masks
+from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, write_masks, write_tensors
 from prunus.errors import CheckpointError, Problem, PrunusError
+from prunus.quantization import quantize, strip
 from prunus.recipe import Recipe
 from prunus.report.card import model_card
 from prunus.report.facts import FACTS_FILE, write_facts
@@ -138,6 +140,9 @@ def run(
             model = starting or load_model(prepared.source, prepared.config, prepared.task.head, recipe.model.revision)
             if dense is not None:
                 facts["dense"] |= weight_facts(dense, measure(dense, patterns), facts["dense"].get("metrics"))
+            if recipe.quantize is not None:
+                names = quantize(model, recipe.quantize, samples(prepared, collate, recipe.quantize.samples))
+                facts["quantization"] = {"layers": names, **asdict(recipe.quantize)}
             result = fit(
                 model,
                 prepared.train_features,
@@ -161,6 +166,16 @@ def run(
             raise
         _finish(prepared, model, result, metrics, facts, output)
     return facts
+
+
+def samples(prepared: Prepared, collate: Collate, count: int) -> list[dict[str, Any]]:
+    """Batches of training examples, spread evenly over the data, as the model takes them."""
+    features, size = prepared.train_features, prepared.recipe.train.batch_size
+    count = min(count, len(features))
+    chosen = [features[i * len(features) // count] for i in range(count)]
+    inputs = {"input_ids", "attention_mask", "token_type_ids"}
+    batches = [collate(chosen[i : i + size]) for i in range(0, count, size)]
+    return [{name: value for name, value in batch.items() if name in inputs} for batch in batches]
 
 
 def _dense(
@@ -199,6 +214,9 @@ def _finish(
     column = "sparse" if prepared.recipe.prune else "dense"
     masker = result.callback.masker if result.callback is not None else None
     tensors = result.callback.facts if result.callback is not None else []
+    ranges = strip(model)
+    if ranges:
+        write_tensors(partial / RANGES_FILE, ranges)
     model.save_pretrained(partial)
     prepared.tokenizer.save_pretrained(partial)
     facts[column] = weight_facts(model, tensors, metrics) | {

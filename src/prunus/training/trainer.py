@@ -8,6 +8,7 @@ inputs; evaluation never runs it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from prunus.checkpoint.state import read_tensors, write_tensors
 from prunus.distillation.logits import Distillation, distill
 from prunus.errors import Problem, TrainingError
+from prunus.quantization.layers import RANGES
 from prunus.sparsity.measure import sparsity_of
 from prunus.sparsity.pruning import Pruning
 from prunus.training.callback import PruneCallback
+from prunus.training.rates import cosine_cycles
 
 __all__ = ["PrunusTrainer"]
 
@@ -29,7 +32,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
     """A ``transformers.Trainer`` that prunes and distils.
 
     ``pruning`` is a rule or several (None trains dense); ``teacher`` is a model with the student's outputs, used with
-    ``distillation``; ``score`` replaces the Trainer's own evaluation by metrics of the model. All other arguments are the
+    ``distillation``; ``score`` replaces the Trainer's own evaluation by metrics of the model; ``cycles`` are the
+    lengths of cosine cycles (``training.rates``) in the place of the Trainer's own learning rates. All other arguments are the
     Trainer's.
     """
 
@@ -40,10 +44,11 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         teacher: nn.Module | None = None,
         distillation: Distillation | None = None,
         score: Callable[[nn.Module], Mapping[str, float]] | None = None,
+        cycles: Sequence[float] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.score = score
+        self.score, self.cycles = score, tuple(cycles)
         self.model_accepts_loss_kwargs = False  # a mean per micro-batch, for both losses alike
         self.prune_callback = PruneCallback(pruning, seed=self.args.seed) if pruning is not None else None
         if self.prune_callback is not None:
@@ -80,6 +85,21 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
                 step = self.state.global_step
                 raise TrainingError(Problem(f"loss at step {step}", float(loss.detach()), "be finite", fix))
         return (loss, outputs) if return_outputs else loss
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        """Cosine cycles where they were asked for."""
+        held: Any = self.__dict__.get("lr_scheduler")
+        if not self.cycles or held is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        factor = partial(cosine_cycles, total=num_training_steps, warmup=warmup, cycles=self.cycles)
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        return self.lr_scheduler
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Weight decay pulls at weights, and not at the learned ranges of quantized layers."""
+        names: list[str] = super().get_decay_parameter_names(model)
+        return [name for name in names if not name.endswith(RANGES)]
 
     def _note(self, parts: Mapping[str, Tensor]) -> None:
         for name, value in parts.items():

@@ -1,0 +1,301 @@
+"""ONNX and OpenVINO files of a saved model, and the proof that nothing was lost on the way.
+
+    int8, trained       the ranges of quantization-aware training are used as they are
+    int8, calibrated    a model without learned ranges gets them from real samples
+    float32             the model as it is
+
+What was written is read back and run: how many products run on bytes (read from the graph the engine compiled), whether every
+weight in the file is the one in torch, how often the answers are those of torch, and the metric on the task's data.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
+
+from prunus._version import __version__
+from prunus.checkpoint.state import RANGES_FILE, read_tensors
+from prunus.errors import CheckpointError, DataError, EngineError, Problem
+from prunus.export.onnx import INPUTS, export_onnx, whole_weight
+from prunus.export.packed import COPIED, Calibration, run_task, texts_of, tokenizer_of
+from prunus.export.scoring import agreement
+from prunus.quantization import Quantization, QuantLinear, quantize, restore
+from prunus.tasks.base import Task
+from prunus.tasks.collate import Collate
+from prunus.training.predict import predict
+from prunus.training.progress import Bars
+
+__all__ = ["FILES", "Running", "export_graph", "integer_products"]
+
+FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
+FACTS = "export.json"
+INTEGER = {"MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul"}
+FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "TransposeMatMul"}
+INSIDE = re.compile(r"\.\d+\.")
+"""Names of layers in the model's stack: their products have to run on bytes."""
+
+
+class Running(nn.Module):
+    """An exported file on its engine, with the call of the model that it came from."""
+
+    def __init__(self, path: Path, to: str, outputs: list[str], threads: int | None = None) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # where inputs are wanted: the CPU
+        self.outputs = outputs
+        self.run: Callable[[dict[str, NDArray[Any]]], Any]
+        if to == "onnx":
+            import onnxruntime
+
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads or 0
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.names = [one.name for one in session.get_inputs()]
+            self.run = lambda given: session.run(outputs, given)
+        else:
+            import openvino
+
+            hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+            if threads:
+                hints["INFERENCE_NUM_THREADS"] = threads
+            self.compiled: Any = openvino.Core().compile_model(str(path), "CPU", hints)
+            request: Any = self.compiled.create_infer_request()
+            self.names = [next(n for n in one.names if n in INPUTS) for one in self.compiled.inputs]
+
+            def run(given: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+                found = request.infer(given)
+                return [np.array(found[name]) for name in outputs]
+
+            self.run = run
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        """Named inputs -> named outputs."""
+        full = {"token_type_ids": torch.zeros_like(inputs["input_ids"])} | inputs
+        found = self.run({name: full[name].numpy() for name in self.names})
+        return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}
+
+
+def load(directory: Path) -> PreTrainedModel:
+    """The saved model, with plain attention, whose products of bytes every engine recognises."""
+    config = AutoConfig.from_pretrained(directory)
+    names = config.architectures or [""]
+    kinds = {
+        "ForSequenceClassification": AutoModelForSequenceClassification,
+        "ForQuestionAnswering": AutoModelForQuestionAnswering,
+    }
+    kind = next((kind for end, kind in kinds.items() if str(names[0]).endswith(end)), None)
+    if kind is None:
+        rule = "be a model for sequence classification or question answering"
+        raise EngineError(Problem("config.json: architectures", names[0], rule))
+    model: PreTrainedModel = kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    return model.eval()
+
+
+def export_graph(
+    directory: Path,
+    output: Path,
+    to: str,
+    precision: str = "int8",
+    calibration: Calibration | None = None,
+    *,
+    evaluate: bool = True,
+    overwrite: bool = False,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Exports a saved model; returns the facts that ``export.json`` holds.
+
+    Args:
+        directory: a Hugging Face directory, such as a run's output; ``ranges.safetensors`` beside the model is used.
+        output: a new directory.
+        to: ``onnx`` or ``openvino``.
+        precision: ``int8`` or ``float32``.
+        calibration: where ranges come from if none were learned.
+        evaluate: measure the metric of the file, and of the model in torch, where the task's data is at hand.
+        overwrite: replace what is in ``output``.
+        console: for progress.
+
+    Raises:
+        PrunusError: all that is wrong, before anything is computed; ``EngineError`` where the file lost something.
+
+    """
+    calibration = calibration or Calibration()
+    found = calibration.problems()
+    if precision not in {"int8", "float32"}:
+        found.append(Problem("precision", precision, "be int8 or float32"))
+    if (output / FILES[to]).exists() and not overwrite:
+        found.append(
+            Problem("output", str(output), "not hold an exported model yet", "--overwrite or another directory")
+        )
+    if found:
+        raise CheckpointError(*found)
+    model, tokenizer = load(directory), tokenizer_of(directory)
+    names = ["start_logits", "end_logits"] if hasattr(model, "qa_outputs") else ["logits"]
+    with Bars(console) as bars:
+        task, note = run_task(directory, calibration.data, bars)
+        batches = sampled(directory, calibration, task, tokenizer, model, bars)
+        source = "none"
+        if precision == "int8" and (directory / RANGES_FILE).is_file():
+            restore(model, read_tensors(directory / RANGES_FILE))
+            source = "learned in training"
+        elif precision == "int8":
+            if not batches:
+                rule = "name texts to calibrate int8 with, as this directory has no training data of its own at hand"
+                raise DataError(
+                    Problem("texts", note or "nothing", rule, "--texts FILE, --data DIR, or --precision float32")
+                )
+            quantize(model, Quantization(), batches)
+            source = "calibrated"
+        example = batches[0] if batches else guess(model)
+        output.mkdir(parents=True, exist_ok=True)
+        for name in COPIED:
+            if (directory / name).is_file():
+                shutil.copyfile(directory / name, output / name)
+        bars("exporting", 0, 1)
+        write(model, example, names, output, to)
+        bars("exporting", 1, 1)
+        integers, floats = integer_products(output / FILES[to], to)
+        layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLinear)}
+        facts: dict[str, Any] = {
+            "prunus": __version__,
+            "to": to,
+            "precision": precision,
+            "ranges": source,
+            "products": {"int8": integers, "float32": floats, "quantized layers": len(layers)},
+            "bytes": sum(p.stat().st_size for p in output.iterdir() if p.suffix in {".onnx", ".xml", ".bin"}),
+            "notes": [note] if note else [],
+        }
+        inside = [name for name in layers if INSIDE.search(name)]
+        if integers < len(inside):
+            rule = f"run on bytes in all {len(inside)} quantized layers of the stack"
+            raise EngineError(Problem("products of the compiled graph", f"{integers} int8, {floats} float32", rule))
+        facts["weights"] = same_weights(layers, output / FILES[to], to) if layers else {}
+        if evaluate and task is not None:
+            facts["metrics"] = measured(model, output / FILES[to], to, names, task, tokenizer, bars)
+    (output / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return facts
+
+
+def sampled(
+    directory: Path, calibration: Calibration, task: Task | None, tokenizer: Any, model: PreTrainedModel, bars: Bars
+) -> list[dict[str, Tensor]]:
+    """Batches of real inputs."""
+    rows = texts_of(directory, calibration, task, tokenizer, int(model.config.max_position_embeddings) - 2, bars)
+    collate, kept = Collate(tokenizer), {"input_ids", "attention_mask", "token_type_ids"}
+    plain = [{name: value for name, value in row.items() if name in kept} for row in rows]
+    return [
+        {name: value for name, value in collate(plain[i : i + 32]).items() if name in kept}
+        for i in range(0, len(plain), 32)
+        if len(plain[i : i + 32]) > 1
+    ]
+
+
+def guess(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Inputs of the right form, where there are no real ones."""
+    ids = torch.full((2, 8), 5)
+    more = {"token_type_ids": torch.zeros_like(ids)} if int(getattr(model.config, "type_vocab_size", 0) or 0) else {}
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more}
+
+
+def write(model: PreTrainedModel, example: Mapping[str, Tensor], names: list[str], output: Path, to: str) -> None:
+    if to == "onnx":
+        export_onnx(model, example, names, output / FILES[to])
+        return
+    import openvino
+
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "model.onnx"
+        export_onnx(model, example, names, path)
+        openvino.save_model(openvino.Core().read_model(str(path)), str(output / FILES[to]), compress_to_fp16=False)
+
+
+def integer_products(path: Path, to: str) -> tuple[int, int]:
+    """Matrix products of the compiled graph that run on bytes, and in float."""
+    if to == "onnx":
+        import onnx
+        import onnxruntime
+
+        with tempfile.TemporaryDirectory() as place:
+            options = onnxruntime.SessionOptions()
+            options.optimized_model_filepath = str(Path(place) / "compiled.onnx")
+            options.log_severity_level = 3
+            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            kinds = [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+        return sum(kind in INTEGER for kind in kinds), sum(kind in FLOAT for kind in kinds)
+    import openvino
+
+    compiled = openvino.Core().compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    integers = floats = 0
+    for node in compiled.get_runtime_model().get_ops():
+        info = node.get_rt_info()
+        kind, precision = (info[key].astype(str) if key in info else "" for key in ("layerType", "runtimePrecision"))
+        on_bytes = precision in {"i8", "u8"}
+        # attention is compiled as one piece, which starts with the product of query and key
+        if kind in {"FullyConnected", "MatMul"} or (kind == "Subgraph" and on_bytes):
+            integers, floats = integers + on_bytes, floats + (not on_bytes)
+    return integers, floats
+
+
+def same_weights(layers: Mapping[str, QuantLinear], path: Path, to: str) -> dict[str, Any]:
+    """Compares every int8 weight in the file with the one in torch, element by element.
+
+    Raises:
+        EngineError: one that is not there.
+
+    """
+    held = stored_weights(path, to)
+    zeros = total = 0
+    for name, layer in layers.items():
+        whole = whole_weight(layer.weight, layer.weight_range, layer.bits)[0].numpy()
+        if not any(np.array_equal(whole, one) or np.array_equal(whole.T, one) for one in held.get(whole.size, [])):
+            raise EngineError(Problem(f"{name}.weight", "another in the file", "be the same in the file as in torch"))
+        if INSIDE.search(name):
+            zeros, total = zeros + int((whole == 0).sum()), total + whole.size
+    return {"compared": len(layers), "zeros": zeros, "of": total, "sparsity": zeros / total if total else 0.0}
+
+
+def stored_weights(path: Path, to: str) -> dict[int, list[NDArray[np.int8]]]:
+    """int8 matrices of a file, by their number of elements."""
+    found: dict[int, list[NDArray[np.int8]]] = {}
+    if to == "onnx":
+        import onnx
+        from onnx import numpy_helper
+
+        tensors = [numpy_helper.to_array(one) for one in onnx.load(str(path)).graph.initializer]
+    else:
+        import openvino
+
+        nodes = openvino.Core().read_model(str(path)).get_ops()
+        tensors = [node.data for node in nodes if node.get_type_name() == "Constant"]
+    for one in tensors:
+        if one.dtype == np.int8 and one.ndim == 2:
+            found.setdefault(one.size, []).append(one)
+    return found
+
+
+def measured(
+    model: PreTrainedModel, path: Path, to: str, names: list[str], task: Task, tokenizer: Any, bars: Bars
+) -> dict[str, Any]:
+    """The task's metrics of the file and of the model in torch, on the whole validation split."""
+    features = task.features("validation", tokenizer, lambda d, t: bars("tokenising", d, t))
+    collate = Collate(tokenizer)
+    found: dict[str, Any] = {"task": task.name, "metric": task.metric, "examples": task.size("validation")}
+    outputs = {}
+    for name, one in (("torch", model), ("file", Running(path, to, names))):
+        with torch.no_grad():
+            outputs[name] = predict(one, features, collate, task.head, 64, partial(bars, f"evaluating {name}"))
+        found[name] = task.score(outputs[name], features)
+    found["agreement"] = agreement(outputs["torch"], outputs["file"])
+    found["largest difference"] = float(
+        max(np.abs(a - b)[np.isfinite(a) & (a > -1e30)].max() for a, b in zip(*outputs.values(), strict=True))
+    )
+    return found

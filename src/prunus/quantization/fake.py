@@ -1,0 +1,109 @@
+"""Fake quantization: what a number becomes when it is stored in 8 bits, as a function one can train through.
+
+    symmetric     s = r / n;          y = s * clip(round(x / s), -n', n)                      r > 0, n = 127 (or 63)
+    asymmetric    s = (b - a) / 255;  z = round(-a / s);  y = s * (clip(round(x / s) + z, 0, 255) - z)      a <= 0 <= b
+
+with n' = n for weights (a *narrow* range: -127..127, one bit pattern unused) and n' = n + 1 for activations. Zero becomes zero
+exactly in both, so what pruning made zero stays zero. Rounding is to even, as ONNX's QuantizeLinear and OpenVINO round.
+
+The ranges r, a, b are learned (Esser et al. 2020, arXiv:1902.08153, equations 3 to 5, for ranges in the place of steps).
+Rounding counts as the identity in the backward pass; with g = dL/dy:
+
+    dL/dx = g where x lies inside the range, else 0
+    dL/dr = sum of g * ((y - x) / r inside; 1 above; -n'/n below)
+    dL/da = sum of g * (-(y - x) / (b - a) inside; 1 below)
+    dL/db = sum of g * ((y - x) / (b - a) inside; 1 above)
+
+NNCF divides its inside term for signed ranges by 2 r, half of the derivative; here it is the derivative.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+__all__ = ["LEVELS", "asymmetric", "step_and_zero", "symmetric"]
+
+LEVELS = 255
+"""Steps of an unsigned byte."""
+SMALLEST = 1e-8
+"""Of a range: a step of zero would divide by it."""
+
+
+class Symmetric(Function):
+    """See ``symmetric``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bound: Tensor, most: int, narrow: bool) -> Tensor:
+        """``bound`` broadcasts against ``x``."""
+        ctx.save_for_backward(x, bound)
+        ctx.limits = -most if narrow else -most - 1, most
+        r = bound.clamp_min(SMALLEST)
+        return (x / (r / most)).round().clamp(*ctx.limits) * (r / most)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Of x and of the bound."""
+        (grad,), (x, bound), (least, most) = grads, ctx.saved_tensors, ctx.limits
+        r = bound.clamp_min(SMALLEST)
+        whole = (x / (r / most)).round()
+        above, inside = whole > most, (whole >= least) & (whole <= most)
+        slope = torch.where(inside, whole / most - x / r, torch.where(above, 1.0, least / most))
+        return grad * inside, reduced(grad * slope, bound.shape), None, None
+
+
+class Asymmetric(Function):
+    """See ``asymmetric``."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        """``low`` and ``high`` are scalars."""
+        ctx.save_for_backward(x, low, high)
+        step, zero = step_and_zero(low, high)
+        return (((x / step).round() + zero).clamp(0, LEVELS) - zero) * step
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Of x, low and high."""
+        (grad,), (x, low, high) = grads, ctx.saved_tensors
+        step, zero = step_and_zero(low, high)
+        rounded = (x / step).round()
+        below, above = rounded + zero < 0, rounded + zero > LEVELS
+        inside = ~(below | above)
+        slope = torch.where(inside, (rounded - x / step) / LEVELS, 0.0)
+        of_low, of_high = grad * (below.to(x.dtype) - slope), grad * (above.to(x.dtype) + slope)
+        return grad * inside, reduced(of_low, low.shape), reduced(of_high, high.shape)
+
+
+def reduced(grad: Tensor, shape: torch.Size) -> Tensor:
+    """The sum over what was broadcast, in float32 at least."""
+    return (grad if grad.dtype == torch.float64 else grad.float()).sum_to_size(shape)
+
+
+def step_and_zero(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Step and zero point (a whole number 0..255, as a float) of a range that is widened to hold zero."""
+    bottom, top = low.clamp_max(0.0), high.clamp_min(0.0)
+    step = (top - bottom).clamp_min(SMALLEST) / LEVELS
+    return step, (-bottom / step).round().clamp(0, LEVELS)
+
+
+def symmetric(x: Tensor, bound: Tensor, bits: int = 8, narrow: bool = False) -> Tensor:
+    """x on the grid of signed whole numbers whose largest is ``bound``.
+
+    Args:
+        x: any shape.
+        bound: its magnitude counts; broadcasts against x: one number, or ``[outputs, 1]`` for the rows of a weight.
+        bits: 8, or 7 for processors whose byte products saturate at 16 bits.
+        narrow: whether the lowest number is minus the largest.
+
+    """
+    bound = bound.abs().to(x.dtype)  # a large step may carry a small range across zero: it is not lost there
+    y: Tensor = Symmetric.apply(x, bound, 2 ** (bits - 1) - 1, narrow)  # type: ignore[no-untyped-call]
+    return y
+
+
+def asymmetric(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """x on the grid of unsigned bytes between two scalars; zero is on the grid."""
+    y: Tensor = Asymmetric.apply(x, low.to(x.dtype), high.to(x.dtype))  # type: ignore[no-untyped-call]
+    return y

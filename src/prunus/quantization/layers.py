@@ -1,0 +1,130 @@
+"""Layers that train as if they were stored in 8 bits. Names of parameters do not change: ``weight`` and ``bias`` stay where
+they were, ranges come beside them (``weight_range``, ``input_range.low``, ...): the float model reads the checkpoint as it is.
+
+    y = quantize_out( quantize_in(x) quantize(w)^T + b )
+
+Prune, then quantize: w is what the masks left, and zero is on every grid.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prunus.quantization.fake import SMALLEST, asymmetric, symmetric
+from prunus.quantization.ranges import Observed
+from prunus.quantization.spec import Estimator
+
+__all__ = ["RANGES", "ActivationRange", "QuantEmbedding", "QuantLinear", "observing", "row_ranges"]
+
+
+RANGES = ("weight_range", "_range.low", "_range.high", "_range.bound")
+"""How the names of learned ranges end."""
+
+
+class ActivationRange(nn.Module):
+    """The learned range of one activation: ``low`` and ``high`` of a byte, or ``bound`` of a signed byte."""
+
+    def __init__(self, signed: bool) -> None:
+        super().__init__()
+        self.signed = signed
+        self.observed: Observed | None = None
+        names = ("bound",) if signed else ("low", "high")
+        for name in names:
+            self.register_parameter(name, nn.Parameter(torch.ones(())))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x, on the grid; unchanged while ranges are observed."""
+        if self.observed is not None:
+            self.observed.see(x)
+            return x
+        if self.signed:
+            return symmetric(x, self.get_parameter("bound"))
+        return asymmetric(x, self.get_parameter("low"), self.get_parameter("high"))
+
+    @torch.no_grad()
+    def start(self, low: float, high: float) -> None:
+        """Sets the range from what was observed."""
+        if self.signed:
+            self.get_parameter("bound").fill_(max(abs(low), abs(high), SMALLEST))
+        else:
+            self.get_parameter("low").fill_(min(low, 0.0))
+            self.get_parameter("high").fill_(max(high, 0.0, min(low, 0.0) + SMALLEST))
+
+    def extra_repr(self) -> str:
+        """Signed or not."""
+        return f"signed={self.signed}"
+
+
+def row_ranges(weight: Tensor) -> Tensor:
+    """The largest magnitude of each row ``[rows, 1]``; a row of zeros has the range 1."""
+    largest = weight.detach().float().abs().amax(1, keepdim=True)
+    return torch.where(largest > 0, largest, 1.0)
+
+
+class QuantLinear(nn.Linear):
+    """``nn.Linear`` with 8-bit inputs and weights; the parameters of the layer it replaces are taken over as they are."""
+
+    weight_range: nn.Parameter
+
+    def __init__(self, dense: nn.Linear, bits: int = 8) -> None:
+        super().__init__(dense.in_features, dense.out_features, dense.bias is not None, device="meta")
+        self.weight, self.bias, self.bits = dense.weight, dense.bias, bits
+        self.weight_range = nn.Parameter(row_ranges(dense.weight))
+        self.input_range: ActivationRange | None = None
+        self.output_range: ActivationRange | None = None
+        self.shared: tuple[ActivationRange, ...] = ()
+        """The input range of another layer that reads the same tensor; owned (and saved) there."""
+        self.train(dense.training)
+
+    @property
+    def reads(self) -> ActivationRange | None:
+        """The range of its input, its own or shared."""
+        return self.shared[0] if self.shared else self.input_range
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of nn.Linear)
+        """``[..., in_features]`` -> ``[..., out_features]``."""
+        if self.reads is not None:
+            input = self.reads(input)  # noqa: A001
+        weight = self.weight
+        if self.reads is None or self.reads.observed is None:
+            weight = symmetric(weight, self.weight_range, self.bits, narrow=True)
+        y = functional.linear(input, weight, self.bias)
+        return y if self.output_range is None else self.output_range(y)
+
+
+class QuantEmbedding(nn.Embedding):
+    """``nn.Embedding`` with 8-bit rows."""
+
+    weight_range: nn.Parameter
+
+    def __init__(self, dense: nn.Embedding) -> None:
+        options: dict[str, Any] = {"padding_idx": dense.padding_idx, "max_norm": dense.max_norm, "device": "meta"}
+        super().__init__(dense.num_embeddings, dense.embedding_dim, **options)
+        self.weight = dense.weight
+        self.weight_range = nn.Parameter(row_ranges(dense.weight))
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of nn.Embedding)
+        """Ids -> rows."""
+        rows = super().forward(input)
+        bound = functional.embedding(input, self.weight_range)
+        return symmetric(rows, bound, narrow=True)
+
+
+@contextmanager
+def observing(model: nn.Module, estimator: Estimator) -> Iterator[None]:
+    """While it lasts, activations pass as they are and are watched; then their ranges are set."""
+    ranges = [module for module in model.modules() if isinstance(module, ActivationRange)]
+    for one in ranges:
+        one.observed = Observed(estimator)
+    try:
+        yield
+        for one in ranges:
+            if one.observed is not None:
+                one.start(*one.observed.span())
+    finally:
+        for one in ranges:
+            one.observed = None

@@ -1,0 +1,57 @@
+"""What is quantized, and how: the ``quantize:`` block of a recipe."""
+
+import re
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from prunus.errors import Problem, nearest
+
+__all__ = ["Quantization"]
+
+Mode = Literal["mixed", "symmetric"]
+Estimator = Literal["min_max", "mean_min_max", "percentile"]
+_MODES: Final = get_args(Mode)
+_ESTIMATORS: Final = get_args(Estimator)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """8-bit weights and activations of the Linear layers, trained as such.
+
+    Weights are symmetric, a range per output; activations have a range per tensor. What stays in float: softmax, layer
+    normalization, residual sums, attention weights times values, embeddings unless asked for.
+    """
+
+    mode: Mode = "mixed"
+    """``mixed``: activations asymmetric; ``symmetric``: they have no zero point either."""
+    ranges: Estimator = "mean_min_max"
+    """How the first ranges come from samples (``quantization.ranges``); after that they are learned."""
+    samples: int = 300
+    """Training examples that the first ranges are taken from."""
+    overflow_fix: bool = False
+    """Weights of 7 bits, for processors whose byte products saturate at 16 bits (AVX2 without VNNI)."""
+    attention: bool = True
+    """The outputs of query and key in 8 bits, symmetric, so that their product runs on bytes."""
+    embeddings: bool = False
+    """Embedding tables in 8 bits, a range per row."""
+    exclude: tuple[str, ...] = ()
+    """Regular expressions on names of modules that stay in float."""
+
+    def problems(self, key: str = "quantize") -> list[Problem]:
+        """Values out of range."""
+        found = []
+        if self.mode not in _MODES:
+            found.append(Problem(f"{key}.mode", self.mode, "be mixed or symmetric", nearest(self.mode, _MODES)))
+        if self.ranges not in _ESTIMATORS:
+            rule = "be one of " + ", ".join(_ESTIMATORS)
+            found.append(Problem(f"{key}.ranges", self.ranges, rule, nearest(self.ranges, _ESTIMATORS)))
+        if self.samples < 1:
+            found.append(Problem(f"{key}.samples", self.samples, "be at least 1", "300"))
+        for i, regex in enumerate(self.exclude):
+            try:
+                re.compile(regex)
+            except re.error as error:
+                found.append(
+                    Problem(f"{key}.exclude[{i}]", regex, f"be a regular expression ({error})", "'classifier'")
+                )
+        return found
