@@ -53,7 +53,19 @@ ROWS = {
     "4x1-80": ("4x1-80", []),
     "2to4": ("4x1-80", ["prune.pattern=2:4", "prune.sparsity=0.5"]),
     "unstructured-80": ("4x1-80", ["prune.pattern=1x1"]),
+    "int8-unstructured-80": ("int8-unstructured80", []),
+    "int8-dense": ("int8-unstructured80", ["prune=[]"]),
+    "int8-4x1-80": ("int8-unstructured80", ["prune.pattern=4x1"]),
 }
+# The joint run keeps the proportions of its 17 epochs: 9 to full sparsity, 1 until masks freeze, cycles of 11 and 6.
+JOINT = [
+    "prune.schedule.end=53%",
+    "prune.schedule.hold=6%",
+    "prune.schedule.every=10",
+    "train.best_after=53%",
+    "train.evaluate_every=4%",
+]
+JOINT_EPOCHS = 5
 
 
 def settings_of(task: str, row: str, seed: int, scale: str) -> tuple[str, list[str]]:
@@ -63,7 +75,11 @@ def settings_of(task: str, row: str, seed: int, scale: str) -> tuple[str, list[s
     settings.append(f"dense.seed={seed if row == 'dense' else DENSE_SEED}")
     if scale == "cpu":
         epochs = CPU_EPOCHS[task]
-        settings += [*CPU[task], f"train.epochs={epochs['sparse']}", f"dense.epochs={epochs['dense']}"]
+        joint = recipe == "int8-unstructured80"
+        settings += [*CPU[task], f"train.epochs={JOINT_EPOCHS if joint else epochs['sparse']}"]
+        settings.append(f"dense.epochs={epochs['dense']}")
+        if joint:
+            settings += [s for s in JOINT if row != "int8-dense" or not s.startswith("prune")]
     return f"{task}-{recipe}", settings
 
 

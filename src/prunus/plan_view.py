@@ -26,6 +26,11 @@ def plan_lines(plan: Mapping[str, Any], verbose: bool = False) -> Iterator[str]:
         yield from _rule(rule, verbose)
     if not plan["rules"]:
         yield "prune    nothing: this recipe trains a dense model"
+    if plan["quantize"]:
+        own = plan["quantize"]
+        yield (
+            f"quantize {len(own['layers'])} layers in 8 bits, {own['mode']}; first ranges from {own['samples']:,} samples"
+        )
     sizes = plan["bytes"]
     total = sum(sizes.values())
     parts = ", ".join(f"{name} {_mebibytes(size)}" for name, size in sizes.items() if size)

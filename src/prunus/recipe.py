@@ -78,6 +78,9 @@ class TrainSpec:
     """Regular expressions on parameter names that are not trained."""
     evaluate_every: Span | None = None
     """None evaluates at the end alone."""
+    keep: Literal["last", "best"] = "last"
+    """``best``: the weights with the highest metric among the evaluations at full sparsity, from ``best_after`` on."""
+    best_after: Span = field(default_factory=lambda: Span(0))
     checkpoint_every: Span | None = field(default_factory=lambda: Span(25, "%"))
     log_every: Span = field(default_factory=lambda: Span(20))
     threads: int | None = None
@@ -98,6 +101,8 @@ class TrainSpec:
                 found.append(Problem(f"{key}.{name}", getattr(self, name), "be in [0, 1)", "0.9"))
         if not self.cycles or not all(length > 0 for length in self.cycles):
             found.append(Problem(f"{key}.cycles", list(self.cycles), "be one or more lengths above 0", "[11, 6]"))
+        if self.keep == "best" and self.evaluate_every is None:
+            found.append(Problem(f"{key}.keep", self.keep, "come with evaluate_every", f"{key}.evaluate_every: 250"))
         if self.max_grad_norm < 0:
             found.append(Problem(f"{key}.max_grad_norm", self.max_grad_norm, "be 0 (no clipping) or above", "1.0"))
         if not 0 <= self.seed < 2**32:

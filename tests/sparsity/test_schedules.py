@@ -183,3 +183,33 @@ def test_errors_name_key_value_rule_and_fix(schedule: Schedule, expected: dict[s
         assert fix in problem.fix
         for part in (problem.key, problem.rule, problem.fix):
             assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("every", [1, 3, 7])
+def test_hold_selects_again_at_the_final_sparsity_and_changes_nothing_before(kind: Kind, every: int) -> None:
+    plain = Schedule(kind, Span(10), Span(40), Span(every)).timetable(100, 25)
+    held = Schedule(kind, Span(10), Span(40), Span(every), hold=Span(1, "epochs")).timetable(100, 25)
+    assert held.events[: len(plain.events)] == plain.events
+    more = held.events[len(plain.events) :]
+    assert (
+        len(more) == held.held == len(range(plain.events[-1] + every, (10 if kind == "one_shot" else 40) + 26, every))
+    )
+    for step in range(101):
+        assert held.sparsity(step, 0.8) == plain.sparsity(step, 0.8)
+        assert held.due(step) == (plain.due(step) or step in more)
+
+
+def test_the_cards_ramp() -> None:
+    """0.8 over nine epochs, power 3, every step: the levels at which its epochs begin; masks freeze when the tenth begins."""
+    table = Schedule("polynomial", Span(0), Span(9, "epochs"), Span(1), hold=Span(1, "epochs")).timetable(
+        17 * 2105, 2105
+    )
+    levels = [table.sparsity(epoch * 2105, 0.8) for epoch in range(11)]
+    assert levels == pytest.approx([0, 0.238, 0.424, 0.563, 0.663, 0.730, 0.770, 0.791, 0.799, 0.8, 0.8], abs=6e-4)
+    assert table.events[-1] == 10 * 2105
+
+
+def test_a_hold_that_does_not_fit_is_named() -> None:
+    with pytest.raises(RecipeError, match=r"schedule\.hold"):
+        Schedule("linear", Span(0), Span(90), hold=Span(11)).timetable(100, 25)

@@ -75,6 +75,8 @@ class Timetable:
     kind: Kind
     events: tuple[int, ...]
     power: float = 3.0
+    held: int = 0
+    """How many of the events, the last ones, select again at the final sparsity."""
 
     def due(self, step: int) -> bool:
         """Whether masks are updated after ``step`` optimizer steps."""
@@ -82,10 +84,10 @@ class Timetable:
 
     def progress(self, step: int) -> float:
         """x at ``step``: 0 before the first event, 1 from the last one on."""
-        done = sum(event <= step for event in self.events)
+        done, growing = sum(event <= step for event in self.events), len(self.events) - self.held
         if done == 0:
             return 0.0
-        return 1.0 if done == len(self.events) else (done - 1) / (len(self.events) - 1)
+        return 1.0 if done >= growing else (done - 1) / (growing - 1)
 
     def prunes(self, step: int) -> bool:
         """Whether anything may be pruned after ``step`` optimizer steps; the first event of a growing schedule does not."""
@@ -114,7 +116,8 @@ class Schedule:
     """When masks are updated; see the module's table. ``every=None`` is a fortieth of the pruning phase.
 
     ``end`` and ``cooldown`` say the same from two sides: give one (``cooldown`` is what is left to train after the last
-    update; the default is a quarter of the training). ``power`` is used by ``polynomial`` alone.
+    update of a growing sparsity; the default is a quarter of the training). ``power`` is used by ``polynomial`` alone.
+    ``hold`` is how long after ``end`` masks are still selected, at the final sparsity, before they freeze.
     """
 
     kind: Kind = "exponential"
@@ -123,6 +126,7 @@ class Schedule:
     every: Span | None = None
     cooldown: Span | None = None
     power: float = 3.0
+    hold: Span | None = None
 
     def problems(self, key: str = "schedule") -> list[Problem]:
         """What is wrong whatever the length of the training."""
@@ -163,10 +167,16 @@ class Schedule:
         elif start > min(end, total_steps):
             rule = f"be at or before the end of pruning, step {min(end, total_steps)} of {whole}"
             found.append(Problem(f"{key}.start", start, rule, f"{min(end, total_steps) // 10}"))
+        hold = 0 if self.hold is None else steps(self.hold)
+        if hold and end + hold > total_steps:
+            rule = f"end at or before the last optimizer step {whole}"
+            found.append(Problem(f"{key}.hold", str(self.hold), rule, f"{max(0, total_steps - end)}"))
         every = max(1, (end - start + 1) // _AUTO_EVENTS) if self.every is None else steps(self.every)
         if every < 1:
             found.append(Problem(f"{key}.every", str(self.every), "be at least one step", "100"))
         if found:
             raise RecipeError(*found)
         # An interval longer than the phase leaves one event, at the start, that goes all the way (as in INC).
-        return Timetable(self.kind, tuple(range(start, end + 1, every)), self.power)
+        events = range(start, end + 1, every)
+        held = range(events[-1] + every, end + hold + 1, every)
+        return Timetable(self.kind, (*events, *held), self.power, len(held))

@@ -27,6 +27,7 @@ from prunus.recipe import TrainSpec
 from prunus.sparsity.pruning import Pruning
 from prunus.tasks.base import Feature, Metrics
 from prunus.tasks.collate import Collate
+from prunus.training.best import KeepBest
 from prunus.training.callback import STATE_FILE, PruneCallback
 from prunus.training.prepare import Length
 from prunus.training.progress import Bars, TrainingBar
@@ -48,6 +49,8 @@ class Fit:
     seconds: float
     history: list[dict[str, Any]]
     callback: PruneCallback | None
+    best_step: int | None = None
+    """The optimizer step whose weights were kept, where the best are."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ def fit(
     pruning: Sequence[Pruning] = (),
     teaching: Teaching | None = None,
     score: Callable[[nn.Module], Metrics] | None = None,
+    metric: str = "",
     resume: bool = False,
 ) -> Fit:
     """Trains ``model`` in place, with checkpoints in ``directory / "checkpoints"``.
@@ -132,6 +136,9 @@ def fit(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(regex.search(name) for regex in frozen))
     stop = _StopOnSignal()
+    best = None
+    if train.keep == "best" and score is not None:
+        best = KeepBest(checkpoints, metric, train.best_after.steps(length.total, length.steps_per_epoch))
     trainer = PrunusTrainer(
         model=model,
         args=_arguments(train, length, checkpoints, score is not None),
@@ -143,8 +150,10 @@ def fit(
         distillation=teaching.distillation if teaching else None,
         score=score,
         cycles=train.cycles if train.lr_scheduler == "cosine_cycles" else (),
-        callbacks=[TrainingBar(bars, what), stop],
+        callbacks=[TrainingBar(bars, what), stop, *([best] if best is not None else [])],
     )
+    if best is not None:
+        best.pruning = trainer.prune_callback
     trainer.remove_callback(PrinterCallback)
     began = perf_counter()
     with stop.listening():
@@ -152,9 +161,19 @@ def fit(
     seconds = perf_counter() - began
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted("the last checkpoint is whole; go on with --resume")
+    if best is not None and score is not None:
+        if trainer.state.log_history and not any(
+            row.get("step") == trainer.state.global_step and f"eval_{metric}" in row
+            for row in trainer.state.log_history
+        ):
+            best.see(model, trainer.state.global_step, score(model)[metric])
+        pruning_callback = trainer.prune_callback
+        if best.restore(model) and pruning_callback is not None and pruning_callback.masker is not None:
+            pruning_callback.facts = pruning_callback.masker.finish(model)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    return Fit(seconds, list(trainer.state.log_history), trainer.prune_callback)
+    kept = best.step if best is not None and best.value is not None else None
+    return Fit(seconds, list(trainer.state.log_history), trainer.prune_callback, kept)
 
 
 def drop_checkpoints(directory: Path) -> None:

@@ -5,6 +5,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from prunus.errors import Problem, PrunusError, RecipeError
+from prunus.quantization.prepare import attach
 from prunus.recipe import Recipe, TrainSpec
 from prunus.sparsity.pruning import Rule, resolve
 from prunus.tasks import check_task, load_task
@@ -49,6 +51,8 @@ class Prepared:
     rules: tuple[Rule, ...]
     parameters: int
     skeleton: nn.Module
+    quantized: tuple[str, ...]
+    """Names of the layers that will train in 8 bits."""
 
 
 def length_of(features: int, train: TrainSpec) -> Length:
@@ -88,6 +92,9 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
         found += error.problems
         rules = ()
     found += _frozen_targets(recipe.train, rules, skeleton)
+    quantized = (
+        () if recipe.quantize is None else _gather(found, lambda: attach(deepcopy(skeleton), recipe.quantize, ()))
+    )
     if found:
         raise RecipeError(*found)
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
@@ -105,6 +112,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
         rules,
         parameters,
         skeleton,
+        tuple(quantized or ()),
     )
 
 
@@ -218,6 +226,9 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
             "dense": prepared.dense_length.total if recipe.needs_dense else 0,
         },
         "rules": rules,
+        "quantize": None
+        if recipe.quantize is None
+        else {"layers": list(prepared.quantized), "mode": recipe.quantize.mode, "samples": recipe.quantize.samples},
         "bytes": {
             "weights": 4 * prepared.parameters,
             "gradients": 4 * trainable,

@@ -157,8 +157,11 @@ def run(
                 if teacher is not None and recipe.distill is not None
                 else None,
                 score=lambda trained: score_model(trained, prepared, bars, "evaluating"),
+                metric=prepared.task.metric,
                 resume=resume,
             )
+            if result.best_step is not None:
+                facts["best_step"] = result.best_step
             metrics = score_model(model, prepared, bars, "evaluating")
         except (KeyboardInterrupt, PrunusError) as error:
             status = "failed" if isinstance(error, PrunusError) else "interrupted"

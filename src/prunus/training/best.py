@@ -1,0 +1,82 @@
+"""The best model of a training, among those that count: at full sparsity, and after a given step.
+
+A higher metric earlier in the training belongs to a denser model, and says nothing about the one that was asked for. The first
+of equals is kept. The weights stand in ``best.safetensors`` beside the checkpoints, so a resumed training goes on with them.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from prunus.checkpoint.state import read_tensors, write_tensors
+from prunus.sparsity.masker import Masker
+from prunus.training.callback import PruneCallback
+
+__all__ = ["KeepBest"]
+
+_FILE: Final = "best.safetensors"
+
+
+class KeepBest(TrainerCallback):  # type: ignore[misc]
+    """Keeps the weights with the highest ``metric`` among the evaluations that count.
+
+    Args:
+        directory: where ``best.safetensors`` is kept.
+        metric: name of the metric, without the Trainer's ``eval_``.
+        after: the first optimizer step that counts.
+
+    """
+
+    def __init__(self, directory: Path, metric: str, after: int) -> None:
+        self.path, self.metric, self.after = directory / _FILE, metric, after
+        self.pruning: PruneCallback | None = None
+        self.value: float | None = None
+        self.step = -1
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """What a stopped training had found counts, if it was found before the step that training goes on from."""
+        self.value, self.step = None, -1
+        try:
+            with safe_open(self.path, "pt") as file:
+                held = file.metadata() or {}
+            value, step = float(held["value"]), int(held["step"])
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return
+        if step <= state.global_step:
+            self.value, self.step = value, step
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float],
+        model: nn.Module,
+        **kwargs: Any,
+    ) -> None:
+        """A look at one evaluation."""
+        self.see(model, state.global_step, metrics[f"eval_{self.metric}"])
+
+    def see(self, model: nn.Module, step: int, value: float) -> None:
+        """Keeps the weights if they are the best that count."""
+        masker: Masker | None = self.pruning.masker if self.pruning is not None else None
+        if step < self.after or (masker is not None and not masker.finished):
+            return
+        if self.value is None or value > self.value:
+            self.value, self.step = value, step
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            held = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}  # tied ones apart
+            write_tensors(self.path, held, {"value": repr(value), "step": str(step)})
+
+    def restore(self, model: nn.Module) -> bool:
+        """Puts the best weights back; False where none counted."""
+        if self.value is None:
+            return False
+        model.load_state_dict(read_tensors(self.path))
+        return True

@@ -1,0 +1,81 @@
+"""The best model counts only at full sparsity, and after a given step."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from prunus.errors import RecipeError
+from prunus.recipe import read_recipe
+from prunus.training import run as run_module
+from prunus.training.best import KeepBest
+from prunus.training.run import run
+from small import small_recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.mark.parametrize(
+    ("values", "finished_at", "after", "expected"),
+    [
+        ([0.9, 0.5, 0.6, 0.6, 0.4], 0, 0, 0),
+        ([0.9, 0.5, 0.6, 0.6, 0.4], 1, 0, 2),
+        ([0.9, 0.5, 0.6, 0.6, 0.4], 0, 3, 3),
+        ([0.9, 0.5, 0.6, 0.6, 0.4], 9, 0, None),
+    ],
+)
+def test_which_one_is_kept(
+    values: list[float], finished_at: int, after: int, expected: int | None, tmp_path: Path
+) -> None:
+    model = nn.Linear(2, 2)
+    best = KeepBest(tmp_path, "accuracy", after)
+    masker = SimpleNamespace(finished=False)
+    best.pruning = SimpleNamespace(masker=masker)  # type: ignore[assignment]
+    for step, value in enumerate(values):
+        masker.finished = step >= finished_at
+        nn.init.constant_(model.weight, step)
+        best.see(model, step, value)
+    nn.init.constant_(model.weight, -1)
+    assert best.restore(model) == (expected is not None)
+    assert model.weight[0, 0].item() == (-1 if expected is None else expected)
+    again = KeepBest(tmp_path, "accuracy", after)
+    state: Any = SimpleNamespace(global_step=10)
+    again.on_train_begin(None, state, None)
+    assert again.value == (None if expected is None else values[expected])
+    if expected:
+        state.global_step = expected - 1  # what was found later than where training goes on from did not happen
+        again.on_train_begin(None, state, None)
+        assert again.value is None
+
+
+def test_a_run_ends_with_its_best_weights(
+    tiny_bert: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    recipe = read_recipe(small_recipe(tiny_bert, small_data))
+    recipe = replace(
+        recipe, train=replace(recipe.train, keep="best", evaluate_every=replace(recipe.train.log_every, value=3))
+    )
+    seen: list[dict[str, torch.Tensor]] = []
+    scores = iter([0.1, 0.99, 0.2, 0.3, 0.4, 0.5, 0.8, 0.7, 0.6, 0.6, 0.6])
+
+    def score(model: Any, *rest: Any) -> dict[str, float]:
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"accuracy": next(scores), "f1_macro": 0.0}
+
+    monkeypatch.setattr(run_module, "score_model", score)
+    facts = run(recipe, tmp_path / "out")
+    assert (
+        facts["best_step"] == 18
+    )  # 24 steps, looks at 3, 6, ...; the first score is the dense model's; pruning ends at 18
+    assert facts["sparse"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert all(torch.equal(value, seen[6][name]) for name, value in seen[-1].items())
+
+
+def test_best_needs_evaluations() -> None:
+    with pytest.raises(RecipeError, match="come with evaluate_every"):
+        read_recipe({"task": {"name": "classification", "train": "x.csv"}, "train": {"keep": "best"}})
