@@ -92,9 +92,8 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
         found += error.problems
         rules = ()
     found += _frozen_targets(recipe.train, rules, skeleton)
-    quantized = (
-        () if recipe.quantize is None else _gather(found, lambda: attach(deepcopy(skeleton), recipe.quantize, ()))
-    )
+    spec = recipe.quantize
+    quantized = None if spec is None else _gather(found, lambda: attach(deepcopy(skeleton), spec, ()))
     if found:
         raise RecipeError(*found)
     parameters = sum(parameter.numel() for parameter in skeleton.parameters())
