@@ -54,6 +54,7 @@ ROWS = {
     "2to4": ("4x1-80", ["prune.pattern=2:4", "prune.sparsity=0.5"]),
     "unstructured-80": ("4x1-80", ["prune.pattern=1x1"]),
     "int8-unstructured-80": ("int8-unstructured80", []),
+    "joint-dense": ("int8-unstructured80", ["prune=[]", "quantize=null"]),
     "int8-dense": ("int8-unstructured80", ["prune=[]"]),
     "int8-4x1-80": ("int8-unstructured80", ["prune.pattern=4x1"]),
 }
@@ -79,7 +80,7 @@ def settings_of(task: str, row: str, seed: int, scale: str) -> tuple[str, list[s
         settings += [*CPU[task], f"train.epochs={JOINT_EPOCHS if joint else epochs['sparse']}"]
         settings.append(f"dense.epochs={epochs['dense']}")
         if joint:
-            settings += [s for s in JOINT if row != "int8-dense" or not s.startswith("prune")]
+            settings += [s for s in JOINT if not row.endswith("-dense") or not s.startswith("prune")]
     return f"{task}-{recipe}", settings
 
 

@@ -23,6 +23,7 @@ FLOORS = (
     {"report"},
     {"reading", "yaml_text"},
     {"recipe", "recipes"},
+    {"foreign"},
     {"checkpoint"},
     {"training"},
     {"export"},

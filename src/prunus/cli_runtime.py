@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from prunus.cli_errors import errors, print_json
-from prunus.errors import MissingExtra, Problem, RecipeError, nearest
+from prunus.errors import CheckpointError, MissingExtra, Problem, RecipeError, nearest
 
-__all__ = ["bench", "export", "serve"]
+__all__ = ["bench", "convert", "export", "serve"]
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -184,6 +184,37 @@ def print_speed(facts: dict[str, Any]) -> None:
         out.print(table)
     for name, missing in facts["left out"].items():
         out.print(f"left out: {name} (pip install {' '.join(missing)})", highlight=False)
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="nncf_config.json, or a pruning configuration of MCR.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A new YAML file; default the terminal.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Turns another tool's configuration into the recipe it means, and names what a recipe cannot say."""
+    with errors(err):
+        import yaml
+
+        from prunus.foreign import convert_file
+
+        found = convert_file(file)
+        if as_json:
+            print_json({"recipe": found.recipe, "lost": found.lost})
+            return
+        notes = [f"# not expressed: {line}" for line in found.lost]
+        head = [f"# From {file.name}. Add model:, task:, train: and distill:, which it does not say.", *notes]
+        words = "\n".join(head) + "\n" + yaml.safe_dump(found.recipe, sort_keys=False)
+        if output is None:
+            out.print(words, highlight=False, markup=False)
+            return
+        if output.exists():
+            raise CheckpointError(Problem("--output", str(output), "be a new file", "another name"))
+        output.write_text(words, encoding="utf-8")
+        for line in notes:
+            err.print(line.removeprefix("# "), highlight=False, markup=False)
+        out.print(str(output), highlight=False)
 
 
 def read_case(text: str) -> tuple[int, int]:

@@ -1,0 +1,43 @@
+"""Configurations of other tools -> recipes: NNCF's ``nncf_config.json`` and Model-Compression-Research-Package's JSON.
+
+What a recipe cannot say is named, line by line; nothing is dropped in silence.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prunus.errors import Problem, RecipeError
+from prunus.foreign.mcr import convert_mcr
+from prunus.foreign.nncf import convert_nncf
+from prunus.foreign.reading import Converted
+from prunus.recipe import read_recipe
+
+__all__ = ["Converted", "convert_file"]
+
+LARGEST = 1 << 20
+MCR = {"pruning_fn", "pruning_fn_default_kwargs", "policy_begin_step", "policy_end_step", "pruning_frequency"}
+
+
+def convert_file(path: Path) -> Converted:
+    """Reads a configuration of either tool.
+
+    Raises:
+        RecipeError: no JSON object, or of neither tool, or one that means no valid recipe.
+
+    """
+    try:
+        if path.stat().st_size > LARGEST:
+            raise RecipeError(Problem(str(path), f"{path.stat().st_size} bytes", "be at most 1 MiB"))
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecipeError(Problem(str(path), str(error), "be a file of JSON")) from None
+    if isinstance(values, dict) and "compression" in values:
+        found = convert_nncf(values)
+    elif isinstance(values, dict) and MCR & set(values):
+        found = convert_mcr(values)
+    else:
+        rule = "be an nncf_config.json or a pruning configuration of Model-Compression-Research-Package"
+        raise RecipeError(Problem(str(path), type(values).__name__, rule))
+    read_recipe(found.recipe)
+    return found

@@ -1,0 +1,158 @@
+"""NNCF's ``nncf_config.json`` (2.4 to 2.19): magnitude sparsity and quantization, one or both.
+
+Scopes name modules of NNCF's own traced graph; what they keep out of BERT is what a recipe leaves in float, or dense, anyway
+(embeddings, layer normalization, sums, the product with the values), or a name that a recipe can exclude (pooler, classifier).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from prunus.foreign.reading import Block, Converted
+
+__all__ = ["convert_nncf"]
+
+DENSE_ANYWAY: Final = re.compile(r"embedding|layer_?norm", re.I)
+FLOAT_ANYWAY: Final = re.compile(r"embedding|layer_?norm|__i?add__|matmul_1|truediv|softmax|gelu|dropout", re.I)
+PLAIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+RANGES: Final = {
+    "min_max": "min_max",
+    "mean_min_max": "mean_min_max",
+    "percentile": "percentile",
+    "mean_percentile": "percentile",
+}
+
+
+def convert_nncf(values: Mapping[str, Any]) -> Converted:
+    """The recipe that an NNCF configuration means."""
+    lost: list[str] = []
+    whole = Block(values, "", lost)
+    recipe: dict[str, Any] = {}
+    for key in ("input_info", "log_dir", "target_device"):
+        whole.take(key)  # how to trace a model, and where logs go: a recipe needs neither
+    algorithms = whole.take("compression")
+    for i, one in enumerate([algorithms] if isinstance(algorithms, Mapping) else algorithms or []):
+        block = (
+            Block(one, f"compression[{i}]", lost) if isinstance(one, Mapping) else Block({}, f"compression[{i}]", lost)
+        )
+        name = block.take("algorithm")
+        if name == "magnitude_sparsity":
+            recipe["prune"] = sparsity(block)
+        elif name == "quantization":
+            recipe["quantize"] = quantization(block)
+        else:
+            block.lose("algorithm", "has no counterpart; what belongs to it is left out")
+            continue
+        block.rest()
+    whole.rest()
+    return Converted(recipe, lost)
+
+
+def sparsity(block: Block) -> dict[str, Any]:
+    """``magnitude_sparsity`` -> ``prune``."""
+    params = block.block("params")
+    if block.number("sparsity_init", 0.0):
+        block.lose("sparsity_init", "a schedule starts dense")
+    importance = params.take("weight_importance", block.take("weight_importance", "normed_abs"))
+    scope = params.take("sparsity_level_setting_mode", "global")
+    if scope not in {"global", "local"}:
+        params.lose("sparsity_level_setting_mode", "is neither global nor local")
+    allocation: dict[str, Any] = {"scope": "tensor" if scope == "local" else "global"}
+    if allocation["scope"] == "global":
+        allocation |= {"importance": "plain" if importance == "abs" else "normed", "max_per_tensor": 1.0}
+    rule: dict[str, Any] = {
+        "pattern": "unstructured",
+        "sparsity": params.number("sparsity_target", 0.5),
+        "criterion": "magnitude",
+        "revive": True,
+        "schedule": schedule(params),
+        "allocation": allocation,
+    }
+    excluded = scopes(block, "ignored_scopes", DENSE_ANYWAY)
+    included = scopes(block, "target_scopes", None)
+    if excluded:
+        rule["targets"] = {"exclude": excluded}
+    if included:
+        rule["targets"] = rule.get("targets", {}) | {"include": included}
+    params.rest()
+    return rule
+
+
+def schedule(params: Block) -> dict[str, Any]:
+    """``params`` -> ``prune.schedule``."""
+    kind = params.take("schedule", "polynomial")
+    end, freeze = params.number("sparsity_target_epoch", 90), params.number("sparsity_freeze_epoch", 100)
+    steps = bool(params.take("update_per_optimizer_step", False))
+    params.take("steps_per_epoch")  # counted from the data
+    power, concave = params.number("power", 0.9), params.take("concave", True)
+    found: dict[str, Any] = {"kind": kind, "start": 0, "end": f"{end:g} epochs"}
+    if kind == "polynomial" and not concave:
+        found["kind"] = {1.0: "linear", 3.0: "inc_cube"}.get(float(power), "polynomial")
+        if found["kind"] == "polynomial":
+            params.lose("concave", "a convex ramp is there for the powers 1 and 3 alone")
+    if found["kind"] == "polynomial":
+        found["power"] = power
+    elif kind not in {"polynomial", "exponential"}:
+        params.lose("schedule", "has no counterpart; a polynomial of power 3 in its place")
+        found |= {"kind": "polynomial", "power": 3}
+    if freeze > end:
+        found["hold"] = f"{freeze - end:g} epochs"
+    return found | {"every": 1 if steps else "1 epochs"}
+
+
+def quantization(block: Block) -> dict[str, Any]:
+    """``quantization`` -> ``quantize``."""
+    preset = block.take("preset", "performance")
+    if preset not in {"performance", "mixed"}:
+        block.lose("preset", "is neither performance nor mixed")
+    found: dict[str, Any] = {"mode": "mixed" if preset == "mixed" else "symmetric"}
+    initializer = block.block("initializer")
+    ranges = initializer.block("range")
+    kind = ranges.take("type", "mixed_min_max")
+    if kind not in RANGES:
+        ranges.lose("type", "has no counterpart; mean_min_max in its place")
+    found |= {"ranges": RANGES.get(kind, "mean_min_max"), "samples": int(ranges.number("num_init_samples", 256))}
+    ranges.rest()
+    initializer.take("batchnorm_adaptation")  # these models have no batch normalization
+    initializer.rest()
+    fix = block.take("overflow_fix", "enable")
+    if fix not in {"enable", "disable"}:
+        block.lose("overflow_fix", "all layers or none; none in its place")
+    found["overflow_fix"] = fix == "enable"
+    overrides = block.block("scope_overrides")
+    activations = overrides.block("activations")
+    for scope in activations.values:
+        own = activations.block(scope)
+        if "matmul_0" in scope and own.take("mode") == "symmetric":
+            found["attention"] = True  # query and key without a zero point
+        own.rest()
+    weights = overrides.block("weights")
+    weights.rest()
+    overrides.rest()
+    for key, default in (
+        ("quantize_inputs", True),
+        ("quantize_outputs", False),
+        ("export_to_onnx_standard_ops", False),
+    ):
+        if block.take(key, default) != default:
+            block.lose(key, "has no counterpart")
+    excluded = scopes(block, "ignored_scopes", FLOAT_ANYWAY)
+    if excluded:
+        found["exclude"] = excluded
+    return found
+
+
+def scopes(block: Block, key: str, anyway: re.Pattern[str] | None) -> list[str]:
+    """Scopes as regular expressions on names; those that a recipe observes anyway are not among them."""
+    found = []
+    for scope in block.texts(key):
+        bare = scope.removeprefix("{re}").strip(".*^$")
+        if anyway is not None and anyway.search(bare):
+            continue
+        if PLAIN.fullmatch(bare):
+            found.append(bare)
+        else:
+            block.lost.append(
+                f"{block.name(key)} = {scope!r}: names nodes of NNCF's own graph; name parameters instead"
+            )
+    return found
