@@ -19,6 +19,8 @@ ROWS = {
     "unstructured-80": "unstructured 80 %",
     "4x1-80": "4x1 80 %",
     "2to4": "2:4",
+    "joint-dense": "dense, float32, the joint run's budget and teacher",
+    "int8-unstructured-80": "unstructured 80 % (per norm) and int8, trained at once",
 }
 
 
