@@ -117,7 +117,15 @@ def _loading(facts: Mapping[str, Any]) -> str:
         f"model = {loader}.from_pretrained(directory)\n"
         "tokenizer = AutoTokenizer.from_pretrained(directory)"
     )
-    return _fenced(code, "python")
+    layers = section(facts, "quantization").get("layers")
+    if not isinstance(layers, list):
+        return _fenced(code, "python")
+    note = (
+        f"{len(layers):,} layers were trained in 8 bits. Loaded like this, their weights lie on 8-bit grids and the rest "
+        "computes in float32; `prunus eval` and `prunus export --to prunus|openvino|onnx` use the learned ranges of the "
+        "activations, which are in `ranges.safetensors`."
+    )
+    return f"{_fenced(code, 'python')}\n\n{note}"
 
 
 def _recipe(facts: Mapping[str, Any]) -> str:

@@ -35,6 +35,8 @@ DEFINITIONS: Final[dict[str, str]] = {
     "target": "The fraction of zeros that the recipe asks for, over the tensors it prunes.",
     "sparsity": "Zeros / weights of the tensors that this recipe prunes, counted in the weights it ended with.",
     "sparsity_all": "Zeros / all parameters of the model, with embeddings, biases, normalisation and head.",
+    "precision": "int8: weights and inputs of these layers were rounded to 8 bits in training, with learned ranges, and so "
+    "were they when the metrics were measured. The weight file holds the rounded weights as float32.",
     "bytes": "Bytes of the weight file on disk, in MB of 1,000,000 bytes. Zeros are stored like any other number, so "
     "they alone make no file smaller.",
     "seconds": "Wall-clock time of the training, evaluations included, on the machine below.",
@@ -136,6 +138,9 @@ def summary_rows(facts: Mapping[str, Any]) -> list[SummaryRow]:
         lines.append(SummaryRow("target", "target sparsity", "", fraction(target)))
     for key, label in (("sparsity", "sparsity of the targets"), ("sparsity_all", "sparsity of all weights")):
         lines.append(SummaryRow(key, label, fraction(number(dense, key)), fraction(number(sparse, key))))
+    layers = section(facts, "quantization").get("layers")
+    if isinstance(layers, list):
+        lines.append(SummaryRow("precision", "precision", "float32", f"int8, {len(layers)} layers"))
     sizes = number(dense, "bytes"), number(sparse, "bytes")
     lines.append(SummaryRow("bytes", "size on disk (MB)", megabytes(sizes[0]), megabytes(sizes[1]), _times(*sizes)))
     times = [duration(number(part, "seconds")) for part in (dense, sparse)]

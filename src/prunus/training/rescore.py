@@ -1,4 +1,4 @@
-"""A saved model measured again, from its files alone."""
+"""A saved model measured again, from its files alone; one that was trained in 8 bits, in 8 bits."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,8 +7,9 @@ from typing import Any
 
 from rich.console import Console
 
-from prunus.checkpoint.state import MASKS_FILE, read_masks
+from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, read_masks, read_tensors
 from prunus.errors import CheckpointError, Problem, PrunusError
+from prunus.quantization import restore, strip
 from prunus.recipe import Recipe, read_recipe
 from prunus.report.facts import read_facts
 from prunus.sparsity.measure import all_sparsity, measure, sparsity_of
@@ -40,7 +41,11 @@ def rescore(directory: Path, data: Mapping[str, Any], console: Console | None = 
         config = config_for(str(directory), task, key="directory")
         tokenizer = load_tokenizer(str(directory), key="directory")
         model = load_model(str(directory), config, task.head)
+        if (directory / RANGES_FILE).is_file():
+            ranges = read_tensors(directory / RANGES_FILE)
+            restore(model, ranges)
         metrics = score_task(model, task, tokenizer, recipe.train.eval_batch_size, bars, "evaluating")
+        strip(model)
     names = {name for name, _ in model.named_parameters()}
     patterns = {
         str(tensor["name"]): parse_pattern(str(tensor["pattern"]), "prunus.json")

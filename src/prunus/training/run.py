@@ -220,6 +220,8 @@ def _finish(
     ranges = strip(model)
     if ranges:
         write_tensors(partial / RANGES_FILE, ranges)
+        if masker is not None:
+            tensors = masker.measure(model)  # rounding to 8 bits made some more of them zero
     model.save_pretrained(partial)
     prepared.tokenizer.save_pretrained(partial)
     facts[column] = weight_facts(model, tensors, metrics) | {
