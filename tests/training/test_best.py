@@ -79,3 +79,32 @@ def test_a_run_ends_with_its_best_weights(
 def test_best_needs_evaluations() -> None:
     with pytest.raises(RecipeError, match="come with evaluate_every"):
         read_recipe({"task": {"name": "classification", "train": "x.csv"}, "train": {"keep": "best"}})
+
+
+def test_with_autocast_in_training_everything_is_scored_in_float32(
+    tiny_bert: Path, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    raw = small_recipe(tiny_bert, small_data)
+    raw["train"] |= {"precision": "bf16", "epochs": 1}
+    raw["prune"]["schedule"]["end"] = 6
+    seen: list[torch.dtype] = []
+    score = run_module.score_model
+
+    def watched(model: Any, *rest: Any) -> Any:
+        hook = model.get_submodule("bert.encoder.layer.0.output.dense").register_forward_hook(
+            lambda module, inputs, output: seen.append(output.dtype)
+        )
+        try:
+            return score(model, *rest)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(run_module, "score_model", watched)
+    recipe = read_recipe(raw)
+    run(
+        replace(recipe, train=replace(recipe.train, evaluate_every=replace(recipe.train.log_every, value=3))),
+        tmp_path / "out",
+    )
+    assert len(seen) > 3
+    assert set(seen) == {torch.float32}

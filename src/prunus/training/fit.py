@@ -161,6 +161,7 @@ def fit(
     seconds = perf_counter() - began
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted("the last checkpoint is whole; go on with --resume")
+    model.__dict__.pop("forward", None)  # the autocast of the training: what is measured from here on is float32
     if best is not None and score is not None:
         if trainer.state.log_history and not any(
             row.get("step") == trainer.state.global_step and f"eval_{metric}" in row

@@ -7,7 +7,8 @@ shorter micro-batch therefore counts as much as the others. The teacher runs in 
 inputs; evaluation never runs it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,7 +124,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         """``score`` where it was given, the Trainer's own evaluation otherwise."""
         if self.score is None:
             return dict(super().evaluate(eval_dataset, ignore_keys, metric_key_prefix))
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.score(self.model).items()}
+        with in_float32(self.model):
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.score(self.model).items()}
         self.log(dict(metrics))
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -136,6 +138,17 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             self.prune_callback.save_state(directory)
         if _internal_call and self.args.should_save:
             self._order.save_state(directory)
+
+
+@contextmanager
+def in_float32(model: nn.Module) -> Iterator[None]:
+    """Without the autocast that accelerate lays around a model's forward, and leaves there when the training is over."""
+    wrapped = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if wrapped is not None:
+            model.__dict__["forward"] = wrapped
 
 
 class _EpochOrder(TrainerCallback):  # type: ignore[misc]
