@@ -138,3 +138,26 @@ def test_mistakes_are_told_before_anything_is_computed(tmp_path: Path) -> None:
         assert result.exit_code != 0
         assert match in result.output
         assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [
+        (lambda place: (place / "config.json").unlink(), "be a file"),
+        (lambda place: (place / "config.json").write_text("{"), "be JSON"),
+        (
+            lambda place: (place / "config.json").write_text('{"architectures": ["XForSequenceClassification"]}'),
+            "can load",
+        ),
+        (lambda place: (place / "model.safetensors").write_bytes(b"123"), "can load"),
+        (lambda place: (place / "ranges.safetensors").write_bytes(b"123"), "whole safetensors file"),
+    ],
+)
+def test_a_damaged_directory_is_told(damage: Any, match: str, tmp_path: Path) -> None:
+    place = save_tiny_bert(tmp_path / "model")
+    AutoModelForSequenceClassification.from_pretrained(place, num_labels=3).save_pretrained(place)
+    damage(place)
+    result = CliRunner().invoke(app, ["export", str(place), "--to", "onnx", "--output", str(tmp_path / "out")])
+    assert result.exit_code != 0
+    assert not isinstance(result.exception, OSError | ValueError)
+    assert match in " ".join(result.output.split())

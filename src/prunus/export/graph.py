@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
 from prunus._version import __version__
 from prunus.checkpoint.state import RANGES_FILE, read_tensors
@@ -31,6 +32,7 @@ from prunus.export.onnx import INPUTS, export_onnx, whole_weight
 from prunus.export.packed import COPIED, Calibration, run_task, texts_of, tokenizer_of
 from prunus.export.scoring import agreement
 from prunus.quantization import Quantization, QuantLinear, quantize, restore
+from prunus.runtime.families import read_settings
 from prunus.tasks.base import Task
 from prunus.tasks.collate import Collate
 from prunus.training.predict import predict
@@ -87,8 +89,11 @@ class Running(nn.Module):
 
 def load(directory: Path) -> PreTrainedModel:
     """The saved model, with plain attention, whose products of bytes every engine recognises."""
-    config = AutoConfig.from_pretrained(directory)
-    names = config.architectures or [""]
+    missing = [name for name in ("config.json", "model.safetensors") if not (directory / name).is_file()]
+    if missing:
+        raise EngineError(*(Problem(str(directory / name), "nothing", "be a file") for name in missing))
+    names = read_settings(directory / "config.json").get("architectures") or [""]
+    names = names if isinstance(names, list) else [names]
     kinds = {
         "ForSequenceClassification": AutoModelForSequenceClassification,
         "ForQuestionAnswering": AutoModelForQuestionAnswering,
@@ -97,7 +102,12 @@ def load(directory: Path) -> PreTrainedModel:
     if kind is None:
         rule = "be a model for sequence classification or question answering"
         raise EngineError(Problem("config.json: architectures", names[0], rule))
-    model: PreTrainedModel = kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    try:
+        model: PreTrainedModel = kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        rule = f"hold a model that transformers can load ({told})"
+        raise EngineError(Problem("directory", str(directory), rule, "saving it again")) from None
     return model.eval()
 
 
