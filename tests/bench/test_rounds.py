@@ -73,7 +73,7 @@ def test_a_case_is_sequences_x_tokens() -> None:
 def test_the_command_writes_a_plot_into_the_report_of_a_run(tmp_path: Path) -> None:
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 2}
     BertModel(BertConfig(vocab_size=100, max_position_embeddings=64, **sizes)).save_pretrained(tmp_path)
-    (tmp_path / "prunus.json").write_text(json.dumps({"prunus": "1", "seed": 3}))
+    (tmp_path / "prunus.json").write_text(json.dumps({"prunus": "1", "seed": 3, "not_measured": ["speed: none", "x"]}))
     words = ["bench", str(tmp_path), "--case", "2x8", "--rounds", "3", "--threads", "1", "--json"]
     engines = ["--engine", "prunus int8", "--engine", "torch float32"]
     result = CliRunner().invoke(app, [*words, *engines])
@@ -81,6 +81,7 @@ def test_the_command_writes_a_plot_into_the_report_of_a_run(tmp_path: Path) -> N
     found = json.loads(result.stdout)["cases"]["2 x 8"]
     held = json.loads((tmp_path / "prunus.json").read_text())
     assert held["seed"] == 3
+    assert held["not_measured"] == ["x"]
     assert held["speed"]["cases"]["2 x 8"] == found
     assert {"prunus int8", "torch float32"} == set(found)
     assert f"{found['torch float32']['ms']:.3g} ms" in (tmp_path / "report.html").read_text()

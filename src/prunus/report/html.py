@@ -77,6 +77,9 @@ def add_facts(directory: Path, more: Facts) -> None:
 
     """
     facts = read_facts(directory) | dict(more)
+    facts["not_measured"] = [
+        line for line in texts(facts, "not_measured") if line.partition(":")[0] not in more
+    ]  # "speed: ..." until it was measured
     write_facts(directory / FACTS_FILE, facts)
     try:
         (directory / "report.html").write_text(render_html(facts), encoding="utf-8")
