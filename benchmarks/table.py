@@ -24,6 +24,9 @@ ROWS = {
 }
 
 
+STARS = "; rows with a star under the bfloat16 autocast of their training, which moves a score by about 0.001"
+
+
 def load(pattern: str) -> list[dict[str, Any]]:
     """The result files whose names match."""
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(pattern))]
@@ -49,7 +52,11 @@ def accuracy_section(task: str, title: str) -> list[str]:
         notes = "; ".join(some["notes"]) or "all training examples"
         tuned = [s for s in some["settings"] if s.startswith(("train.freeze", "train.precision", "task.max_length"))]
         lines += [f"## {title}", "", f"{notes}. {', '.join(f'`{s}`' for s in tuned)}.".replace("..", ".")]
-        lines += [f"Evaluated on the whole dev set ({some['validation_examples']:,}), in float32.", ""]
+        coarse = {row for row, runs in found.items() if any("bfloat16" in run.get("evaluated", "") for run in runs)}
+        lines += [
+            f"Evaluated on the whole dev set ({some['validation_examples']:,}), in float32{STARS if coarse else ''}.",
+            "",
+        ]
         head = " | ".join(METRICS[task])
         lines += [f"| model | {head} | sparsity of the targets | of all weights | seeds | training, s |"]
         lines += ["|---|" + "---|" * (len(METRICS[task]) + 4)]
@@ -61,7 +68,8 @@ def accuracy_section(task: str, title: str) -> list[str]:
             sparsity = f"{mean(run['sparsity'] for run in runs):.4f} | {mean(run['sparsity_all'] for run in runs):.4f}"
             seeds = ", ".join(str(run["seed"]) for run in runs)
             lines.append(
-                f"| {name} | {scores} | {sparsity} | {seeds} | {mean(r['training_seconds'] for r in runs):.0f} |"
+                f"| {name}{' *' if row in coarse else ''} | {scores} | {sparsity} | {seeds} | "
+                f"{mean(r['training_seconds'] for r in runs):.0f} |"
             )
         lines += ["", _where(some), ""]
     return lines
