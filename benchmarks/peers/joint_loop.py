@@ -25,10 +25,10 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sst2_loop import batches, collate, read, right_answers
+from sst2_loop import batches, collate, read, right_answers, taught_loss
 
 ROWS, BATCH, RATE, LENGTH, SAMPLES = 16_000, 32, 1.5e-4, 64, 300
-TARGET, TEMPERATURE, WEIGHT = 0.8, 2.0, 0.95
+TARGET, WEIGHT = 0.8, 0.95
 END, FREEZE, FIRST_CYCLE, EVERY = 0.53, 0.59, 11 / 17, 10
 
 
@@ -157,16 +157,7 @@ def main() -> None:  # noqa: PLR0915 - one training, top to bottom
             labels = batch.pop("labels")
             for group in optimizer.param_groups:
                 group["lr"] = RATE * rate(step, total)
-            with torch.autocast("cpu", torch.bfloat16):
-                student = model(**batch).logits.float()
-                with torch.no_grad():
-                    taught = teacher(**batch).logits.float()
-            soft = TEMPERATURE**2 * functional.kl_div(
-                functional.log_softmax(student / TEMPERATURE, -1),
-                functional.log_softmax(taught / TEMPERATURE, -1),
-                reduction="batchmean",
-                log_target=True,
-            )
+            student, soft = taught_loss(model, teacher, batch)
             loss = WEIGHT * soft + (1 - WEIGHT) * functional.cross_entropy(student, labels)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

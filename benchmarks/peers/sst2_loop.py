@@ -110,6 +110,23 @@ def optimizer_of(model: torch.nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=RATE)
 
 
+def taught_loss(
+    model: torch.nn.Module, teacher: torch.nn.Module, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The student's logits, and T^2 KL to the teacher's, both computed under autocast."""
+    with torch.autocast("cpu", torch.bfloat16):
+        student = model(**batch).logits.float()
+        with torch.no_grad():
+            taught = teacher(**batch).logits.float()
+    loss = TEMPERATURE**2 * functional.kl_div(
+        functional.log_softmax(student / TEMPERATURE, -1),
+        functional.log_softmax(taught / TEMPERATURE, -1),
+        reduction="batchmean",
+        log_target=True,
+    )
+    return student, loss
+
+
 @torch.inference_mode()
 def right_answers(model: torch.nn.Module, rows: list[dict], pad: int) -> int:
     """How many rows the model labels right, in float32."""
@@ -161,16 +178,7 @@ def main() -> None:  # noqa: PLR0915 - one training, top to bottom
             batch = collate(rows, tokenizer.pad_token_id)
             del batch["labels"]  # the teacher replaces them
             engine.before_forward()
-            with torch.autocast("cpu", torch.bfloat16):
-                student = model(**batch).logits.float()
-                with torch.no_grad():
-                    taught = teacher(**batch).logits.float()
-            loss = TEMPERATURE**2 * functional.kl_div(
-                functional.log_softmax(student / TEMPERATURE, -1),
-                functional.log_softmax(taught / TEMPERATURE, -1),
-                reduction="batchmean",
-                log_target=True,
-            )
+            _, loss = taught_loss(model, teacher, batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             engine.before_step()
