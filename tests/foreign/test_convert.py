@@ -105,6 +105,10 @@ def test_what_cannot_be_said_is_named(change: dict[str, Any], key: str, tmp_path
         ),
         ({"power": 3, "concave": False}, {"kind": "inc_cube"}),
         ({"power": 1, "concave": False}, {"kind": "linear"}),
+        (
+            {"schedule": "multistep", "multistep_steps": [2, 5], "multistep_sparsity_levels": [0.2, 0.4, 0.8]},
+            {"kind": "multistep", "boundaries": ["2 epochs", "5 epochs"], "levels": [0.25, 0.5, 1.0]},
+        ),
     ],
 )
 def test_schedules_of_nncf(params: dict[str, Any], expected: dict[str, Any], tmp_path: Path) -> None:
@@ -112,6 +116,7 @@ def test_schedules_of_nncf(params: dict[str, Any], expected: dict[str, Any], tmp
     schedule = found.recipe["prune"]["schedule"]
     assert {key: schedule.get(key) for key in expected} == expected
     assert found.lost == []
+    read_recipe(found.recipe).prune[0].schedule.timetable(100_000, 100)
 
 
 LANGUAGE_MODEL = {

@@ -61,6 +61,8 @@ def test_the_zeros_asked_for_are_the_zeros_counted(pattern: str, scope: Literal[
         case = f"{pattern} {criterion} {kind} {scope} revive={revive}"
         model = two_layers()
         schedule = Schedule(kind, Span(1), end=None if kind == "one_shot" else Span(3), every=Span(1))
+        if kind == "multistep":
+            schedule = Schedule(kind, Span(1), boundaries=(Span(2), Span(3)), levels=(0.25, 0.5, 1.0))
         allocation = Allocation(scope, max_per_tensor=1.0)
         masker = prune(model, Pruning(SPARSITY, pattern, criterion, schedule, allocation, revive=revive), 4)
         facts = {fact.name: fact for fact in masker.finish(model)}

@@ -8,6 +8,8 @@ from prunus.errors import RecipeError
 from prunus.sparsity import Schedule, Span, parse_span
 from prunus.sparsity.schedules import KINDS, Kind, Timetable
 
+RAMPS = [kind for kind in KINDS if kind != "multistep"]
+
 
 def values(kind: Kind, final: float, intervals: int, power: float = 3.0, initial: float = 0.0) -> list[float]:
     table = Timetable(kind, tuple(range(10, 10 + 5 * (intervals + 1), 5)), power)
@@ -54,7 +56,7 @@ def test_polynomial_of_power_one_is_linear() -> None:
     assert values("polynomial", 0.7, 9, power=1) == pytest.approx(values("linear", 0.7, 9), abs=1e-12)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RAMPS)
 def test_monotone_and_the_last_event_is_the_target_exactly(kind: Kind) -> None:
     for intervals in range(60):
         for final in (0.1, 0.5, 0.8, 0.95, 0.999):
@@ -185,7 +187,7 @@ def test_errors_name_key_value_rule_and_fix(schedule: Schedule, expected: dict[s
             assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", RAMPS)
 @pytest.mark.parametrize("every", [1, 3, 7])
 def test_hold_selects_again_at_the_final_sparsity_and_changes_nothing_before(kind: Kind, every: int) -> None:
     plain = Schedule(kind, Span(10), Span(40), Span(every)).timetable(100, 25)
@@ -213,3 +215,35 @@ def test_the_cards_ramp() -> None:
 def test_a_hold_that_does_not_fit_is_named() -> None:
     with pytest.raises(RecipeError, match=r"schedule\.hold"):
         Schedule("linear", Span(0), Span(90), hold=Span(11)).timetable(100, 25)
+
+
+def multistep(*levels: float, boundaries: tuple[int, ...] = (30, 60)) -> Schedule:
+    return Schedule("multistep", Span(5), boundaries=tuple(Span(at) for at in boundaries), levels=levels)
+
+
+def test_multistep_is_nncfs() -> None:
+    """Levels 0.1, 0.4 and 0.8 from the steps 5, 30 and 60 on: the level's index is the number of boundaries passed."""
+    table = multistep(0.125, 0.5, 1.0).timetable(100, 25)
+    assert table.events == (5, 30, 60)
+    for step in range(101):
+        expected = 0.0 if step < 5 else (0.1, 0.4, 0.8)[sum(step >= edge for edge in (30, 60))]
+        assert table.sparsity(step, 0.8) == pytest.approx(expected)
+        assert table.due(step) == (step in (5, 30, 60))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "key"),
+    [
+        (Schedule("multistep"), "levels"),
+        (multistep(0.5, 1.0), "levels"),
+        (multistep(0.5, 0.4, 1.0), "levels"),
+        (multistep(0.1, 0.5, 0.9), "levels"),
+        (multistep(0.1, 0.5, 1.0, boundaries=(60, 30)), "boundaries"),
+        (multistep(0.1, 0.5, 1.0, boundaries=(30, 101)), "boundaries"),
+        (Schedule("multistep", Span(2), end=Span(9), boundaries=(Span(4),), levels=(0.5, 1.0)), "kind"),
+    ],
+)
+def test_mistakes_of_multistep_are_named(schedule: Schedule, key: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        schedule.timetable(100, 25)
+    assert {problem.key for problem in caught.value.problems} == {f"schedule.{key}"}

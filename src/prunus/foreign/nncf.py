@@ -62,7 +62,7 @@ def sparsity(block: Block) -> dict[str, Any]:
         allocation |= {"importance": "plain" if importance == "abs" else "normed", "max_per_tensor": 1.0}
     rule: dict[str, Any] = {
         "pattern": "unstructured",
-        "sparsity": params.number("sparsity_target", 0.5),
+        "sparsity": target(params),
         "criterion": "magnitude",
         "revive": True,
         "schedule": schedule(params),
@@ -76,6 +76,16 @@ def sparsity(block: Block) -> dict[str, Any]:
         rule["targets"] = rule.get("targets", {}) | {"include": included}
     params.rest()
     return rule
+
+
+def target(params: Block) -> float:
+    """The final sparsity; the last level of ``multistep`` stands over the target."""
+    value = params.number("sparsity_target", 0.5)
+    if params.values.get("schedule") != "multistep":
+        return value
+    levels = params.take("multistep_sparsity_levels", [0.1, 0.5])
+    fine = isinstance(levels, list) and levels and all(isinstance(one, int | float) and 0 < one < 1 for one in levels)
+    return float(levels[-1]) if fine else value
 
 
 def schedule(params: Block) -> dict[str, Any]:
@@ -92,6 +102,10 @@ def schedule(params: Block) -> dict[str, Any]:
             params.lose("concave", "a convex ramp is there for the powers 1 and 3 alone")
     if found["kind"] == "polynomial":
         found["power"] = power
+    elif kind == "multistep":
+        steps_at, levels = params.take("multistep_steps", [90]), params.take("multistep_sparsity_levels", [0.1, 0.5])
+        share = [level / levels[-1] for level in levels]
+        return {"kind": kind, "start": 0, "boundaries": [f"{at:g} epochs" for at in steps_at], "levels": share}
     elif kind not in {"polynomial", "exponential"}:
         params.lose("schedule", "has no counterpart; a polynomial of power 3 in its place")
         found |= {"kind": "polynomial", "power": 3}

@@ -13,6 +13,7 @@ polynomial       a + (s0 - a) (1 - x)^power               Zhu & Gupta 2017, arXi
 exponential      1 - (1 - s0) ((1 - a) / (1 - s0))^x      constant factor on the density; INC's ``exp``
 cosine           s0 + (a - s0) (1 - cos(pi x / 2))        INC's ``cos``: slow start
 inc_cube         s0 + (a - s0) x^3                        INC's ``cube``: slow start, not Zhu & Gupta's
+multistep        a * levels[i], after i of ``boundaries`` NNCF's ``multistep``; an event at start and at each of them
 ===============  =======================================  =====================================================
 
 The event j = 0 of a growing schedule prunes nothing; the last one is set to ``a`` exactly, whatever the rounding of the
@@ -22,6 +23,7 @@ formula. Steps count optimizer steps: the event at step t happens after t of the
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from math import cos, floor, pi, pow
 from typing import Final, Literal
 
@@ -29,8 +31,17 @@ from prunus.errors import Problem, RecipeError, nearest
 
 __all__ = ["KINDS", "Kind", "Schedule", "Span", "Timetable", "parse_span"]
 
-Kind = Literal["one_shot", "constant", "linear", "polynomial", "exponential", "cosine", "inc_cube"]
-KINDS: Final[tuple[Kind, ...]] = ("one_shot", "constant", "linear", "polynomial", "exponential", "cosine", "inc_cube")
+Kind = Literal["one_shot", "constant", "linear", "polynomial", "exponential", "cosine", "inc_cube", "multistep"]
+KINDS: Final[tuple[Kind, ...]] = (
+    "one_shot",
+    "constant",
+    "linear",
+    "polynomial",
+    "exponential",
+    "cosine",
+    "inc_cube",
+    "multistep",
+)
 
 _SPAN: Final = re.compile(r"\s*(?P<value>\d+(\.\d+)?)\s*(?P<unit>steps?|epochs?|%|)\s*")
 _AUTO_EVENTS: Final = 40  # INC's default: a fortieth of the pruning phase between events
@@ -75,6 +86,8 @@ class Timetable:
     kind: Kind
     events: tuple[int, ...]
     power: float = 3.0
+    levels: tuple[float, ...] = ()
+    """Of ``multistep``: the share of the final sparsity that is due from each event on."""
     held: int = 0
     """How many of the events, the last ones, select again at the final sparsity."""
 
@@ -98,6 +111,8 @@ class Timetable:
         x = self.progress(step)
         if not self.events or step < self.events[0]:
             return initial
+        if self.kind == "multistep":
+            return final * self.levels[sum(event <= step for event in self.events) - 1]
         if x == 1.0 or self.kind in ("one_shot", "constant"):
             return final
         if self.kind == "linear":
@@ -117,6 +132,7 @@ class Schedule:
 
     ``end`` and ``cooldown`` say the same from two sides: give one (``cooldown`` is what is left to train after the last
     update of a growing sparsity; the default is a quarter of the training). ``power`` is used by ``polynomial`` alone.
+    ``boundaries`` and ``levels`` (shares of the final sparsity, one more than boundaries, the last 1) are ``multistep``'s.
     ``hold`` is how long after ``end`` masks are still selected, at the final sparsity, before they freeze.
     """
 
@@ -127,6 +143,8 @@ class Schedule:
     cooldown: Span | None = None
     power: float = 3.0
     hold: Span | None = None
+    boundaries: tuple[Span, ...] = ()
+    levels: tuple[float, ...] = ()
 
     def problems(self, key: str = "schedule") -> list[Problem]:
         """What is wrong whatever the length of the training."""
@@ -135,8 +153,23 @@ class Schedule:
             found.append(Problem(f"{key}.kind", self.kind, "be one of " + ", ".join(KINDS), nearest(self.kind, KINDS)))
         if self.end is not None and self.cooldown is not None:
             found.append(Problem(f"{key}.end", str(self.end), "not be given together with cooldown", "one of the two"))
+        if self.kind == "multistep":
+            found += self._steps_problems(key)
         if not self.power > 0:
             found.append(Problem(f"{key}.power", self.power, "be above 0", "3"))
+        return found
+
+    def _steps_problems(self, key: str) -> list[Problem]:
+        found, levels = [], self.levels
+        if not self.boundaries or len(levels) != len(self.boundaries) + 1:
+            rule = "be one more than boundaries, of which there is at least one"
+            found.append(Problem(f"{key}.levels", list(levels), rule, "boundaries: [2 epochs], levels: [0.5, 1]"))
+        elif levels[-1] != 1 or any(not 0 <= a <= b for a, b in pairwise(levels)):
+            rule = "be shares of the final sparsity that never fall, the last of them 1"
+            found.append(Problem(f"{key}.levels", list(levels), rule, "[0.25, 0.5, 1]"))
+        if self.end is not None or self.cooldown is not None or self.every is not None or self.hold is not None:
+            rule = "come without end, cooldown, every and hold: the boundaries say when"
+            found.append(Problem(f"{key}.kind", self.kind, rule, "boundaries alone"))
         return found
 
     def timetable(self, total_steps: int, steps_per_epoch: float, key: str = "schedule") -> Timetable:
@@ -150,6 +183,12 @@ class Schedule:
 
         found = self.problems(key)
         start = steps(self.start)
+        if self.kind == "multistep" and not found:
+            edges = (start, *map(steps, self.boundaries))
+            if any(a >= b for a, b in pairwise(edges)) or edges[-1] > total_steps:
+                rule = f"be increasing optimizer steps after start, at most {total_steps}"
+                raise RecipeError(Problem(f"{key}.boundaries", list(edges[1:]), rule, "2 epochs"))
+            return Timetable(self.kind, edges, self.power, self.levels)
         if self.kind == "one_shot":
             end = start
         elif self.end is not None:
@@ -179,4 +218,4 @@ class Schedule:
         # An interval longer than the phase leaves one event, at the start, that goes all the way (as in INC).
         events = range(start, end + 1, every)
         held = range(events[-1] + every, end + hold + 1, every)
-        return Timetable(self.kind, (*events, *held), self.power, len(held))
+        return Timetable(self.kind, (*events, *held), self.power, held=len(held))
