@@ -223,12 +223,38 @@ def serving_section() -> list[str]:
     return [*lines, "", "`benchmarks/serving.py`, `benchmarks/results/serving.json`.", ""]
 
 
+def export_section() -> list[str]:
+    """Latency of exported files: zeros make them no faster."""
+    path = RESULTS / "export_latency.json"
+    if not path.is_file():
+        return []
+    result = json.loads(path.read_text(encoding="utf-8"))
+    lines = [
+        "## Exported files: OpenVINO and ONNX Runtime",
+        "",
+        f"{result['processor']}. Each cell: {result['ratio']} (ms).",
+    ]
+    for title, cases in result["results"].items():
+        names = list(next(iter(cases.values())))
+        lines += [
+            "",
+            f"### MiniLM classifier, {title}",
+            "",
+            f"| file | {' | '.join(cases)} |",
+            "|---|" + "---|" * len(cases),
+        ]
+        for name in names:
+            cells = [f"{case[name]['ratio']:.2f} ({case[name]['ms']:.2f})" for case in cases.values()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, "", "`benchmarks/export_latency.py`, `benchmarks/results/export_latency.json`.", ""]
+
+
 def main() -> None:
     """Writes the page."""
     lines = ["# Results", "", "Made by `benchmarks/table.py` from the files in `benchmarks/results/`; do not edit.", ""]
     lines += accuracy_section("sst2", "SST-2, all-MiniLM-L6-v2")
     lines += accuracy_section("squad", "SQuAD v1.1, all-MiniLM-L6-v2")
-    lines += peers_section() + overhead_section() + runtime_section() + serving_section()
+    lines += peers_section() + overhead_section() + runtime_section() + serving_section() + export_section()
     PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     print(PAGE.relative_to(HERE.parent))
 
