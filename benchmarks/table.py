@@ -154,6 +154,17 @@ def _updates(updates: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
+def times_table(head: str, names: list[str], cases: dict[str, Any]) -> list[str]:
+    """A row a name: ratio and milliseconds in each case; what took part in none has no row."""
+    lines = [f"| {head} | {' | '.join(cases)} |", "|---|" + "---|" * len(cases)]
+    for name in names:
+        cells = [case.get(name) for case in cases.values()]
+        texts = [f"{cell['ratio']:.2f} ({cell['ms']:.2f})" if cell else "" for cell in cells]
+        if any(cells):
+            lines.append(f"| {name} | {' | '.join(texts)} |")
+    return lines
+
+
 def runtime_section() -> list[str]:
     """The engines side by side, and how close the kernels come to the processor."""
     lines: list[str] = []
@@ -164,12 +175,7 @@ def runtime_section() -> list[str]:
         lines += ["## The CPU runtime beside other engines", ""]
         lines += [f"{result['processor']}, {result['isa']}. Each cell: {result['ratio']} (ms of one call).", ""]
         for title, cases in result["results"].items():
-            lines += [f"### {title}", "", f"| engine | {' | '.join(cases)} |", "|---|" + "---|" * len(cases)]
-            for name in names:
-                cells = [case.get(name) for case in cases.values()]
-                texts = [f"{cell['ratio']:.2f} ({cell['ms']:.2f})" if cell else "" for cell in cells]
-                if any(cells):
-                    lines.append(f"| {name} | {' | '.join(texts)} |")
+            lines += [f"### {title}", "", *times_table("engine", names, cases)]
             lines.append("")
         lines += [f"Versions: {', '.join(f'{n} {v}' for n, v in result['versions'].items())}.", ""]
         lines += ["`benchmarks/runtime.py`, `benchmarks/results/runtime.json`.", ""]
@@ -236,16 +242,7 @@ def export_section() -> list[str]:
     ]
     for title, cases in result["results"].items():
         names = list(next(iter(cases.values())))
-        lines += [
-            "",
-            f"### MiniLM classifier, {title}",
-            "",
-            f"| file | {' | '.join(cases)} |",
-            "|---|" + "---|" * len(cases),
-        ]
-        for name in names:
-            cells = [f"{case[name]['ratio']:.2f} ({case[name]['ms']:.2f})" for case in cases.values()]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines += ["", f"### MiniLM classifier, {title}", "", *times_table("file", names, cases)]
     return [*lines, "", "`benchmarks/export_latency.py`, `benchmarks/results/export_latency.json`.", ""]
 
 

@@ -19,15 +19,14 @@ from importlib.metadata import version
 from math import cos, pi
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sst2_loop import batches, collate, read, right_answers, taught_loss
+from sst2_loop import batches, collate, examples, right_answers, taught_loss
 
-ROWS, BATCH, RATE, LENGTH, SAMPLES = 16_000, 32, 1.5e-4, 64, 300
+ROWS, BATCH, RATE, SAMPLES = 16_000, 32, 1.5e-4, 300
 TARGET, WEIGHT = 0.8, 0.95
 END, FREEZE, FIRST_CYCLE, EVERY = 0.53, 0.59, 11 / 17, 10
 
@@ -113,7 +112,7 @@ def rate(step: int, total: int) -> float:
     return 0.5 * (1 + cos(pi * min(1.0, (step - begin) / max(1, end - begin))))
 
 
-def main() -> None:  # noqa: PLR0915 - one training, top to bottom
+def main() -> None:
     """Trains with one engine and writes its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=("nncf", "prunus"), required=True)
@@ -128,14 +127,7 @@ def main() -> None:  # noqa: PLR0915 - one training, top to bottom
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     tokenizer = AutoTokenizer.from_pretrained(options.dense)
-    found = read(options.data / "train.tsv")
-    chosen = np.sort(np.random.Generator(np.random.PCG64(0)).permutation(len(found))[: options.rows])
-
-    def encode(rows: list[tuple[str, int]]) -> list[dict]:
-        ids = tokenizer([text for text, _ in rows], truncation=True, max_length=LENGTH)["input_ids"]
-        return [{"input_ids": row, "label": label} for row, (_, label) in zip(ids, rows, strict=True)]
-
-    train, dev = encode([found[i] for i in chosen]), encode(read(options.data / "dev.tsv"))
+    train, dev = examples(options.data, tokenizer, options.rows)
     model = AutoModelForSequenceClassification.from_pretrained(options.dense, attn_implementation="eager").eval()
     teacher = AutoModelForSequenceClassification.from_pretrained(options.dense).eval().requires_grad_(False)
     picked = [train[i * len(train) // SAMPLES] for i in range(SAMPLES)]

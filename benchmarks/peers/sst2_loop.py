@@ -18,6 +18,7 @@ import time
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,18 @@ def read(path: Path) -> list[tuple[str, int]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     return [(row["sentence"], int(row["label"])) for row in rows]
+
+
+def examples(data: Path, tokenizer: Any, count: int) -> tuple[list[dict], list[dict]]:
+    """Token ids and labels: a seeded subset of the training sentences, and the whole dev set."""
+    found = read(data / "train.tsv")
+    chosen = np.sort(np.random.Generator(np.random.PCG64(0)).permutation(len(found))[:count])
+
+    def encode(rows: list[tuple[str, int]]) -> list[dict]:
+        ids = tokenizer([text for text, _ in rows], truncation=True, max_length=LENGTH)["input_ids"]
+        return [{"input_ids": row, "label": label} for row, (_, label) in zip(ids, rows, strict=True)]
+
+    return encode([found[i] for i in chosen]), encode(read(data / "dev.tsv"))
 
 
 def collate(rows: list[dict], pad: int) -> dict[str, torch.Tensor]:
@@ -139,7 +152,7 @@ def right_answers(model: torch.nn.Module, rows: list[dict], pad: int) -> int:
     return right
 
 
-def main() -> None:  # noqa: PLR0915 - one training, top to bottom
+def main() -> None:
     """Trains with one engine and writes its result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=("inc", "prunus"), required=True)
@@ -152,14 +165,7 @@ def main() -> None:  # noqa: PLR0915 - one training, top to bottom
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     tokenizer = AutoTokenizer.from_pretrained(options.dense)
-    found = read(options.data / "train.tsv")
-    chosen = np.sort(np.random.Generator(np.random.PCG64(0)).permutation(len(found))[:ROWS])
-
-    def encode(rows: list[tuple[str, int]]) -> list[dict]:
-        ids = tokenizer([text for text, _ in rows], truncation=True, max_length=LENGTH)["input_ids"]
-        return [{"input_ids": row, "label": label} for row, (_, label) in zip(ids, rows, strict=True)]
-
-    train, dev = encode([found[i] for i in chosen]), encode(read(options.data / "dev.tsv"))
+    train, dev = examples(options.data, tokenizer, ROWS)
     model = AutoModelForSequenceClassification.from_pretrained(options.dense).train()
     teacher = AutoModelForSequenceClassification.from_pretrained(options.dense).eval().requires_grad_(False)
     optimizer = optimizer_of(model)

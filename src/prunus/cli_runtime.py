@@ -1,4 +1,4 @@
-"""The verbs that need no training: ``prunus export | bench | serve``; ``cli`` puts them beside the others."""
+"""The verbs that need no training: ``prunus export | bench | convert | serve``; ``cli`` puts them beside the others."""
 
 from importlib.util import find_spec
 from pathlib import Path

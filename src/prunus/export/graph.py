@@ -28,13 +28,13 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 from prunus._version import __version__
 from prunus.checkpoint.state import RANGES_FILE, read_tensors
 from prunus.errors import CheckpointError, DataError, EngineError, Problem
-from prunus.export.onnx import INPUTS, export_onnx, whole_weight
+from prunus.export.onnx import export_onnx, whole_weight
 from prunus.export.packed import COPIED, Calibration, run_task, texts_of, tokenizer_of
 from prunus.export.scoring import agreement
 from prunus.quantization import Quantization, QuantLinear, quantize, restore
 from prunus.runtime.families import read_settings
 from prunus.tasks.base import Task
-from prunus.tasks.collate import Collate
+from prunus.tasks.collate import TOKEN_KEYS, Collate
 from prunus.training.predict import predict
 from prunus.training.progress import Bars
 
@@ -72,7 +72,7 @@ class Running(nn.Module):
                 hints["INFERENCE_NUM_THREADS"] = threads
             self.compiled: Any = openvino.Core().compile_model(str(path), "CPU", hints)
             request: Any = self.compiled.create_infer_request()
-            self.names = [next(n for n in one.names if n in INPUTS) for one in self.compiled.inputs]
+            self.names = [next(n for n in one.names if n in TOKEN_KEYS) for one in self.compiled.inputs]
 
             def run(given: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
                 found = request.infer(given)
@@ -200,10 +200,10 @@ def sampled(
 ) -> list[dict[str, Tensor]]:
     """Batches of real inputs."""
     rows = texts_of(directory, calibration, task, tokenizer, int(model.config.max_position_embeddings) - 2, bars)
-    collate, kept = Collate(tokenizer), {"input_ids", "attention_mask", "token_type_ids"}
-    plain = [{name: value for name, value in row.items() if name in kept} for row in rows]
+    collate = Collate(tokenizer)
+    plain = [{name: value for name, value in row.items() if name in TOKEN_KEYS} for row in rows]
     return [
-        {name: value for name, value in collate(plain[i : i + 32]).items() if name in kept}
+        {name: value for name, value in collate(plain[i : i + 32]).items() if name in TOKEN_KEYS}
         for i in range(0, len(plain), 32)
         if len(plain[i : i + 32]) > 1
     ]

@@ -7,7 +7,7 @@ Both OpenVINO and ONNX Runtime fuse this into integer kernels. Layers that read 
 sparse: zero is stored as zero.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Final
@@ -19,11 +19,11 @@ from torch.nn import functional
 from prunus.quantization.fake import SMALLEST, step_and_zero
 from prunus.quantization.layers import ActivationRange, QuantEmbedding, QuantLinear
 from prunus.quantization.prepare import put
+from prunus.tasks.collate import TOKEN_KEYS
 
-__all__ = ["INPUTS", "Interface", "export_onnx", "twin_of"]
+__all__ = ["Interface", "export_onnx", "twin_of"]
 
 OPSET: Final = 20
-INPUTS: Final = ("input_ids", "attention_mask", "token_type_ids")
 LONGEST: Final = 512
 
 
@@ -144,7 +144,7 @@ def export_onnx(model: nn.Module, example: Mapping[str, Tensor], outputs: Sequen
     """
     import warnings
 
-    names = [name for name in INPUTS if name in example]
+    names = [name for name in TOKEN_KEYS if name in example]
     longest = int(getattr(getattr(model, "config", None), "max_position_embeddings", LONGEST))
     shape = {0: torch.export.Dim("batch", min=1, max=65536), 1: torch.export.Dim("tokens", min=1, max=longest)}
     wrapped = Interface(twin_of(model), names, outputs)
@@ -161,7 +161,3 @@ def export_onnx(model: nn.Module, example: Mapping[str, Tensor], outputs: Sequen
             verbose=False,
         )
         program.save(str(path))
-
-
-Runner = Callable[[Mapping[str, Any]], list[Any]]
-"""Named numpy inputs ``[sequences, tokens]`` -> the outputs, in order."""

@@ -35,7 +35,7 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         self.path, self.metric, self.after = directory / _FILE, metric, after
         self.pruning: PruneCallback | None = None
         self.value: float | None = None
-        self.step = -1
+        self.step = self.looked = -1
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -65,6 +65,7 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
 
     def see(self, model: nn.Module, step: int, value: float) -> None:
         """Keeps the weights if they are the best that count."""
+        self.looked = step
         masker: Masker | None = self.pruning.masker if self.pruning is not None else None
         if step < self.after or (masker is not None and not masker.finished):
             return

@@ -163,14 +163,11 @@ def fit(
         raise Interrupted("the last checkpoint is whole; go on with --resume")
     model.__dict__.pop("forward", None)  # the autocast of the training: what is measured from here on is float32
     if best is not None and score is not None:
-        if trainer.state.log_history and not any(
-            row.get("step") == trainer.state.global_step and f"eval_{metric}" in row
-            for row in trainer.state.log_history
-        ):
+        if best.looked != trainer.state.global_step:
             best.see(model, trainer.state.global_step, score(model)[metric])
-        pruning_callback = trainer.prune_callback
-        if best.restore(model) and pruning_callback is not None and pruning_callback.masker is not None:
-            pruning_callback.facts = pruning_callback.masker.finish(model)
+        masker = trainer.prune_callback.masker if trainer.prune_callback is not None else None
+        if best.restore(model) and masker is not None and trainer.prune_callback is not None:
+            trainer.prune_callback.facts = masker.finish(model)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     kept = best.step if best is not None and best.value is not None else None

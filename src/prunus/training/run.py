@@ -30,7 +30,7 @@ from prunus.report.facts import FACTS_FILE, write_facts
 from prunus.report.html import render_html
 from prunus.sparsity.measure import measure
 from prunus.tasks.base import Metrics
-from prunus.tasks.collate import Collate
+from prunus.tasks.collate import TOKEN_KEYS, Collate
 from prunus.training.dense import dense_model
 from prunus.training.evidence import (
     environment,
@@ -176,9 +176,8 @@ def samples(prepared: Prepared, collate: Collate, count: int) -> list[dict[str, 
     features, size = prepared.train_features, prepared.recipe.train.batch_size
     count = min(count, len(features))
     chosen = [features[i * len(features) // count] for i in range(count)]
-    inputs = {"input_ids", "attention_mask", "token_type_ids"}
     batches = [collate(chosen[i : i + size]) for i in range(0, count, size)]
-    return [{name: value for name, value in batch.items() if name in inputs} for batch in batches]
+    return [{name: value for name, value in batch.items() if name in TOKEN_KEYS} for batch in batches]
 
 
 def _dense(
