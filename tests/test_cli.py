@@ -282,6 +282,14 @@ BAD: dict[str, tuple[Make, tuple[str, ...]]] = {
         setting("train.max_steps=10"),
         ("prune[0].schedule.end must be at or before the last optimizer step 10",),
     ),
+    "other data": (
+        setting("train.steps_per_epoch=2105"),
+        (
+            "train.steps_per_epoch must be the 8 optimizer steps that",
+            "in batches of 8 make, got 2105",
+            "try 8, leaving",
+        ),
+    ),
     "no gradient yet": (
         setting("prune.schedule={kind: one_shot, start: 0}"),
         ("prune[0].schedule.start must be at least 1 with criterion snip_momentum", "got 0", "criterion: magnitude"),

@@ -56,6 +56,8 @@ class TrainSpec:
 
     epochs: float = 3.0
     max_steps: int | None = None
+    steps_per_epoch: int | None = None
+    """What the recipe was written for: data or a batch size that make another number of optimizer steps are refused."""
     batch_size: int = 32
     eval_batch_size: int = 64
     gradient_accumulation_steps: int = 1

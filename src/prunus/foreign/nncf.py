@@ -5,7 +5,8 @@ Scopes name modules of NNCF's own traced graph; what they keep out of BERT is wh
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any, Final
 
 from prunus.foreign.reading import Block, Converted
@@ -37,7 +38,9 @@ def convert_nncf(values: Mapping[str, Any]) -> Converted:
         )
         name = block.take("algorithm")
         if name == "magnitude_sparsity":
-            recipe["prune"] = sparsity(block)
+            recipe["prune"], counted = sparsity(block)
+            if counted is not None:
+                recipe["train"] = {"steps_per_epoch": counted}  # the data must agree
         elif name == "quantization":
             recipe["quantize"] = quantization(block)
         else:
@@ -48,10 +51,11 @@ def convert_nncf(values: Mapping[str, Any]) -> Converted:
     return Converted(recipe, lost)
 
 
-def sparsity(block: Block) -> dict[str, Any]:
-    """``magnitude_sparsity`` -> ``prune``."""
+def sparsity(block: Block) -> tuple[dict[str, Any], int | None]:
+    """``magnitude_sparsity`` -> ``prune``, and the optimizer steps of an epoch where it says them."""
     params = block.block("params")
-    if block.number("sparsity_init", 0.0):
+    initial = block.number("sparsity_init", 0.0)
+    if initial and params.values.get("schedule") != "adaptive":
         block.lose("sparsity_init", "a schedule starts dense")
     importance = params.take("weight_importance", block.take("weight_importance", "normed_abs"))
     scope = params.take("sparsity_level_setting_mode", "global")
@@ -65,7 +69,7 @@ def sparsity(block: Block) -> dict[str, Any]:
         "sparsity": target(params),
         "criterion": "magnitude",
         "revive": True,
-        "schedule": schedule(params),
+        "schedule": schedule(params, initial),
         "allocation": allocation,
     }
     excluded = scopes(block, "ignored_scopes", DENSE_ANYWAY)
@@ -74,8 +78,12 @@ def sparsity(block: Block) -> dict[str, Any]:
         rule["targets"] = {"exclude": excluded}
     if included:
         rule["targets"] = rule.get("targets", {}) | {"include": included}
+    counted = params.take("steps_per_epoch")
+    if counted is not None and (isinstance(counted, bool) or not isinstance(counted, int) or counted < 1):
+        params.lose("steps_per_epoch", "is not a whole number above 0")
+        counted = None
     params.rest()
-    return rule
+    return rule, counted
 
 
 def target(params: Block) -> float:
@@ -88,12 +96,11 @@ def target(params: Block) -> float:
     return float(levels[-1]) if fine else value
 
 
-def schedule(params: Block) -> dict[str, Any]:
+def schedule(params: Block, initial: float) -> dict[str, Any]:
     """``params`` -> ``prune.schedule``."""
     kind = params.take("schedule", "polynomial")
     end, freeze = params.number("sparsity_target_epoch", 90), params.number("sparsity_freeze_epoch", 100)
     steps = bool(params.take("update_per_optimizer_step", False))
-    params.take("steps_per_epoch")  # counted from the data
     power, concave = params.number("power", 0.9), params.take("concave", True)
     found: dict[str, Any] = {"kind": kind, "start": 0, "end": f"{end:g} epochs"}
     if kind == "polynomial" and not concave:
@@ -104,14 +111,39 @@ def schedule(params: Block) -> dict[str, Any]:
         found["power"] = power
     elif kind == "multistep":
         steps_at, levels = params.take("multistep_steps", [90]), params.take("multistep_sparsity_levels", [0.1, 0.5])
-        share = [level / levels[-1] for level in levels]
-        return {"kind": kind, "start": 0, "boundaries": [f"{at:g} epochs" for at in steps_at], "levels": share}
+        return staircase(steps_at, levels)
+    elif kind == "adaptive":
+        return adaptive(params, initial)
     elif kind not in {"polynomial", "exponential"}:
         params.lose("schedule", "has no counterpart; a polynomial of power 3 in its place")
         found |= {"kind": "polynomial", "power": 3}
     if freeze > end:
         found["hold"] = f"{freeze - end:g} epochs"
     return found | {"every": 1 if steps else "1 epochs"}
+
+
+def staircase(epochs: Sequence[float], levels: Sequence[float]) -> dict[str, Any]:
+    """One level more than epochs."""
+    share = [level / levels[-1] for level in levels]
+    return {"kind": "multistep", "start": 0, "boundaries": [f"{at:g} epochs" for at in epochs], "levels": share}
+
+
+def adaptive(params: Block, initial: float) -> dict[str, Any]:
+    """NNCF raises the level by 0.05 once ``patience`` epochs have reached it. By magnitude every epoch does, at once: what
+    adapts where a level is learned is a staircase here.
+    """
+    patience, final = max(1, int(params.number("patience", 1))), params.number("sparsity_target", 0.5)
+    step = params.number("step", 0.05)
+    if not step > 0:
+        params.lose("step", "is not above 0; 0.05 in its place")
+        step = 0.05
+    params.take("eps")  # how near a learned level must come; these are exact
+    rises = max(0, ceil((final - initial) / step - 1e-9))
+    epochs = [patience * (i + 1) - 1 for i in range(rises)]  # the first epochs count too
+    levels = [initial, *(min(final, initial + step * (i + 1)) for i in range(rises))]
+    if epochs and epochs[0] == 0:
+        epochs, levels = epochs[1:], levels[1:]
+    return staircase(epochs, levels) if epochs else {"kind": "one_shot", "start": 0}
 
 
 def quantization(block: Block) -> dict[str, Any]:

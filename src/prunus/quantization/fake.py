@@ -32,25 +32,26 @@ SMALLEST = 1e-8
 
 
 class Symmetric(Function):
-    """See ``symmetric``."""
+    """See ``symmetric``. In place, and with masks that are numbers: memory and booleans cost more here than the arithmetic."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bound: Tensor, most: int, narrow: bool) -> Tensor:
         """``bound`` broadcasts against ``x``."""
         ctx.save_for_backward(x, bound)
         ctx.limits = -most if narrow else -most - 1, most
-        r = bound.clamp_min(SMALLEST)
-        return (x / (r / most)).round().clamp(*ctx.limits) * (r / most)
+        step = bound.clamp_min(SMALLEST) / most
+        return (x / step).round_().clamp_(*ctx.limits).mul_(step)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Of x and of the bound."""
         (grad,), (x, bound), (least, most) = grads, ctx.saved_tensors, ctx.limits
-        r = bound.clamp_min(SMALLEST)
-        whole = (x / (r / most)).round()
-        above, inside = whole > most, (whole >= least) & (whole <= most)
-        slope = torch.where(inside, whole / most - x / r, torch.where(above, 1.0, least / most))
-        return grad * inside, reduced(grad * slope, bound.shape), None, None
+        scaled = x / (bound.clamp_min(SMALLEST) / most)
+        whole = scaled.round()
+        held = whole.clamp(least, most)
+        inside = whole.eq_(held)
+        of_bound = held.sub_(scaled.mul_(inside)).mul_(grad)
+        return inside.mul_(grad), reduced(of_bound, bound.shape) / most, None, None
 
 
 class Asymmetric(Function):
@@ -61,19 +62,23 @@ class Asymmetric(Function):
         """``low`` and ``high`` are scalars."""
         ctx.save_for_backward(x, low, high)
         step, zero = step_and_zero(low, high)
-        return (((x / step).round() + zero).clamp(0, LEVELS) - zero) * step
+        return (x / step).round_().add_(zero).clamp_(0, LEVELS).sub_(zero).mul_(step)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Of x, low and high."""
         (grad,), (x, low, high) = grads, ctx.saved_tensors
         step, zero = step_and_zero(low, high)
-        rounded = (x / step).round()
-        below, above = rounded + zero < 0, rounded + zero > LEVELS
-        inside = ~(below | above)
-        slope = torch.where(inside, (rounded - x / step) / LEVELS, 0.0)
-        of_low, of_high = grad * (below.to(x.dtype) - slope), grad * (above.to(x.dtype) + slope)
-        return grad * inside, reduced(of_low, low.shape), reduced(of_high, high.shape)
+        scaled = x / step
+        whole = scaled.round()
+        held = whole.clamp(-zero, LEVELS - zero)
+        side = whole.sub_(held).sign_()  # -1 below the range, 0 inside, 1 above
+        signed = reduced(grad * side, low.shape)
+        outside = side.abs_().mul_(grad)
+        clipped = reduced(outside, low.shape)
+        of_x = grad - outside
+        slope = reduced(held.sub_(scaled).mul_(of_x), low.shape) / LEVELS
+        return of_x, (clipped - signed) / 2 - slope, (clipped + signed) / 2 + slope
 
 
 def reduced(grad: Tensor, shape: torch.Size) -> Tensor:

@@ -100,7 +100,7 @@ def global_cuts(
     active = dict(scores)
     while active and left:
         theta = kth_smallest(list(active.values()), left)
-        at_or_below = {name: int((score <= theta).sum()) for name, score in active.items()}
+        at_or_below = {name: int(torch.count_nonzero(score <= theta)) for name, score in active.items()}
         room = {name: min(count, limit[name]) for name, count in at_or_below.items()}
         if sum(room.values()) >= left:
             return cuts | _share_ties(active, theta, room, sum(room.values()) - left)
@@ -114,7 +114,7 @@ def _share_ties(scores: Mapping[str, Tensor], theta: float, room: Mapping[str, i
     """Cuts at one threshold: each tensor's ``room`` less ``excess`` units tied at it, which go in the tensors' order."""
     cuts = {}
     for name in reversed(list(scores)):
-        below = int((scores[name] < theta).sum())
+        below = int(torch.count_nonzero(scores[name] < theta))
         spared = min(excess, max(0, room[name] - below))
         excess -= spared
         k = room[name] - spared

@@ -244,7 +244,7 @@ class Masker:
         if score is None:
             rule_ = f"have a gradient for criterion {rule.criterion.name}"
             raise TrainingError(Problem(name, "no gradient seen", rule_, "unfreezing it, or criterion: magnitude"))
-        if not torch.isfinite(score.sum(dtype=torch.float64)):
+        if not all(torch.isfinite(extreme) for extreme in torch.aminmax(score)):
             fix = "a lower learning rate, gradient clipping, or fp32"
             raise TrainingError(Problem(name, "NaN or infinite scores", "have finite weights and gradients", fix))
         return score

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import floor, isqrt
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,15 +46,25 @@ def kth_smallest(scores: Sequence[Tensor], k: int) -> float:
         raise ValueError(f"k must be in 1..{n}, got {k}")
     if n > _SMALL:
         stride = n // _SAMPLE | 1  # odd, so that it does not march along one column of a power-of-two matrix
-        sample = torch.cat([score[::stride] for score in flat]).sort().values
-        rank, margin = k * sample.numel() // n, 5 * isqrt(sample.numel())
+        sample = _ascending(torch.cat([score[::stride] for score in flat]))
+        rank, margin = (
+            k * sample.numel() // n,
+            3 * isqrt(sample.numel()),
+        )  # six standard deviations of the rank, or more
         low = float(sample[max(0, rank - margin)]) if rank > margin else -torch.inf
         high = float(sample[rank + margin]) if rank + margin < sample.numel() else torch.inf
-        below = sum(int((score < low).sum()) for score in flat)
+        below = sum(int(torch.count_nonzero(score < low)) for score in flat)
         inside = torch.cat([score[(score >= low) & (score <= high)] for score in flat])
         if below < k <= below + inside.numel():
-            return float(inside.kthvalue(k - below).values)
+            return float(_ascending(inside)[k - below - 1])
     return float(torch.cat(flat).kthvalue(k).values)
+
+
+def _ascending(values: Tensor) -> Tensor:
+    """Sorted; numpy's sort is vectorised and takes a tenth of the time of torch's on a CPU."""
+    if values.device.type == "cpu" and values.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.sort(values.numpy()))
+    return values.sort().values
 
 
 def cut_lowest(score: Tensor, k: int) -> Cut:
@@ -66,7 +77,7 @@ def kept(score: Tensor, cut: Cut) -> Tensor:
     if cut.k == 0:
         return torch.ones_like(score, dtype=torch.bool)
     keep = score > cut.threshold
-    excess = score.numel() - int(keep.sum()) - cut.k
+    excess = score.numel() - int(torch.count_nonzero(keep)) - cut.k
     if excess > 0:
         ties = (score == cut.threshold).flatten().nonzero().flatten()
         keep = keep.flatten()

@@ -91,6 +91,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
     except PrunusError as error:
         found += error.problems
         rules = ()
+    found += _other_epochs(recipe.train, length, len(features))
     found += _frozen_targets(recipe.train, rules, skeleton)
     spec = recipe.quantize
     quantized = None if spec is None else _gather(found, lambda: attach(deepcopy(skeleton), spec, ()))
@@ -148,6 +149,16 @@ def _gather(found: list[Problem], action: Callable[[], R]) -> R | None:
     except PrunusError as error:
         found += error.problems
         return None
+
+
+def _other_epochs(train: TrainSpec, length: Length, rows: int) -> list[Problem]:
+    """Whether the recipe says another number of steps than the data make."""
+    if train.steps_per_epoch in (None, length.steps_per_epoch):
+        return []
+    batch = train.batch_size * train.gradient_accumulation_steps
+    rule = f"be the {length.steps_per_epoch} optimizer steps that {rows:,} rows in batches of {batch} make"
+    fix = f"{length.steps_per_epoch}, leaving it out, or the data and the batch size that the recipe was written for"
+    return [Problem("train.steps_per_epoch", train.steps_per_epoch, rule, fix)]
 
 
 def _frozen_targets(train: TrainSpec, rules: Sequence[Rule], model: nn.Module) -> list[Problem]:
