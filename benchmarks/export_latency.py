@@ -26,8 +26,8 @@ from torch import nn
 
 from prunus.bench.command import versions
 from prunus.bench.rounds import compare, timed
-from prunus.export.graph import Running
 from prunus.export.onnx import export_onnx
+from prunus.export.running import Running
 from prunus.quantization import Quantization, quantize
 from prunus.training.evidence import processor
 

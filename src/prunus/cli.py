@@ -15,7 +15,7 @@ from rich.syntax import Syntax
 
 from prunus._version import __version__
 from prunus.cli_errors import errors, print_json
-from prunus.cli_runtime import bench, convert, export, serve
+from prunus.cli_runtime import bench, convert, engines_table, export, serve
 from prunus.errors import CheckpointError, Problem, RecipeError
 
 app = typer.Typer(
@@ -155,6 +155,9 @@ def evaluate(
     directory: Annotated[Path, typer.Argument(help="The output of a run.")],
     data: Data = None,
     validation_file: ValidationFile = None,
+    backend: Annotated[
+        list[str] | None, typer.Option(help="torch, openvino, onnxruntime or prunus; repeat for one table of several.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Loads a saved model as anyone would and measures it again: metrics, and zeros counted in the file."""
@@ -164,6 +167,18 @@ def evaluate(
 
         quiet()
         flags = _flags(data=data, validation=validation_file)
+        if backend:
+            from prunus.export.compare import compare
+
+            facts = compare(directory, backend, flags, err)
+            if as_json:
+                print_json(facts)
+                return
+            held = facts["backends"]
+            same = {name: one["same_answers"] for name, one in list(held.items())[1:]}
+            scores = {name: one["metrics"] for name, one in held.items()}
+            out.print(engines_table(scores, same, {name: one["bytes"] for name, one in held.items()}))
+            return
         facts = rescore(directory, flags, err)
         if as_json:
             print_json(facts)

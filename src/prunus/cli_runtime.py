@@ -1,5 +1,6 @@
 """The verbs that need no training: ``prunus export | bench | convert | serve``; ``cli`` puts them beside the others."""
 
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,6 +28,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "prunus": (),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
+    "archive": (),
+    "transformers": (),
 }
 """What a model can be exported to, and the packages that takes."""
 
@@ -37,7 +40,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Facts as one JSON object o
 
 def export(
     directory: Annotated[Path, typer.Argument(help="The output of a run, or any Hugging Face directory.")],
-    to: Annotated[str, typer.Option(help="For which runtime: prunus, onnx or openvino.")] = "prunus",
+    to: Annotated[
+        str, typer.Option(help="A runtime: prunus, onnx, openvino. Or archive, a small file; transformers undoes it.")
+    ] = "prunus",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New directory; default DIRECTORY-packed, -onnx, -openvino.")
     ] = None,
@@ -50,7 +55,9 @@ def export(
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:
-    """Packs a model for the CPU runtime, zeros left out; or writes ONNX or OpenVINO IR, and checks what it wrote."""
+    """Packs a model for the CPU runtime, zeros left out; writes ONNX or OpenVINO IR; or makes it small on disk. What is written
+    is read back and checked.
+    """
     with errors(err):
         from prunus.export import Calibration, export_packed
         from prunus.training.quiet import quiet
@@ -58,6 +65,10 @@ def export(
         if to not in TARGETS:
             raise RecipeError(Problem("--to", to, f"be one of {', '.join(TARGETS)}", nearest(to, TARGETS)))
         quiet()
+        if to in ("archive", "transformers"):
+            target = output or directory.with_name(f"{directory.resolve().name}-{to}")
+            archive(directory, target, to, overwrite, as_json)
+            return
         if to != "prunus":
             target = output or directory.with_name(f"{directory.resolve().name}-{to}")
             export_to(directory, target, to, precision, texts, samples, data, evaluate, overwrite, as_json)
@@ -83,18 +94,55 @@ def export(
         for kind, zeros in kinds.items():
             share = f"{min(zeros):.0%} to {max(zeros):.0%} zeros"
             out.print(f"{len(zeros)} layers as {kind} ({WORDS[kind]}), {share}", highlight=False)
-        table = Table("", "float32", facts["precision"], box=None, pad_edge=False)
-        metrics = facts.get("metrics")
-        if metrics:
-            for name, value in metrics["float32"].items():
-                table.add_row(name, f"{value:.4f}", f"{metrics['packed'][name]:.4f}")
-            table.add_row("same answer", "", f"{metrics['agreement']:.4f}")
-        size = facts["bytes"]
-        table.add_row("size on disk", f"{size['dense'] / 2**20:.1f} MiB", f"{size['packed'] / 2**20:.1f} MiB")
-        out.print(table)
+        own, metrics, size = facts["precision"], facts.get("metrics"), facts["bytes"]
+        own = own if own != "float32" else "packed"
+        scores = {"float32": metrics["float32"], own: metrics["packed"]} if metrics else {}
+        same = {own: metrics["agreement"]} if metrics else {}
+        out.print(engines_table(scores, same, {"float32": size["dense"], own: size["packed"]}))
         for note in facts["notes"]:
             out.print(f"metric not measured: {note}", highlight=False, markup=False)
         out.print(f"{target}: load it with prunus.runtime.load", highlight=False)
+
+
+def engines_table(
+    metrics: Mapping[str, Mapping[str, float]], same: Mapping[str, float], sizes: Mapping[str, int]
+) -> Table:
+    """A column for each engine: its metrics, how often it answers as the first does, bytes on disk."""
+    names = list(dict.fromkeys([*metrics, *sizes]))
+    table = Table("", *names, box=None, pad_edge=False)
+    for row in next(iter(metrics.values()), {}):
+        table.add_row(row, *(f"{metrics[name][row]:.4f}" if name in metrics else "" for name in names))
+    if same:
+        table.add_row("same answer", *(f"{same[name]:.4f}" if name in same else "" for name in names))
+    table.add_row("size on disk", *(f"{sizes[name] / 2**20:.1f} MiB" if name in sizes else "" for name in names))
+    return table
+
+
+def archive(directory: Path, target: Path, to: str, overwrite: bool, as_json: bool) -> None:
+    """A model's archive, or the model of an archive."""
+    from prunus.export.archive import export_archive, restore_archive
+
+    if to == "transformers":
+        facts = restore_archive(directory, target, overwrite=overwrite)
+        if as_json:
+            print_json(facts | {"output": str(target)})
+            return
+        size = f"{facts['bytes'] / 2**20:.1f} MiB"
+        out.print(f"{facts['tensors']} tensors as they were, {size}: {target}", highlight=False)
+        return
+    facts = export_archive(directory, target, overwrite=overwrite)
+    if as_json:
+        print_json(facts | {"output": str(target)})
+        return
+    parts = {"pruned": "pruned", "all": "whole"}
+    table = Table("MiB", *(f"{words}{zipped}" for words in parts.values() for zipped in ("", ", zlib")), box=None)
+    for row, words in (("float32", "dense float32"), ("int8", "dense int8"), ("archive", "archive")):
+        held = [facts["bytes"][part].get(row) for part in parts]
+        if any(held):
+            cells = [f"{size / 2**20:.2f}" for pair in held for size in (pair or ())]
+            table.add_row(words, *cells)
+    out.print(table)
+    out.print(f"read back, every tensor equal: {target}", highlight=False)
 
 
 def export_to(
@@ -130,14 +178,9 @@ def export_to(
     if facts.get("weights"):
         same = facts["weights"]
         out.print(f"{same['compared']} weights equal to torch's, {same['sparsity']:.4f} zeros", highlight=False)
-    table = Table("", "torch", to, box=None, pad_edge=False)
     metrics = facts.get("metrics")
-    if metrics:
-        for name, value in metrics["torch"].items():
-            table.add_row(name, f"{value:.4f}", f"{metrics['file'][name]:.4f}")
-        table.add_row("same answer", "", f"{metrics['agreement']:.4f}")
-    table.add_row("size on disk", "", f"{facts['bytes'] / 2**20:.1f} MiB")
-    out.print(table)
+    scores = {"torch": metrics["torch"], to: metrics["file"]} if metrics else {}
+    out.print(engines_table(scores, {to: metrics["agreement"]} if metrics else {}, {to: facts["bytes"]}))
     for note in facts["notes"]:
         out.print(f"metric not measured: {note}", highlight=False, markup=False)
     out.print(f"{target}", highlight=False)

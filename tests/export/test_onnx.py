@@ -20,8 +20,9 @@ from prunus.cli import app
 from prunus.errors import EngineError
 from prunus.export import graph
 from prunus.export import onnx as onnx_module
-from prunus.export.graph import FILES, Running
+from prunus.export.graph import FILES
 from prunus.export.onnx import export_onnx
+from prunus.export.running import Running
 from prunus.quantization import Quantization, QuantLinear, quantize, restore, strip
 from prunus.quantization.fake import symmetric
 from small import CONFIGS, HEADS, TOKENS, save_tiny_bert
@@ -118,6 +119,7 @@ def test_a_kernel_that_fell_back_to_float_is_an_error(tmp_path: Path, monkeypatc
     monkeypatch.setattr(onnx_module, "twin_of", float_twin)
     with pytest.raises(EngineError, match="run on bytes in all 12 quantized layers"):
         graph.export_graph(place, tmp_path / "out", "onnx")
+    assert not (tmp_path / "out").exists()
 
 
 def float_twin(model: Any) -> nn.Module:

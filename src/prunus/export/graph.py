@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,16 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
 from prunus._version import __version__
+from prunus.checkpoint.staged import staged
 from prunus.checkpoint.state import RANGES_FILE, read_tensors
 from prunus.errors import CheckpointError, DataError, EngineError, Problem
 from prunus.export.onnx import export_onnx, whole_weight
 from prunus.export.packed import COPIED, Calibration, run_task, texts_of, tokenizer_of
+from prunus.export.running import Running, output_names
 from prunus.export.scoring import agreement
 from prunus.quantization import Quantization, QuantLinear, quantize, restore
 from prunus.runtime.families import read_settings
@@ -38,7 +40,7 @@ from prunus.tasks.collate import TOKEN_KEYS, Collate
 from prunus.training.predict import predict
 from prunus.training.progress import Bars
 
-__all__ = ["FILES", "Running", "export_graph", "integer_products"]
+__all__ = ["FILES", "export_graph", "integer_products"]
 
 FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
 FACTS = "export.json"
@@ -46,45 +48,6 @@ INTEGER = {"MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "QGemm", "D
 FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "TransposeMatMul"}
 INSIDE = re.compile(r"\.\d+\.")
 """Names of layers in the model's stack: their products have to run on bytes."""
-
-
-class Running(nn.Module):
-    """An exported file on its engine, with the call of the model that it came from."""
-
-    def __init__(self, path: Path, to: str, outputs: list[str], threads: int | None = None) -> None:
-        super().__init__()
-        self.place = nn.Parameter(torch.zeros(()), requires_grad=False)  # where inputs are wanted: the CPU
-        self.outputs = outputs
-        self.run: Callable[[dict[str, NDArray[Any]]], Any]
-        if to == "onnx":
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = threads or 0
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            self.names = [one.name for one in session.get_inputs()]
-            self.run = lambda given: session.run(outputs, given)
-        else:
-            import openvino
-
-            hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-            if threads:
-                hints["INFERENCE_NUM_THREADS"] = threads
-            self.compiled: Any = openvino.Core().compile_model(str(path), "CPU", hints)
-            request: Any = self.compiled.create_infer_request()
-            self.names = [next(n for n in one.names if n in TOKEN_KEYS) for one in self.compiled.inputs]
-
-            def run(given: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-                found = request.infer(given)
-                return [np.array(found[name]) for name in outputs]
-
-            self.run = run
-
-    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
-        """Named inputs -> named outputs."""
-        full = {"token_type_ids": torch.zeros_like(inputs["input_ids"])} | inputs
-        found = self.run({name: full[name].numpy() for name in self.names})
-        return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}
 
 
 def load(directory: Path) -> PreTrainedModel:
@@ -149,7 +112,7 @@ def export_graph(
     if found:
         raise CheckpointError(*found)
     model, tokenizer = load(directory), tokenizer_of(directory)
-    names = ["start_logits", "end_logits"] if hasattr(model, "qa_outputs") else ["logits"]
+    names = output_names(hasattr(model, "qa_outputs"))
     with Bars(console) as bars:
         task, note = run_task(directory, calibration.data, bars)
         batches = sampled(directory, calibration, task, tokenizer, model, bars)
@@ -166,32 +129,32 @@ def export_graph(
             quantize(model, Quantization(), batches)
             source = "calibrated"
         example = batches[0] if batches else guess(model)
-        output.mkdir(parents=True, exist_ok=True)
-        for name in COPIED:
-            if (directory / name).is_file():
-                shutil.copyfile(directory / name, output / name)
-        bars("exporting", 0, 1)
-        write(model, example, names, output, to)
-        bars("exporting", 1, 1)
-        integers, floats = integer_products(output / FILES[to], to)
-        layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLinear)}
-        facts: dict[str, Any] = {
-            "prunus": __version__,
-            "to": to,
-            "precision": precision,
-            "ranges": source,
-            "products": {"int8": integers, "float32": floats, "quantized layers": len(layers)},
-            "bytes": sum(p.stat().st_size for p in output.iterdir() if p.suffix in {".onnx", ".xml", ".bin"}),
-            "notes": [note] if note else [],
-        }
-        inside = [name for name in layers if INSIDE.search(name)]
-        if integers < len(inside):
-            rule = f"run on bytes in all {len(inside)} quantized layers of the stack"
-            raise EngineError(Problem("products of the compiled graph", f"{integers} int8, {floats} float32", rule))
-        facts["weights"] = same_weights(layers, output / FILES[to], to) if layers else {}
-        if evaluate and task is not None:
-            facts["metrics"] = measured(model, output / FILES[to], to, names, task, tokenizer, bars)
-    (output / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        with staged(output, FACTS) as partial:
+            for name in COPIED:
+                if (directory / name).is_file():
+                    shutil.copyfile(directory / name, partial / name)
+            bars("exporting", 0, 1)
+            write(model, example, names, partial, to)
+            bars("exporting", 1, 1)
+            integers, floats = integer_products(partial / FILES[to], to)
+            layers = {n: m for n, m in model.named_modules() if isinstance(m, QuantLinear)}
+            facts: dict[str, Any] = {
+                "prunus": __version__,
+                "to": to,
+                "precision": precision,
+                "ranges": source,
+                "products": {"int8": integers, "float32": floats, "quantized layers": len(layers)},
+                "bytes": sum(p.stat().st_size for p in partial.iterdir() if p.suffix in {".onnx", ".xml", ".bin"}),
+                "notes": [note] if note else [],
+            }
+            inside = [name for name in layers if INSIDE.search(name)]
+            if integers < len(inside):
+                rule = f"run on bytes in all {len(inside)} quantized layers of the stack"
+                raise EngineError(Problem("products of the compiled graph", f"{integers} int8, {floats} float32", rule))
+            facts["weights"] = same_weights(layers, partial / FILES[to], to) if layers else {}
+            if evaluate and task is not None:
+                facts["metrics"] = measured(model, partial / FILES[to], to, names, task, tokenizer, bars)
+            (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
 
 

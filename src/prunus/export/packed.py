@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from prunus._version import __version__
+from prunus.checkpoint.staged import staged
 from prunus.errors import CheckpointError, DataError, EngineError, Problem, PrunusError
 from prunus.export.scoring import agreement, engine_outputs
 from prunus.runtime.convert import Model, Ranges, calibrate, convert
@@ -109,33 +110,33 @@ def export_packed(
             raise DataError(
                 Problem("texts", note or "nothing", rule, "--texts FILE, --data DIR, or --precision float32")
             )
-        output.mkdir(parents=True, exist_ok=True)
-        for name in COPIED:
-            if (directory / name).is_file():
-                shutil.copyfile(directory / name, output / name)
-        started = time.perf_counter()
-        ranges = seen(dense, directory, calibration, task, bars) if precision == "int8" else None
-        learned = read_learned(directory, dense.shape) if precision == "int8" else None
-        model = convert(dense, ranges, COVERAGE, learned=learned)
-        write_model(model, output)
-        facts: dict[str, Any] = {
-            "prunus": __version__,
-            "precision": precision,
-            "layers": layer_facts(dense, model),
-            "bytes": {
-                "dense": (directory / "model.safetensors").stat().st_size,
-                "packed": (output / FILE).stat().st_size,
-            },
-            "calibration": None
-            if ranges is None
-            else {"sequences": ranges.sequences, "coverage": COVERAGE, "seed": calibration.seed},
-            "ranges": None if ranges is None else "learned in training" if learned is not None else "calibrated",
-            "seconds": time.perf_counter() - started,
-            "notes": [note] if note else [],
-        }
-        if evaluate and task is not None:
-            facts["metrics"] = measured(dense, output, task, directory, threads, bars)
-    (output / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        with staged(output, FACTS) as partial:
+            for name in COPIED:
+                if (directory / name).is_file():
+                    shutil.copyfile(directory / name, partial / name)
+            started = time.perf_counter()
+            ranges = seen(dense, directory, calibration, task, bars) if precision == "int8" else None
+            learned = read_learned(directory, dense.shape) if precision == "int8" else None
+            model = convert(dense, ranges, COVERAGE, learned=learned)
+            write_model(model, partial)
+            facts: dict[str, Any] = {
+                "prunus": __version__,
+                "precision": precision,
+                "layers": layer_facts(dense, model),
+                "bytes": {
+                    "dense": (directory / "model.safetensors").stat().st_size,
+                    "packed": (partial / FILE).stat().st_size,
+                },
+                "calibration": None
+                if ranges is None
+                else {"sequences": ranges.sequences, "coverage": COVERAGE, "seed": calibration.seed},
+                "ranges": None if ranges is None else "learned in training" if learned is not None else "calibrated",
+                "seconds": time.perf_counter() - started,
+                "notes": [note] if note else [],
+            }
+            if evaluate and task is not None:
+                facts["metrics"] = measured(dense, partial, task, directory, threads, bars)
+            (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
 
 

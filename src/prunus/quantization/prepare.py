@@ -118,14 +118,14 @@ def strip(model: nn.Module) -> dict[str, Tensor]:
             continue
         ranges[f"{name}.weight_range"] = module.weight_range.detach().abs()
         if isinstance(module, QuantEmbedding):
-            module.weight.copy_(symmetric(module.weight, module.weight_range, narrow=True))
+            module.weight.copy_(symmetric(module.weight, module.weight_range, narrow=True)).add_(0.0)  # and not -0
             rows = nn.Embedding(
                 module.num_embeddings, module.embedding_dim, module.padding_idx, module.max_norm, device="meta"
             )
             rows.weight = module.weight
             put(model, name, rows)
             continue
-        module.weight.copy_(symmetric(module.weight, module.weight_range, module.bits, narrow=True))
+        module.weight.copy_(symmetric(module.weight, module.weight_range, module.bits, narrow=True)).add_(0.0)
         ranges[f"{name}.bits"] = torch.tensor(module.bits)
         for role, held in (("input_range", module.reads), ("output_range", module.output_range)):
             for key, value in held.named_parameters() if held is not None else ():

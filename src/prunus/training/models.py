@@ -17,7 +17,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from prunus.checkpoint.state import RANGES_FILE, read_tensors
 from prunus.errors import CheckpointError, DataError, MissingExtra, Problem, RecipeError
+from prunus.quantization import restore
 from prunus.tasks.base import HeadKind, Task
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "base_model",
     "config_for",
     "load_model",
+    "load_saved",
     "load_tokenizer",
     "meta_model",
     "model_source",
@@ -125,6 +128,18 @@ def meta_model(config: PreTrainedConfig, head: HeadKind, key: str = "model.name"
     except ValueError as error:
         rule = f"be of an architecture with a head for {head} ({_first_line(error)})"
         raise RecipeError(Problem(key, config.model_type, rule, "an encoder such as minilm")) from None
+
+
+def load_saved(directory: Path, task: Task) -> PreTrainedModel:
+    """The model of a finished run; one that was trained in 8 bits, in 8 bits, with its learned ranges.
+
+    Raises ``CheckpointError`` where something is missing or damaged.
+    """
+    config = config_for(str(directory), task, key="directory")
+    model = load_model(str(directory), config, task.head)
+    if (directory / RANGES_FILE).is_file():
+        restore(model, read_tensors(directory / RANGES_FILE))
+    return model
 
 
 def load_model(source: str, config: PreTrainedConfig, head: HeadKind, revision: str | None = None) -> PreTrainedModel:

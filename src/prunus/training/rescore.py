@@ -7,15 +7,15 @@ from typing import Any
 
 from rich.console import Console
 
-from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, read_masks, read_tensors
+from prunus.checkpoint.state import MASKS_FILE, read_masks
 from prunus.errors import CheckpointError, Problem, PrunusError
-from prunus.quantization import restore, strip
+from prunus.quantization import strip
 from prunus.recipe import Recipe, read_recipe
 from prunus.report.facts import read_facts
 from prunus.sparsity.measure import all_sparsity, measure, sparsity_of
 from prunus.sparsity.patterns import parse_pattern
 from prunus.tasks import check_task, load_task
-from prunus.training.models import config_for, load_model, load_tokenizer
+from prunus.training.models import load_saved, load_tokenizer
 from prunus.training.predict import score_task
 from prunus.training.progress import Bars
 
@@ -38,12 +38,8 @@ def rescore(directory: Path, data: Mapping[str, Any], console: Console | None = 
         raise CheckpointError(*found)
     with Bars(console) as bars:
         task = load_task(spec, lambda done, total: bars("reading data", done, total))
-        config = config_for(str(directory), task, key="directory")
         tokenizer = load_tokenizer(str(directory), key="directory")
-        model = load_model(str(directory), config, task.head)
-        if (directory / RANGES_FILE).is_file():
-            ranges = read_tensors(directory / RANGES_FILE)
-            restore(model, ranges)
+        model = load_saved(directory, task)
         metrics = score_task(model, task, tokenizer, recipe.train.eval_batch_size, bars, "evaluating")
         strip(model)
     names = {name for name, _ in model.named_parameters()}

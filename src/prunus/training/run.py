@@ -9,7 +9,6 @@ The directory is that of a plain Hugging Face model (``AutoModelFor....from_pret
 ``prunus.json``, ``masks.safetensors``, ``report.html`` and ``README.md`` beside it.
 """
 
-import os
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
@@ -21,6 +20,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 
 from prunus._version import __version__
+from prunus.checkpoint.staged import staged
 from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, write_masks, write_tensors
 from prunus.errors import CheckpointError, Problem, PrunusError
 from prunus.quantization import quantize, strip
@@ -210,41 +210,36 @@ def _finish(
     prepared: Prepared, model: PreTrainedModel, result: Fit, metrics: Metrics, facts: dict[str, Any], output: Path
 ) -> None:
     """Counts, writes everything beside the output and moves it there, the facts last."""
-    partial = output / ".partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    column = "sparse" if prepared.recipe.prune else "dense"
-    masker = result.callback.masker if result.callback is not None else None
-    tensors = result.callback.facts if result.callback is not None else []
-    ranges = strip(model)
-    if ranges:
-        write_tensors(partial / RANGES_FILE, ranges)
+    with staged(output, FACTS_FILE) as partial:
+        column = "sparse" if prepared.recipe.prune else "dense"
+        masker = result.callback.masker if result.callback is not None else None
+        tensors = result.callback.facts if result.callback is not None else []
+        ranges = strip(model)
+        if ranges:
+            write_tensors(partial / RANGES_FILE, ranges)
+            if masker is not None:
+                tensors = masker.measure(model)  # rounding to 8 bits made some more of them zero
+        model.save_pretrained(partial)
+        prepared.tokenizer.save_pretrained(partial)
+        facts[column] = weight_facts(model, tensors, metrics) | {
+            "seconds": result.seconds,
+            "bytes": size_on_disk(partial),
+        }
         if masker is not None:
-            tensors = masker.measure(model)  # rounding to 8 bits made some more of them zero
-    model.save_pretrained(partial)
-    prepared.tokenizer.save_pretrained(partial)
-    facts[column] = weight_facts(model, tensors, metrics) | {
-        "seconds": result.seconds,
-        "bytes": size_on_disk(partial),
-    }
-    if masker is not None:
-        write_masks(partial / MASKS_FILE, masker.masks)
-        facts["tensors"] = tensor_facts(tensors, masker)
-        facts["target_sparsity"] = masker.due()
-        facts["skipped"] = [
-            {"name": name, "shape": list(shape), "reason": reason}
-            for selection in masker.selections
-            for name, (shape, reason) in selection.skipped.items()
-        ]
-    facts["history"] = history(result.history)
-    _add_ends(facts["history"]["metrics"], facts, column, prepared)
-    facts["status"] = "finished"
-    (partial / "report.html").write_text(render_html(facts), encoding="utf-8")
-    (partial / "README.md").write_text(model_card(facts), encoding="utf-8")
-    write_facts(partial / FACTS_FILE, facts)
-    for path in sorted(partial.iterdir(), key=lambda path: path.name == FACTS_FILE):
-        os.replace(path, output / path.name)
-    partial.rmdir()
+            write_masks(partial / MASKS_FILE, masker.masks)
+            facts["tensors"] = tensor_facts(tensors, masker)
+            facts["target_sparsity"] = masker.due()
+            facts["skipped"] = [
+                {"name": name, "shape": list(shape), "reason": reason}
+                for selection in masker.selections
+                for name, (shape, reason) in selection.skipped.items()
+            ]
+        facts["history"] = history(result.history)
+        _add_ends(facts["history"]["metrics"], facts, column, prepared)
+        facts["status"] = "finished"
+        (partial / "report.html").write_text(render_html(facts), encoding="utf-8")
+        (partial / "README.md").write_text(model_card(facts), encoding="utf-8")
+        write_facts(partial / FACTS_FILE, facts)
     drop_checkpoints(output)
 
 

@@ -1,0 +1,325 @@
+"""A model on disk at the size of what is left of it, and back again: every number is what it was (a zero loses its sign).
+
+    archive.safetensors    every tensor of model.safetensors, each in the smallest of the forms that give it back exactly
+    config.json, tokenizer, ranges.safetensors, prunus.json    as they were
+
+Forms, by name in the metadata's JSON ``tensors`` (name -> form, shape ``[outputs, inputs]``, block ``[rows, columns]``):
+
+    plain     NAME            the tensor as it is
+    whole     NAME.values     int8 [outputs, inputs]
+              NAME.steps      float32 [outputs]                    weight = values * steps of its output
+    kept      NAME.mask       uint8, one bit a block, row by row, first block in the highest bit, 1 = kept
+              NAME.values     float32 [kept blocks, rows * columns], in the order of the mask
+    kept8     mask as in ``kept``, values int8, steps as in ``whole``
+
+int8 forms are for weights that quantization-aware training has put on their grid: value times step is then the weight, to the
+last bit. Other matrices keep their float32 values.
+"""
+
+import json
+import shutil
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from prunus._version import __version__
+from prunus.checkpoint.staged import staged
+from prunus.checkpoint.state import RANGES_FILE, read_tensors, write_tensors
+from prunus.errors import CheckpointError, Problem
+
+__all__ = ["ARCHIVE", "export_archive", "read_archive", "restore_archive", "write_archive"]
+
+ARCHIVE: Final = "archive.safetensors"
+FACTS: Final = "archive.json"
+MODEL: Final = "model.safetensors"
+FORMAT: Final = {"format": "prunus-archive", "version": "1"}
+BLOCKS: Final = ((1, 1), (4, 1), (1, 4))
+KEEPS: Final = (
+    "config.json",
+    "prunus.json",
+    RANGES_FILE,
+    "masks.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+)
+LARGEST: Final = 2**40
+"""Elements that a header may claim."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One tensor in one of the forms."""
+
+    kind: str
+    shape: tuple[int, ...]
+    block: tuple[int, int] = (1, 1)
+
+    def json(self) -> dict[str, Any]:
+        """For the metadata."""
+        return {"form": self.kind, "shape": list(self.shape), "block": list(self.block)}
+
+
+def grid(weight: Tensor, bound: Tensor | None, bits: int) -> tuple[Tensor, Tensor] | None:
+    """Whole numbers and steps whose products are the weight exactly; None where there are none."""
+    if bound is None or bound.shape != (weight.shape[0], 1):
+        return None
+    most = 2 ** (bits - 1) - 1
+    step = bound.float().abs().clamp_min(1e-8) / most
+    whole = (weight / step).round_().clamp_(-most, most)
+    return (whole.to(torch.int8), step[:, 0]) if torch.equal(whole * step, weight) else None
+
+
+def blocked(matrix: NDArray[Any], block: tuple[int, int]) -> NDArray[Any]:
+    """``[outputs, inputs]`` -> ``[blocks, rows * columns]``, row by row of blocks."""
+    rows, columns = block
+    outputs, inputs = matrix.shape
+    parts = matrix.reshape(outputs // rows, rows, inputs // columns, columns)
+    return parts.transpose(0, 2, 1, 3).reshape(-1, rows * columns)
+
+
+def unblocked(parts: NDArray[Any], shape: tuple[int, int], block: tuple[int, int]) -> NDArray[Any]:
+    """The reverse of ``blocked``."""
+    rows, columns = block
+    whole = parts.reshape(shape[0] // rows, shape[1] // columns, rows, columns)
+    return whole.transpose(0, 2, 1, 3).reshape(shape)
+
+
+def smallest(name: str, weight: Tensor, bound: Tensor | None, bits: int) -> tuple[Form, dict[str, Tensor]]:
+    """The form of one tensor that takes the fewest bytes, and its arrays."""
+    shape = tuple(weight.shape)
+    if weight.dim() != 2 or weight.dtype != torch.float32 or 0 in shape:
+        return Form("plain", shape), {name: weight}
+    weight = weight.contiguous()
+    on_grid = grid(weight, bound, bits)
+    values = weight.numpy() if on_grid is None else on_grid[0].numpy()
+    steps = {} if on_grid is None else {f"{name}.steps": on_grid[1]}
+    if on_grid is None:
+        best: tuple[Form, dict[str, Tensor]] = Form("plain", shape), {name: weight}
+    else:
+        best = Form("whole", shape), {f"{name}.values": torch.from_numpy(values), **steps}
+    present = values != 0  # a negative zero is a zero
+    for block in BLOCKS:
+        if shape[0] % block[0] or shape[1] % block[1]:
+            continue
+        kept = blocked(present, block).any(1)
+        arrays = {
+            f"{name}.mask": torch.from_numpy(np.packbits(kept)),
+            f"{name}.values": torch.from_numpy(blocked(values, block)[kept]),
+            **steps,
+        }
+        if size(arrays) < size(best[1]):
+            best = Form("kept" if on_grid is None else "kept8", shape, block), arrays
+    return best
+
+
+def size(arrays: Mapping[str, Tensor]) -> int:
+    """Bytes of tensors."""
+    return sum(array.numel() * array.element_size() for array in arrays.values())
+
+
+def write_archive(path: Path, tensors: Mapping[str, Tensor], ranges: Mapping[str, Tensor]) -> dict[str, Form]:
+    """Writes tensors into a file, whole or not at all; returns the form of each.
+
+    ``ranges`` are what quantization-aware training learned (``ranges.safetensors``), empty for other models.
+    """
+    forms: dict[str, Form] = {}
+    arrays: dict[str, Tensor] = {}
+    for name, weight in tensors.items():
+        layer = name.removesuffix(".weight")
+        bits = int(ranges.get(f"{layer}.bits", torch.tensor(8)))
+        forms[name], parts = smallest(name, weight, ranges.get(f"{layer}.weight_range"), bits)
+        arrays |= parts
+    held = json.dumps({name: form.json() for name, form in forms.items()})
+    write_tensors(path, arrays, FORMAT | {"prunus": __version__, "tensors": held})
+    return forms
+
+
+def read_archive(path: Path) -> dict[str, Tensor]:
+    """The tensors that ``write_archive`` was given.
+
+    Raises:
+        CheckpointError: a file that is damaged, or of another version; each array that does not fit is named.
+
+    """
+    arrays = read_tensors(path)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:  # pragma: no cover (read a moment ago)
+        raise CheckpointError(Problem(str(path), str(error), "be a whole safetensors file")) from None
+    got = {key: metadata.get(key) for key in FORMAT}
+    if got != FORMAT:
+        rule = f"be {FORMAT['format']} {FORMAT['version']}"
+        raise CheckpointError(
+            Problem(str(path), f"{got['format']} {got['version']}", rule, "prunus export --to archive")
+        )
+    try:
+        listed = json.loads(metadata.get("tensors", ""))
+    except (ValueError, RecursionError):
+        listed = None
+    if not isinstance(listed, dict):
+        raise CheckpointError(Problem(str(path), "no list of tensors", "list its tensors", "an intact file"))
+    found: list[Problem] = []
+    tensors = {name: whole_tensor(name, form, arrays, found) for name, form in listed.items()}
+    if found:
+        raise CheckpointError(*found[:20])
+    return {name: tensor for name, tensor in tensors.items() if tensor is not None}
+
+
+def whole_tensor(name: str, stated: Any, arrays: Mapping[str, Tensor], found: list[Problem]) -> Tensor | None:
+    """One tensor; what is wrong with it is noted, and nothing is allocated that its arrays do not bear out."""
+    form = read_form(stated)
+    if form is None:
+        found.append(Problem(name, stated, "be a form, a shape and a block", "an intact file"))
+        return None
+    if form.kind == "plain":
+        return taken(arrays, name, None, form.shape, found)
+    outputs, inputs = form.shape
+    eight = form.kind in {"whole", "kept8"}
+    kind = torch.int8 if eight else torch.float32
+    steps = taken(arrays, f"{name}.steps", torch.float32, (outputs,), found) if eight else torch.ones(0)
+    if form.kind == "whole":
+        values = taken(arrays, f"{name}.values", kind, (outputs, inputs), found)
+        return None if values is None or steps is None else values.float() * steps[:, None]
+    rows, columns = form.block
+    blocks = (outputs // rows) * (inputs // columns)
+    mask = taken(arrays, f"{name}.mask", torch.uint8, (-(-blocks // 8),), found)
+    if mask is None or steps is None:
+        return None
+    kept = np.unpackbits(mask.numpy(), count=blocks).astype(bool)
+    values = taken(arrays, f"{name}.values", kind, (int(kept.sum()), rows * columns), found)
+    if values is None:
+        return None
+    parts = np.zeros((blocks, rows * columns), values.numpy().dtype)
+    parts[kept] = values.numpy()
+    weight = torch.from_numpy(unblocked(parts, (outputs, inputs), form.block))
+    return weight.float() * steps[:, None] if eight else weight
+
+
+def read_form(stated: Any) -> Form | None:
+    """A form out of the metadata; None where it is none."""
+    if not isinstance(stated, dict) or stated.get("form") not in {"plain", "whole", "kept", "kept8"}:
+        return None
+    shape, block = stated.get("shape"), stated.get("block")
+    if not isinstance(shape, list) or not isinstance(block, list):
+        return None
+    if not all(type(one) is int and 0 <= one < LARGEST for one in shape) or tuple(block) not in BLOCKS:
+        return None
+    if stated["form"] != "plain":
+        fits = len(shape) == 2 and not shape[0] % block[0] and not shape[1] % block[1]
+        if not fits or shape[0] * shape[1] > LARGEST:
+            return None
+    return Form(stated["form"], tuple(shape), (block[0], block[1]))
+
+
+def taken(
+    arrays: Mapping[str, Tensor], name: str, kind: torch.dtype | None, shape: tuple[int, ...], found: list[Problem]
+) -> Tensor | None:
+    """An array of the file, if it is of this type and shape."""
+    array = arrays.get(name)
+    if array is not None and (kind is None or array.dtype == kind) and tuple(array.shape) == shape:
+        return array
+    got = "nothing" if array is None else f"{array.dtype} {tuple(array.shape)}"
+    found.append(Problem(name, got, f"be {kind or 'a tensor'} {shape}", "an intact file"))
+    return None
+
+
+def export_archive(directory: Path, output: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Archives a saved model; reads the archive back and compares every tensor before it counts.
+
+    Returns the facts that ``archive.json`` holds: forms, and bytes of the pruned weights and of the whole file, each also
+    compressed by zlib (level 6), as float32, as int8 where the model was trained in it, and as archived.
+
+    Raises:
+        CheckpointError: no model there, an output that is taken, or a disk that is full.
+
+    """
+    if not (directory / MODEL).is_file():
+        raise CheckpointError(Problem(str(directory / MODEL), "nothing", "be a file", "the output of prunus run"))
+    if (output / ARCHIVE).exists() and not overwrite:
+        rule = "not hold an archive yet"
+        raise CheckpointError(Problem("output", str(output), rule, "--overwrite or another directory"))
+    tensors = read_tensors(directory / MODEL)
+    ranges = read_tensors(directory / RANGES_FILE) if (directory / RANGES_FILE).is_file() else {}
+    with staged(output, FACTS) as partial:
+        copy(directory, partial)
+        forms = write_archive(partial / ARCHIVE, tensors, ranges)
+        back = read_archive(partial / ARCHIVE)
+        for name, tensor in tensors.items():
+            if name not in back or not torch.equal(back[name], tensor):
+                raise CheckpointError(Problem(name, "another value", "be read back as it was", "a bug report"))
+        facts = {
+            "prunus": __version__,
+            "forms": {name: form.json() for name, form in forms.items()},
+            "bytes": sizes(tensors, ranges, forms),
+            "files": {"model": (directory / MODEL).stat().st_size, "archive": (partial / ARCHIVE).stat().st_size},
+        }
+        (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return facts
+
+
+def restore_archive(directory: Path, output: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """The directory that was archived: ``model.safetensors`` with every tensor as it was, and what lay beside it.
+
+    Raises:
+        CheckpointError: no whole archive there, or an output that is taken.
+
+    """
+    if (output / MODEL).exists() and not overwrite:
+        rule = "not hold a model yet"
+        raise CheckpointError(Problem("output", str(output), rule, "--overwrite or another directory"))
+    if not (directory / ARCHIVE).is_file():
+        fix = f"prunus export {directory} --to archive"
+        raise CheckpointError(Problem(str(directory / ARCHIVE), "nothing", "be a file", fix))
+    tensors = read_archive(directory / ARCHIVE)
+    with staged(output, MODEL) as partial:
+        copy(directory, partial)
+        write_tensors(partial / MODEL, tensors, {"format": "pt"})
+    return {"tensors": len(tensors), "bytes": (output / MODEL).stat().st_size}
+
+
+def copy(directory: Path, output: Path) -> None:
+    """What lies beside the weights."""
+    for name in KEEPS:
+        if (directory / name).is_file():
+            shutil.copyfile(directory / name, output / name)
+
+
+def sizes(
+    tensors: Mapping[str, Tensor], ranges: Mapping[str, Tensor], forms: Mapping[str, Form]
+) -> dict[str, dict[str, list[int]]]:
+    """Bytes, plain and compressed, of ``pruned`` (what is stored as kept blocks) and of ``all`` tensors."""
+    kinds = {form.kind for form in forms.values()}
+    pruned = "kept8" if "kept8" in kinds else "kept"
+    parts = {"pruned": [name for name, form in forms.items() if form.kind == pruned], "all": list(tensors)}
+    found: dict[str, dict[str, list[int]]] = {}
+    for part, names in parts.items():
+        dense, whole, archive = [0, 0], [0, 0], [0, 0]
+        for name in names:
+            weight, layer = tensors[name], name.removesuffix(".weight")
+            bits = int(ranges.get(f"{layer}.bits", torch.tensor(8)))
+            bound = ranges.get(f"{layer}.weight_range")
+            add(dense, {name: weight})
+            on_grid = grid(weight, bound, bits) if forms[name].kind in {"whole", "kept8"} else None
+            add(whole, {name: weight} if on_grid is None else {"values": on_grid[0], "steps": on_grid[1]})
+            add(archive, smallest(name, weight, bound, bits)[1])
+        found[part] = {"float32": dense, "archive": archive} | ({"int8": whole} if ranges else {})
+    return found
+
+
+def add(total: list[int], arrays: Mapping[str, Tensor]) -> None:
+    """Their bytes, and their bytes after zlib."""
+    for array in arrays.values():
+        raw = array.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        total[0] += len(raw)
+        total[1] += len(zlib.compress(raw, 6))
