@@ -14,6 +14,7 @@ from prunus.recipe import read_recipe
 from prunus.training import run as run_module
 from prunus.training.best import KeepBest
 from prunus.training.run import run
+from prunus.training.trainer import PrunusTrainer
 from small import small_recipe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -100,7 +101,20 @@ def test_with_autocast_in_training_everything_is_scored_in_float32(
         finally:
             hook.remove()
 
+    trained: list[torch.dtype] = []
+    loss = PrunusTrainer.compute_loss
+
+    def trained_in(self: Any, model: Any, *rest: Any, **more: Any) -> Any:
+        hook = model.get_submodule("bert.encoder.layer.0.output.dense").register_forward_hook(
+            lambda module, inputs, output: trained.append(output.dtype)
+        )
+        try:
+            return loss(self, model, *rest, **more)
+        finally:
+            hook.remove()
+
     monkeypatch.setattr(run_module, "score_model", watched)
+    monkeypatch.setattr(PrunusTrainer, "compute_loss", trained_in)
     recipe = read_recipe(raw)
     run(
         replace(recipe, train=replace(recipe.train, evaluate_every=replace(recipe.train.log_every, value=3))),
@@ -108,3 +122,5 @@ def test_with_autocast_in_training_everything_is_scored_in_float32(
     )
     assert len(seen) > 3
     assert set(seen) == {torch.float32}
+    assert len(trained) == 16  # an epoch of the dense model, and one of the sparse model, which begins where that one ended
+    assert set(trained) == {torch.bfloat16}

@@ -31,7 +31,7 @@ from prunus.training.best import KeepBest
 from prunus.training.callback import STATE_FILE, PruneCallback
 from prunus.training.prepare import Length
 from prunus.training.progress import Bars, TrainingBar
-from prunus.training.trainer import PrunusTrainer
+from prunus.training.trainer import PrunusTrainer, release
 
 __all__ = ["Fit", "Interrupted", "Teaching", "drop_checkpoints", "fit", "last_checkpoint", "resume_point"]
 
@@ -161,7 +161,7 @@ def fit(
     seconds = perf_counter() - began
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted("the last checkpoint is whole; go on with --resume")
-    model.__dict__.pop("forward", None)  # the autocast of the training: what is measured from here on is float32
+    release(model)
     if best is not None and score is not None:
         if best.looked != trainer.state.global_step:
             best.see(model, trainer.state.global_step, score(model)[metric])

@@ -26,7 +26,7 @@ from prunus.sparsity.pruning import Pruning
 from prunus.training.callback import PruneCallback
 from prunus.training.rates import cosine_cycles
 
-__all__ = ["PrunusTrainer"]
+__all__ = ["PrunusTrainer", "release"]
 
 
 class PrunusTrainer(Trainer):  # type: ignore[misc]
@@ -138,6 +138,14 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             self.prune_callback.save_state(directory)
         if _internal_call and self.args.should_save:
             self._order.save_state(directory)
+
+
+def release(model: nn.Module) -> None:
+    """Takes off what accelerate laid on a model: the autocast (what is measured afterwards is float32), and the mark that
+    would keep the next training from having its own.
+    """
+    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+        model.__dict__.pop(name, None)
 
 
 @contextmanager
