@@ -23,7 +23,7 @@ from prunus.errors import (
 
 if TYPE_CHECKING:
     from prunus.distillation.logits import Distillation
-    from prunus.sparsity import Allocation, Masker, Pruning, Schedule, Span, Targets
+    from prunus.sparsity import Allocation, Lock, Masker, Pruning, Schedule, Span, Targets, lock
     from prunus.training.callback import PruneCallback
     from prunus.training.trainer import PrunusTrainer
 
@@ -33,6 +33,7 @@ __all__ = [
     "DataError",
     "Distillation",
     "EngineError",
+    "Lock",
     "Masker",
     "MissingExtra",
     "Problem",
@@ -47,12 +48,13 @@ __all__ = [
     "Targets",
     "TrainingError",
     "__version__",
+    "lock",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # torch and transformers take seconds to import; the command line's help and listings need neither.
-    if name in {"Allocation", "Masker", "Pruning", "Schedule", "Span", "Targets"}:
+    if name in {"Allocation", "Lock", "Masker", "Pruning", "Schedule", "Span", "Targets", "lock"}:
         from prunus import sparsity
 
         return getattr(sparsity, name)

@@ -39,6 +39,9 @@ def plan_lines(plan: Mapping[str, Any], verbose: bool = False) -> Iterator[str]:
 
 def _rule(rule: Mapping[str, Any], verbose: bool) -> Iterator[str]:
     schedule = rule["schedule"]
+    if rule["lock"]:
+        yield f"prune    the zeros of {len(rule['tensors'])} tensors stay: {rule['pattern']}, checked against the weights"
+        return
     yield (
         f"prune    {len(rule['tensors'])} tensors, {_count(rule['weights'])} weights: {rule['pattern']} by "
         f"{rule['criterion']}, {rule['scope']} scope, to {rule['sparsity']:g} ({rule['zeros']:,} zeros)"

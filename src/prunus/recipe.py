@@ -46,8 +46,11 @@ class ModelSpec:
     name: str = "minilm"
     """A directory, a Hub id, or ``minilm``: the embedded all-MiniLM-L6-v2 of the extra ``demo``."""
     revision: str | None = None
+    dense: str | None = None
+    """What the dense model is fine-tuned from, where that is not ``name``: of a sparse model, the model before pruning."""
     start: Literal["auto", "dense", "pretrained"] = "auto"
-    """``dense``: from the fine-tuned dense model; ``pretrained``: from ``name``; ``auto``: dense where one is trained."""
+    """``dense``: from the fine-tuned dense model; ``pretrained``: from ``name``; ``auto``: dense where one is trained, but
+    ``name`` where its zeros are locked or the dense model is another."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,17 @@ class Recipe:
         return self.model.start == "dense" or taught
 
     @property
+    def locks(self) -> bool:
+        """Whether a rule keeps the zeros that the model has."""
+        return any(pruning.lock for pruning in self.prune)
+
+    @property
+    def starts_dense(self) -> bool:
+        """Whether the sparse training starts from the fine-tuned dense model."""
+        own = self.model.start == "auto" and not self.locks and self.model.dense is None
+        return self.needs_dense and (own or self.model.start == "dense")
+
+    @property
     def dense_training(self) -> TrainSpec:
         """How the dense model is fine-tuned."""
         return self.dense or self.train
@@ -157,6 +171,13 @@ class Recipe:
             found += pruning.problems(f"prune[{index}]")
         if self.distill is not None:
             found += self.distill.problems("distill")
+        if self.locks and self.model.start == "dense":
+            rule = "be pretrained where a rule of prune locks the zeros of model.name"
+            found.append(Problem("model.start", "dense", rule, "leaving it out"))
+        elif self.locks and self.needs_dense and self.model.dense is None:
+            rule = "not be fine-tuned from the sparse model whose zeros are locked"
+            fix = "model.dense, the model before pruning; or the directory of a teacher"
+            found.append(Problem("distill.teacher", "dense", rule, fix))
         if self.quantize is not None:
             found += self.quantize.problems("quantize")
         return found

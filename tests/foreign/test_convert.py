@@ -143,6 +143,20 @@ LANGUAGE_MODEL = {
 }
 
 
+def test_a_locked_pattern(tmp_path: Path) -> None:
+    values = {
+        "scheduler": "one_shot",
+        "pruning_fn": "pattern_lock",
+        "prune_layer_types": {"Linear": {"name": "weight"}, "QuantizedLinear": {"name": "weight"}},
+        "not_to_prune": ["classifier", "teacher"],
+    }
+    found = convert_file(written(tmp_path, values))
+    assert found.lost == []
+    (rule,) = read_recipe(found.recipe).prune
+    assert rule.lock
+    assert rule.targets.exclude == ("classifier",)
+
+
 def test_prune_once_for_alls_own_configuration(tmp_path: Path) -> None:
     found = convert_file(written(tmp_path, LANGUAGE_MODEL))
     assert found.lost == []

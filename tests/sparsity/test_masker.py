@@ -96,7 +96,7 @@ def test_lock_takes_the_targets_alone() -> None:
 
 
 def test_lock_of_a_dense_model_is_an_error() -> None:
-    with pytest.raises(TargetError, match="hold at least one zero weight to lock"):
+    with pytest.raises(TargetError, match="lock must hold zero weights"):
         Masker.lock(two_layers())
 
 

@@ -122,5 +122,7 @@ def test_with_autocast_in_training_everything_is_scored_in_float32(
     )
     assert len(seen) > 3
     assert set(seen) == {torch.float32}
-    assert len(trained) == 16  # an epoch of the dense model, and one of the sparse model, which begins where that one ended
+    assert (
+        len(trained) == 16
+    )  # an epoch of the dense model, and one of the sparse model, which begins where that one ended
     assert set(trained) == {torch.bfloat16}

@@ -23,6 +23,8 @@ def convert_mcr(values: Mapping[str, Any]) -> Converted:
     lost: list[str] = []
     block = Block(values, "", lost)
     function = block.take("pruning_fn")
+    if function == "pattern_lock":
+        return Converted({"prune": locked(block)}, lost)
     if block.take("scheduler", "iterative") != "iterative":
         block.lose("scheduler", "an iterative schedule in its place")
     if function not in FUNCTIONS:
@@ -48,13 +50,7 @@ def convert_mcr(values: Mapping[str, Any]) -> Converted:
         del rule["sparsity"]
     own.rest()
     rule |= {"schedule": schedule(block), "allocation": allocation}
-    kinds = block.block("prune_layer_types")
-    for kind in kinds.values:
-        if kind != "Linear":
-            kinds.lose(kind, "only Linear layers are pruned")
-    excluded = [name for name in block.texts("not_to_prune") if name != "teacher"]  # it is no part of the model here
-    if excluded:
-        rule["targets"] = {"exclude": excluded}
+    rule |= targets(block)
     sparsities = block.block("weight_sparsity_map")
     for regex in sparsities.values:
         value = sparsities.block(regex)
@@ -67,6 +63,26 @@ def convert_mcr(values: Mapping[str, Any]) -> Converted:
     block.take("initial_step")  # its own package ignores it
     block.rest()
     return Converted({"prune": rule}, lost)
+
+
+def targets(block: Block) -> dict[str, Any]:
+    """Which layers, and which not."""
+    kinds = block.block("prune_layer_types")
+    for kind in kinds.values:
+        if kind not in {"Linear", "QuantizedLinear"}:
+            kinds.lose(kind, "only Linear layers are pruned")
+    excluded = [name for name in block.texts("not_to_prune") if name != "teacher"]  # it is no part of the model here
+    return {"targets": {"exclude": excluded}} if excluded else {}
+
+
+def locked(block: Block) -> dict[str, Any]:
+    """``pattern_lock``: the zeros that are there stay."""
+    if block.take("scheduler", "one_shot") != "one_shot":
+        block.lose("scheduler", "a pattern is locked once, before training")
+    rule = {"lock": True, "pattern": "unstructured"} | targets(block)
+    block.take("pruning_fn_default_kwargs")  # it has none that act
+    block.rest()
+    return rule
 
 
 def schedule(block: Block) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Sparsity: pruning = pattern x criterion x schedule x allocation. Needs torch and nothing else."""
 
 from prunus.sparsity.allocation import Allocation
+from prunus.sparsity.locking import Lock, lock
 from prunus.sparsity.masker import Masker
 from prunus.sparsity.patterns import Block, Columns, NofM, Pattern, Rows, Unstructured, parse_pattern
 from prunus.sparsity.pruning import Pruning
@@ -11,6 +12,7 @@ __all__ = [
     "Allocation",
     "Block",
     "Columns",
+    "Lock",
     "Masker",
     "NofM",
     "Pattern",
@@ -21,6 +23,7 @@ __all__ = [
     "Span",
     "Targets",
     "Unstructured",
+    "lock",
     "parse_pattern",
     "parse_span",
     "select",

@@ -23,13 +23,14 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import CheckpointError, Problem, TargetError, TrainingError
+from prunus.errors import CheckpointError, Problem, TrainingError
 from prunus.sparsity.allocation import global_cuts, importance
 from prunus.sparsity.measure import TensorFacts, measure
-from prunus.sparsity.patterns import Pattern, Unstructured
+from prunus.sparsity.patterns import Pattern, parse_pattern
 from prunus.sparsity.pruning import Pruning, Rule, resolve
 from prunus.sparsity.selection import Cut, count_of, cut_lowest, kept
 from prunus.sparsity.targets import Selection, Targets, select
+from prunus.sparsity.zeros import found_zeros
 
 __all__ = ["Masker"]
 
@@ -63,29 +64,36 @@ class Masker:
         if state is not None:
             self._load(model, state)
         else:
-            for rule in self.rules:
-                if rule.timetable.due(0) and rule.timetable.prunes(0):
+            for index, rule in enumerate(self.rules):
+                if rule.pruning.lock:
+                    self._hold(
+                        found_zeros(
+                            model, rule.selection.taken, rule.pattern, rule.pruning.sparsity, key=f"prune[{index}]"
+                        )
+                    )
+                elif rule.timetable.due(0) and rule.timetable.prunes(0):
                     self._update(model, rule)
             self.apply(model)
 
     @classmethod
-    def lock(cls, model: nn.Module, targets: Targets | None = None) -> "Masker":
+    def lock(
+        cls,
+        model: nn.Module,
+        targets: Targets | None = None,
+        *,
+        pattern: str = "unstructured",
+        sparsity: float | None = None,
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> "Masker":
         """A masker that keeps every weight of the targets that is zero now at zero, element by element.
 
-        For fine-tuning a model that is sparse already. Raises ``TargetError`` where nothing is zero.
+        For fine-tuning a model that is sparse already; ``pattern``, ``sparsity`` and ``masks`` say what its zeros are expected
+        to be. Raises ``TargetError`` where nothing is zero, or other weights than expected.
         """
-        masker = cls(model, [], total_steps=1)
-        for name in select(model, targets or Targets(), Unstructured()).taken:
-            zero = model.get_parameter(name).detach() == 0
-            if zero.any():
-                masker._masks[name] = ~zero
-                masker._planned[name] = int(zero.sum())
-        if not masker._masks:
-            rule = "hold at least one zero weight to lock"
-            raise TargetError(
-                Problem("model", "no zero in its Linear weights", rule, "a pruned model, or other targets")
-            )
-        return masker
+        rule = Pruning(sparsity, pattern, targets=targets or Targets(), lock=True)
+        taken = select(model, rule.targets, parse_pattern(pattern)).taken
+        found_zeros(model, taken, parse_pattern(pattern), sparsity, masks)
+        return cls(model, rule, total_steps=1)
 
     # What a training loop calls
 
@@ -156,8 +164,7 @@ class Masker:
     @property
     def patterns(self) -> dict[str, Pattern]:
         """Pattern of each tensor that is held, in order."""
-        named: dict[str, Pattern] = {name: rule.pattern for rule in self.rules for name in rule.selection.taken}
-        return named or dict.fromkeys(self._masks, Unstructured())
+        return {name: rule.pattern for rule in self.rules for name in rule.selection.taken}
 
     @property
     def masks(self) -> dict[str, Tensor]:
@@ -206,9 +213,16 @@ class Masker:
 
     # How it works
 
+    def _hold(self, masks: Mapping[str, Tensor]) -> None:
+        for name, mask in masks.items():
+            self._masks[name] = mask
+            self._planned[name] = mask.numel() - int(torch.count_nonzero(mask))
+
     def _final(self, rule: Rule) -> float:
         """Final sparsity of a rule over all of its weights, the user's per-tensor values counted in."""
         final, taken = rule.pruning.allocation.final, rule.selection.taken
+        if rule.pruning.lock:
+            return sum(self._planned.get(name, 0) for name in taken) / rule.selection.weights
         zeros = sum(final(name, rule.sparsity) * out * inp for name, (out, inp) in taken.items())
         return zeros / rule.selection.weights
 

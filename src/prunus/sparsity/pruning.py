@@ -42,13 +42,19 @@ class Pruning:
     targets: Targets = field(default_factory=Targets)
     reduce: Reduce = "mean"
     revive: bool = False
+    lock: bool = False
+    """The zeros that the model has stay, and no others come; ``pattern`` and ``sparsity`` then say what is expected of them."""
 
     def final_sparsity(self) -> float:
-        """``sparsity``, or the pattern's own where it is None."""
+        """``sparsity``, or the pattern's own where it is None; of a lock only the model can say it."""
+        if self.lock:
+            return self.sparsity or 0.0
         return parse_pattern(self.pattern).max_sparsity if self.sparsity is None else self.sparsity
 
     def problems(self, key: str = "prune") -> list[Problem]:
         """Everything that is wrong with the rule, whatever the model."""
+        if self.lock:
+            return self._lock_problems(key)
         found: list[Problem] = []
         pattern: Pattern | None = None
         try:
@@ -77,6 +83,21 @@ class Pruning:
         most = pattern.max_sparsity if isinstance(pattern, NofM) else 0.0
         asked = most if sparsity is None else sparsity
         found += self.allocation.problems(asked if 0 <= asked < 1 else 0.0, f"{key}.allocation")
+        return found
+
+    def _lock_problems(self, key: str) -> list[Problem]:
+        found: list[Problem] = []
+        try:
+            parse_pattern(self.pattern, f"{key}.pattern")
+        except PrunusError as error:
+            found += error.problems
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
+            found.append(Problem(f"{key}.sparsity", self.sparsity, "be a fraction in (0, 1), or left out", "0.8"))
+        plain = Pruning()
+        for name in ("criterion", "schedule", "allocation", "reduce", "revive"):
+            if getattr(self, name) != getattr(plain, name):
+                rule = "not come with lock: the zeros that are there stay, and no others come"
+                found.append(Problem(f"{key}.{name}", getattr(self, name), rule, f"leaving {name} out"))
         return found
 
 
@@ -126,7 +147,11 @@ def resolve(
             continue
         pattern, timetable, selection = parse_pattern(pruning.pattern), None, None
         try:
-            timetable = pruning.schedule.timetable(total_steps, steps_per_epoch, f"{where}.schedule")
+            timetable = (
+                Timetable("one_shot", (0,))
+                if pruning.lock
+                else pruning.schedule.timetable(total_steps, steps_per_epoch, f"{where}.schedule")
+            )
         except RecipeError as error:
             found += error.problems
         try:
@@ -135,7 +160,7 @@ def resolve(
             found += error.problems
         if timetable is None or selection is None:
             continue
-        final, chosen = pruning.final_sparsity(), criterion(pruning.criterion)
+        final, chosen = pruning.final_sparsity(), criterion("magnitude" if pruning.lock else pruning.criterion)
         if chosen.needs_gradient and timetable.prunes(0):
             rule = f"be at least 1 with criterion {chosen.name}, which has seen no gradient at step 0"
             found.append(Problem(f"{where}.schedule.start", 0, rule, "100, or criterion: magnitude"))
@@ -153,7 +178,7 @@ def resolve(
                 rule = f"not match a tensor that {owner[name]} prunes already"
                 found.append(Problem(f"{where}.targets", name, rule, "an exclude pattern in one of the two"))
                 break
-        short = _shortfall(pruning.allocation, pattern, selection, final)
+        short = 0 if pruning.lock else _shortfall(pruning.allocation, pattern, selection, final)
         if short:
             rule = f"leave room for the sparsity {final:g}: whole units under this cap are {short} weights short of it"
             key_ = f"{where}.allocation.max_per_tensor"

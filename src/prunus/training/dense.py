@@ -52,7 +52,7 @@ def cache_directory() -> Path:
 def _digest(prepared: Prepared) -> str:
     """Names the dense model by everything that decides its weights."""
     sha = hashlib.sha256()
-    files = sorted(Path(prepared.source).glob("*.safetensors")) if Path(prepared.source).is_dir() else []
+    files = sorted(Path(prepared.dense_source).glob("*.safetensors")) if Path(prepared.dense_source).is_dir() else []
     for path in files:
         with path.open("rb") as file:
             sha.update(hashlib.file_digest(file, "sha256").digest())
@@ -60,7 +60,7 @@ def _digest(prepared: Prepared) -> str:
         sha.update(array("q", row["input_ids"]).tobytes())
         sha.update(repr([row.get(key) for key in sorted(LABEL_KEYS)]).encode())
     said: dict[str, Any] = {
-        "source": None if files else [prepared.source, prepared.recipe.model.revision],
+        "source": None if files else [prepared.dense_source, prepared.recipe.model.revision],
         "task": plain(replace(prepared.recipe.task, train=None, validation=None, data=None)),
         "rows": len(prepared.train_features),
         "train": plain(prepared.recipe.dense_training),
@@ -76,11 +76,11 @@ def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[
     head = prepared.task.head
     if (kept / FACTS_FILE).is_file():
         say(f"dense model: kept from an earlier run in {kept}")
-        model = load_model(str(kept), prepared.config, head)
+        model = load_model(str(kept), prepared.dense_config, head)
         return Dense(model, float(read_facts(kept)["seconds"]), True, size_on_disk(kept))
     train = prepared.recipe.dense_training
     set_seed(train.seed)
-    model = load_model(prepared.source, prepared.config, head, prepared.recipe.model.revision)
+    model = load_model(prepared.dense_source, prepared.dense_config, head, prepared.recipe.model.revision)
     partial = kept.with_name(f"{kept.name}.{uuid4().hex[:8]}.partial")
     partial.mkdir(parents=True)
     try:

@@ -8,18 +8,21 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from math import ceil
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from prunus.checkpoint.state import MASKS_FILE, read_masks
 from prunus.errors import Problem, PrunusError, RecipeError
 from prunus.quantization.prepare import attach
 from prunus.recipe import Recipe, TrainSpec
 from prunus.sparsity.pruning import Rule, resolve
+from prunus.sparsity.zeros import found_zeros
 from prunus.tasks import check_task, load_task
-from prunus.tasks.base import Feature, Task
-from prunus.training.models import config_for, load_tokenizer, meta_model, model_source, trained_for
+from prunus.tasks.base import Feature, HeadKind, Task
+from prunus.training.models import config_for, load_model, load_tokenizer, meta_model, model_source, trained_for
 
 __all__ = ["Length", "Prepared", "length_of", "plan_facts", "prepare"]
 
@@ -44,6 +47,9 @@ class Prepared:
     tokenizer: PreTrainedTokenizerBase
     config: PreTrainedConfig
     source: str
+    dense_source: str
+    """What the dense model is fine-tuned from; with ``dense_config``."""
+    dense_config: PreTrainedConfig
     teacher_source: str | None
     train_features: Sequence[Feature]
     length: Length
@@ -68,9 +74,11 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
     """
     found: list[Problem] = list(recipe.problems()) + check_task(recipe.task)
     source = _source(recipe.model.name, "model.name", found)
+    other = recipe.model.dense
+    dense_source = source if other is None else _source(other, "model.dense", found)
     teacher = recipe.distill.teacher if recipe.distill is not None else "dense"
     teacher_source = None if teacher == "dense" else _source(teacher, "distill.teacher", found)
-    if found or source is None:
+    if found or source is None or dense_source is None:
         raise RecipeError(*found)
 
     def step(what: str) -> Callable[[int, int], None] | None:
@@ -79,10 +87,14 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
     task = load_task(recipe.task, step("reading data"))
     config = _gather(found, lambda: config_for(source, task, recipe.model.revision))
     tokenizer = _gather(found, lambda: load_tokenizer(source, recipe.model.revision))
+    dense_config = config
+    if other is not None:
+        dense_config = _gather(found, lambda: config_for(dense_source, task, key="model.dense"))
+        found += _knows(dense_config, tokenizer, "model.dense")
     if teacher_source is not None:
         found += _teacher(teacher_source, task, tokenizer)
     skeleton = None if config is None else _gather(found, lambda: meta_model(config, task.head))
-    if config is None or tokenizer is None or skeleton is None or found:
+    if config is None or dense_config is None or tokenizer is None or skeleton is None or found:
         raise RecipeError(*found)
     features = task.features("train", tokenizer, step("tokenising"))
     length = length_of(len(features), recipe.train)
@@ -93,6 +105,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
         rules = ()
     found += _other_epochs(recipe.train, length, len(features))
     found += _frozen_targets(recipe.train, rules, skeleton)
+    found += _other_zeros(recipe, rules, source, config, task.head)
     spec = recipe.quantize
     quantized = None if spec is None else _gather(found, lambda: attach(deepcopy(skeleton), spec, ()))
     if found:
@@ -105,6 +118,8 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
         tokenizer,
         config,
         source,
+        dense_source,
+        dense_config,
         teacher_source,
         features,
         length,
@@ -127,16 +142,31 @@ def _teacher(source: str, task: Task, tokenizer: PreTrainedTokenizerBase | None)
     if config is not None and not trained_for(config, task.head):
         rule = f"be a model that is fine-tuned for {task.head}"
         found.append(Problem("distill.teacher", source, rule, "dense, which fine-tunes one first"))
-    if config is not None and tokenizer is not None and config.get_text_config().vocab_size < len(tokenizer):
-        rule = f"know the {len(tokenizer)} tokens of the model's tokenizer"
-        found.append(
-            Problem(
-                "distill.teacher",
-                f"{config.get_text_config().vocab_size} tokens",
-                rule,
-                "a teacher with that tokenizer",
-            )
-        )
+    return found + _knows(config, tokenizer, "distill.teacher")
+
+
+def _knows(config: PreTrainedConfig | None, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:
+    """Whether a model has fewer tokens than the tokenizer makes."""
+    if config is None or tokenizer is None or config.get_text_config().vocab_size >= len(tokenizer):
+        return []
+    rule = f"know the {len(tokenizer)} tokens of the model's tokenizer"
+    return [Problem(key, f"{config.get_text_config().vocab_size} tokens", rule, "a model with that tokenizer")]
+
+
+def _other_zeros(
+    recipe: Recipe, rules: Sequence[Rule], source: str, config: PreTrainedConfig, head: HeadKind
+) -> list[Problem]:
+    """Why the zeros that a rule locks are not what was declared; the weights are read for it."""
+    found: list[Problem] = []
+    if not any(rule.pruning.lock for rule in rules):
+        return found
+    model = _gather(found, lambda: load_model(source, config, head, recipe.model.revision))
+    path = Path(source) / MASKS_FILE
+    masks = _gather(found, lambda: read_masks(path)) if path.is_file() else None
+    for index, rule in enumerate(rules):
+        if model is not None and rule.pruning.lock:
+            names, key = list(rule.selection.taken), f"prune[{index}]"
+            _gather(found, lambda: found_zeros(model, names, rule.pattern, rule.pruning.sparsity, masks, key))  # noqa: B023
     return found
 
 
@@ -192,6 +222,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         rules.append(
             {
                 "pattern": str(rule.pattern),
+                "lock": rule.pruning.lock,
                 "criterion": rule.criterion.name,
                 "sparsity": rule.sparsity,
                 "scope": rule.pruning.allocation.scope,

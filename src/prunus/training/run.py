@@ -74,7 +74,14 @@ def check_output(directory: Path, overwrite: bool, resume: bool) -> None:
 def _check_inputs(prepared: Prepared, output: Path) -> None:
     """``CheckpointError`` where removing ``output`` would remove what the run reads."""
     task = prepared.recipe.task
-    for read in (prepared.source, prepared.teacher_source, task.train, task.validation, task.data):
+    for read in (
+        prepared.source,
+        prepared.dense_source,
+        prepared.teacher_source,
+        task.train,
+        task.validation,
+        task.data,
+    ):
         if read is not None and Path(read).expanduser().resolve().is_relative_to(output.resolve()):
             raise CheckpointError(
                 Problem("output", str(output), f"not hold {read}, which the run reads", "another one")
@@ -201,7 +208,7 @@ def _dense(
     if prepared.teacher_source is not None:
         own = config_for(prepared.teacher_source, prepared.task, key="distill.teacher")
         teacher = load_model(prepared.teacher_source, own, head)
-    if recipe.needs_dense and dense is not None and recipe.model.start != "pretrained":
+    if recipe.starts_dense and dense is not None:
         starting = deepcopy(dense)
     return dense, teacher, starting
 
@@ -246,8 +253,7 @@ def _finish(
 def _add_ends(points: list[dict[str, Any]], facts: dict[str, Any], column: str, prepared: Prepared) -> None:
     """The metrics before the first and after the last step, where they were measured."""
     dense = facts.get("dense", {})
-    starts_dense = prepared.recipe.needs_dense and prepared.recipe.model.start != "pretrained"
-    if column == "sparse" and starts_dense and dense.get("metrics"):
+    if column == "sparse" and prepared.recipe.starts_dense and dense.get("metrics"):
         points.insert(0, {"step": 0, "metrics": dense["metrics"], "sparsity": dense["sparsity"]})
     if not points or points[-1]["step"] < prepared.length.total:
         last = {

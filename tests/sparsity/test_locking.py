@@ -1,0 +1,219 @@
+"""Zeros that a model has stay, element by element, whatever trains it; what is declared of them is checked."""
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import prunus
+from prunus import Masker, Pruning, RecipeError, Schedule, TargetError, Targets, TrainingError
+from prunus.sparsity import Span
+from prunus.sparsity.pruning import resolve
+
+PATTERNS = ["unstructured", "4x1", "1x4", "2:4", "rows"]
+OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.05, weight_decay=0.1),
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=0.1, nesterov=True),
+    "adafactor": lambda p: torch.optim.Adafactor(p, lr=0.05, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.9, centered=True),
+}
+
+
+def sparse(pattern: str, seed: int = 0) -> nn.Sequential:
+    """Two layers whose zeros form a pattern."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16), nn.LayerNorm(16))
+    sparsity = None if pattern == "2:4" else 0.5
+    Masker(model, Pruning(sparsity, pattern, "magnitude", Schedule("one_shot", Span(0))), 1)
+    return model
+
+
+def zeros(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach() == 0 for name, value in model.named_parameters() if value.ndim == 2}
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 6, micro: int = 1) -> None:
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for _ in range(micro):
+            x, y = torch.randn(8, 16, generator=draw), torch.randn(8, 16, generator=draw)
+            (nn.functional.mse_loss(model(x), y) / micro).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("micro", [1, 3])
+def test_zeros_are_identical_after_training(pattern: str, kind: str, micro: int) -> None:
+    model = sparse(pattern)
+    before, weight = zeros(model), model[0].weight.detach().clone()
+    optimizer = OPTIMIZERS[kind](model.parameters())
+    train(model, optimizer, steps=2)  # its moments remember dense gradients
+    for name, value in model.named_parameters():
+        if value.ndim == 2:
+            value.data.mul_(~before[name])
+    scheduler = prunus.lock(model, pattern=pattern)
+    train(model, optimizer, micro=micro)
+    facts = scheduler.remove_pruning()
+    after = zeros(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not torch.equal(model[0].weight, weight)
+    assert sum(fact.zeros for fact in facts) == sum(int(zero.sum()) for zero in before.values())
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_without_the_lock_they_would_not_stay(kind: str) -> None:
+    model = sparse("unstructured")
+    before = zeros(model)
+    train(model, OPTIMIZERS[kind](model.parameters()))
+    assert int((zeros(model)["0.weight"] & before["0.weight"]).sum()) < int(before["0.weight"].sum()) // 10
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "adafactor"])
+def test_zeros_and_weights_are_identical_after_a_resume(kind: str) -> None:
+    whole, halves = sparse("4x1"), sparse("4x1")
+    locked = prunus.lock(whole)
+    optimizer = OPTIMIZERS[kind](whole.parameters())
+    train(whole, optimizer, steps=3)
+    train(whole, optimizer, steps=3)
+    first = prunus.lock(halves)
+    optimizer = OPTIMIZERS[kind](halves.parameters())
+    train(halves, optimizer, steps=3)
+    held, moments = halves.state_dict(), optimizer.state_dict()
+    first.remove_pruning()
+    resumed = sparse("4x1", seed=5)
+    resumed.load_state_dict(held)
+    second = prunus.lock(resumed, pattern="4x1")
+    optimizer = OPTIMIZERS[kind](resumed.parameters())
+    optimizer.load_state_dict(moments)
+    train(resumed, optimizer, steps=3)
+    for left, right in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(left, right)
+    locked.remove_pruning()
+    second.remove_pruning()
+
+
+def test_letting_go_lets_go_and_another_model_is_not_touched() -> None:
+    model, other = sparse("unstructured"), sparse("unstructured")
+    scheduler = prunus.lock(model)
+    before = zeros(other)
+    train(other, OPTIMIZERS["adamw"](other.parameters()))
+    assert not torch.equal(zeros(other)["0.weight"], before["0.weight"])
+    scheduler.remove_pruning()
+    before = zeros(model)
+    train(model, OPTIMIZERS["adamw"](model.parameters()))
+    assert not torch.equal(zeros(model)["0.weight"], before["0.weight"])
+
+
+def test_nothing_at_all_leaves_no_hook_behind() -> None:
+    from torch.optim import optimizer as module
+
+    hooks = module._global_optimizer_post_hooks
+    held = len(hooks)
+    model, other = sparse("unstructured"), sparse("unstructured")
+    prunus.lock(model)
+    assert len(hooks) == held + 1
+    del model
+    gc.collect()
+    train(other, OPTIMIZERS["sgd"](other.parameters()), steps=2)
+    assert len(hooks) == held
+
+
+def test_a_weight_that_was_changed_behind_its_back_is_told() -> None:
+    model = sparse("unstructured")
+    before = zeros(model)["0.weight"]
+    scheduler = prunus.lock(model)
+    model[0].weight.data.fill_(1.0)
+    scheduler.remove_pruning()  # masked a last time
+    assert torch.equal(zeros(model)["0.weight"], before)
+    with pytest.raises(TrainingError, match="zeros asked for"):
+        broken(scheduler.masker)
+
+
+def broken(masker: Masker) -> None:
+    masker._planned["0.weight"] += 1
+    model = sparse("unstructured")
+    masker.finish(model)
+
+
+# What is declared
+
+
+@pytest.mark.parametrize("pattern", ["4x1", "1x4", "2:4", "rows"])
+def test_one_per_cent_of_damage_is_refused(pattern: str) -> None:
+    model = sparse(pattern)
+    weight = model[0].weight.detach()
+    places = (weight == 0).flatten().nonzero().flatten()
+    hit = places[torch.randperm(len(places), generator=torch.Generator().manual_seed(0))[: -(-len(places) // 100)]]
+    weight.view(-1)[hit] = 0.5
+    with pytest.raises(TargetError, match=r"lock.pattern must be the pattern of the zeros|prune\[0\].pattern"):
+        prunus.lock(model, pattern=pattern)
+    prunus.lock(model).remove_pruning()  # as single zeros they can be kept
+
+
+def test_damage_of_single_weights_shows_in_the_sparsity_and_in_the_masks() -> None:
+    model = sparse("unstructured")
+    masks = {name: ~zero for name, zero in zeros(model).items()}
+    prunus.lock(model, sparsity=0.5, masks=masks).remove_pruning()
+    count = int((model[0].weight == 0).sum())
+    places = (model[0].weight == 0).flatten().nonzero().flatten()[::100]
+    model[0].weight.data.view(-1)[places] = 0.5
+    with pytest.raises(TargetError, match=r"sparsity must be the share of zeros in the targets, 0\.49"):
+        prunus.lock(model, sparsity=0.5)
+    with pytest.raises(TargetError, match=rf"{len(places)} of {count} weights that its mask locks are not zero"):
+        prunus.lock(model, masks=masks)
+    with pytest.raises(TargetError, match="have the shape"):
+        prunus.lock(model, masks={"0.weight": torch.ones(3, 3, dtype=torch.bool)})
+
+
+@pytest.mark.parametrize(
+    ("held", "declared"), [("unstructured", "4x1"), ("4x1", "1x4"), ("1x4", "2:4"), ("2:4", "4x1")]
+)
+def test_another_pattern_is_refused(held: str, declared: str) -> None:
+    with pytest.raises(TargetError) as told:
+        prunus.lock(sparse(held), pattern=declared)
+    assert "zeros lie outside whole" in str(told.value) or "groups have too few zeros" in str(told.value)
+
+
+def test_no_zeros_at_all_are_refused() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    with pytest.raises(TargetError, match="no zero in 64 weights"):
+        prunus.lock(model)
+    with pytest.raises(TargetError, match=r"must be a torch\.nn\.Module"):
+        prunus.lock([model])  # type: ignore[arg-type]
+
+
+def test_targets_choose_what_is_locked() -> None:
+    model = sparse("unstructured")
+    masker = prunus.lock(model, targets=Targets(include=(r"^2\.",))).masker
+    assert list(masker.masks) == ["2.weight"]
+
+
+@pytest.mark.parametrize(
+    ("more", "key"),
+    [
+        ({"criterion": "magnitude"}, "criterion"),
+        ({"revive": True}, "revive"),
+        ({"schedule": Schedule("linear")}, "schedule"),
+        ({"sparsity": 1.5}, "sparsity"),
+        ({"pattern": "5:4"}, "pattern"),
+    ],
+)
+def test_a_lock_comes_alone(more: dict[str, Any], key: str) -> None:
+    with pytest.raises(RecipeError, match=rf"prune\[0\]\.{key}"):
+        resolve(sparse("4x1"), [Pruning(**({"pattern": "4x1"} | more), lock=True)], 10, 10)
+
+
+def test_a_lock_is_finished_before_it_begins_and_goes_on_after_a_resume() -> None:
+    model = sparse("4x1")
+    masker = Masker(model, Pruning(pattern="4x1", lock=True), 10)
+    assert masker.finished
+    assert masker.due() == pytest.approx(0.5)
+    assert [fact.pattern for fact in masker.measure(model)] == ["4x1", "4x1"]
+    again = Masker(model, Pruning(pattern="4x1", lock=True), 10, state=masker.state_dict())
+    assert all(torch.equal(again.masks[name], mask) for name, mask in masker.masks.items())
+    assert again.planned == masker.planned
