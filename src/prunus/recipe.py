@@ -65,9 +65,9 @@ class TrainSpec:
     eval_batch_size: int = 64
     gradient_accumulation_steps: int = 1
     learning_rate: float = 5e-5
-    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial", "cosine_cycles"] = (
-        "linear"
-    )
+    lr_scheduler: Literal[
+        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "cosine_cycles", "linear_rewinding"
+    ] = "linear"
     cycles: tuple[float, ...] = (1.0,)
     """Lengths of the cycles of ``cosine_cycles``, in any unit: (11, 6) is 11 epochs of 17, then 6."""
     warmup: Span = field(default_factory=lambda: Span(0))
@@ -171,6 +171,11 @@ class Recipe:
             found += pruning.problems(f"prune[{index}]")
         if self.distill is not None:
             found += self.distill.problems("distill")
+        growing = any(not pruning.lock for pruning in self.prune)
+        for key, train in (("train", self.train), ("dense", self.dense)):
+            if train is not None and train.lr_scheduler == "linear_rewinding" and not (growing and key == "train"):
+                rule = "come with a rule of prune whose masks grow: it goes by their updates"
+                found.append(Problem(f"{key}.lr_scheduler", train.lr_scheduler, rule, "linear"))
         if self.locks and self.model.start == "dense":
             rule = "be pretrained where a rule of prune locks the zeros of model.name"
             found.append(Problem("model.start", "dense", rule, "leaving it out"))

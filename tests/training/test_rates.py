@@ -4,7 +4,7 @@ from math import cos, pi
 
 import pytest
 
-from prunus.training.rates import cosine_cycles
+from prunus.training.rates import cosine_cycles, linear_rewinding
 
 EPOCH, TOTAL = 2105, 2105 * 17
 
@@ -36,3 +36,37 @@ def test_every_cycle_starts_at_one_and_falls(total: int, warmup: int, cycles: tu
         assert len(restarts) == len(cycles) - 1
     assert all(rest[i] == 1.0 for i in [0, *restarts])
     assert all(0 <= factor <= 1 for factor in factors)
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [  # of Prune Once for All: 100,000 steps, warm-up 1,000, masks from 0 to 50,000 every 1,000
+        (0, 0.0),
+        (500, 0.5),
+        (1_000, 50_000 / 49_000),
+        (1_999, 49_001 / 49_000),
+        (2_000, 50_000 / 49_000),
+        (49_999, 49_001 / 49_000),
+        (50_000, 50_000 / 49_000),
+        (75_000, 25_000 / 49_000),
+        (99_999, 1 / 49_000),
+        (100_000, 0.0),
+    ],
+)
+def test_prune_once_for_alls_rewinding(step: int, expected: float) -> None:
+    assert linear_rewinding(step, 100_000, 1_000, 0, 50_000, 1_000) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(("total", "warmup", "begin", "end", "every"), [(100, 5, 10, 60, 10), (97, 0, 7, 50, 9)])
+def test_rewinding_returns_to_one_height(total: int, warmup: int, begin: int, end: int, every: int) -> None:
+    factors = [linear_rewinding(step, total, warmup, begin, end, every) for step in range(total + 1)]
+    tops = [factors[step] for step in range(begin, end, every)]
+    assert tops == pytest.approx([tops[0]] * len(tops))
+    assert all(a > b for a, b in zip(factors[end:], factors[end + 1 :], strict=False))
+    assert factors[begin - 1] > factors[begin] - 1e-9 or begin <= warmup
+    assert factors[total] == 0.0
+    # without growing masks it is the usual linear schedule
+    plain = [linear_rewinding(step, total, warmup, 0, 0, 1) for step in range(total + 1)]
+    assert plain == pytest.approx(
+        [t / warmup if t < warmup else (total - t) / (total - warmup) for t in range(total + 1)]
+    )

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import current_thread, main_thread
 from time import perf_counter
@@ -31,11 +32,13 @@ from prunus.training.best import KeepBest
 from prunus.training.callback import STATE_FILE, PruneCallback
 from prunus.training.prepare import Length
 from prunus.training.progress import Bars, TrainingBar
+from prunus.training.rates import cosine_cycles, linear_rewinding
 from prunus.training.trainer import PrunusTrainer, release
 
 __all__ = ["Fit", "Interrupted", "Teaching", "drop_checkpoints", "fit", "last_checkpoint", "resume_point"]
 
 _KEEP: Final = 2
+OWN_RATES: Final = ("cosine_cycles", "linear_rewinding")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -149,7 +152,7 @@ def fit(
         teacher=teaching.teacher if teaching else None,
         distillation=teaching.distillation if teaching else None,
         score=score,
-        cycles=train.cycles if train.lr_scheduler == "cosine_cycles" else (),
+        rate=_rate(train, length, pruning),
         callbacks=[TrainingBar(bars, what), stop, *([best] if best is not None else [])],
     )
     if best is not None:
@@ -179,6 +182,21 @@ def drop_checkpoints(directory: Path) -> None:
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
 
 
+def _rate(train: TrainSpec, length: Length, pruning: Sequence[Pruning]) -> Callable[[int, int, int], float] | None:
+    """A learning rate that transformers does not have; ``linear_rewinding`` goes by the first rule whose masks grow."""
+    if train.lr_scheduler == "cosine_cycles":
+        return partial(cosine_cycles, cycles=train.cycles)
+    if train.lr_scheduler != "linear_rewinding":
+        return None
+    rule = next((rule for rule in pruning if not rule.lock), None)
+    if rule is None:  # a dense model, which shares what it does not say itself
+        return partial(linear_rewinding, begin=0, end=0, every=1)
+    table = rule.schedule.timetable(length.total, length.steps_per_epoch)
+    grown = table.events[: len(table.events) - table.held]
+    every = grown[1] - grown[0] if len(grown) > 1 else 1
+    return partial(linear_rewinding, begin=grown[0], end=grown[-1], every=every)
+
+
 def _arguments(train: TrainSpec, length: Length, checkpoints: Path, evaluate: bool) -> TrainingArguments:
     def steps(name: str) -> int:
         span = getattr(train, name)
@@ -193,7 +211,7 @@ def _arguments(train: TrainSpec, length: Length, checkpoints: Path, evaluate: bo
         per_device_eval_batch_size=train.eval_batch_size,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         learning_rate=train.learning_rate,
-        lr_scheduler_type="constant" if train.lr_scheduler == "cosine_cycles" else train.lr_scheduler,
+        lr_scheduler_type="constant" if train.lr_scheduler in OWN_RATES else train.lr_scheduler,
         warmup_steps=steps("warmup"),
         weight_decay=train.weight_decay,
         adam_beta1=train.adam_beta1,

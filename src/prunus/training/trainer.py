@@ -9,7 +9,6 @@ inputs; evaluation never runs it.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from prunus.quantization.layers import RANGES
 from prunus.sparsity.measure import sparsity_of
 from prunus.sparsity.pruning import Pruning
 from prunus.training.callback import PruneCallback
-from prunus.training.rates import cosine_cycles
 
 __all__ = ["PrunusTrainer", "release"]
 
@@ -33,9 +31,9 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
     """A ``transformers.Trainer`` that prunes and distils.
 
     ``pruning`` is a rule or several (None trains dense); ``teacher`` is a model with the student's outputs, used with
-    ``distillation``; ``score`` replaces the Trainer's own evaluation by metrics of the model; ``cycles`` are the
-    lengths of cosine cycles (``training.rates``) in the place of the Trainer's own learning rates. All other arguments are the
-    Trainer's.
+    ``distillation``; ``score`` replaces the Trainer's own evaluation by metrics of the model; ``rate`` (step,
+    total, warmup) -> factor (``training.rates``) takes the place of the Trainer's own learning rates. All other arguments are
+    the Trainer's.
     """
 
     def __init__(
@@ -45,11 +43,11 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         teacher: nn.Module | None = None,
         distillation: Distillation | None = None,
         score: Callable[[nn.Module], Mapping[str, float]] | None = None,
-        cycles: Sequence[float] = (),
+        rate: Callable[[int, int, int], float] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.score, self.cycles = score, tuple(cycles)
+        self.score, self.rate = score, rate
         self.model_accepts_loss_kwargs = False  # a mean per micro-batch, for both losses alike
         self.prune_callback = PruneCallback(pruning, seed=self.args.seed) if pruning is not None else None
         if self.prune_callback is not None:
@@ -88,13 +86,15 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
-        """Cosine cycles where they were asked for."""
+        """``rate`` where it was given."""
         held: Any = self.__dict__.get("lr_scheduler")
-        if not self.cycles or held is not None:
+        if self.rate is None or held is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         warmup = self.args.get_warmup_steps(num_training_steps)
-        factor = partial(cosine_cycles, total=num_training_steps, warmup=warmup, cycles=self.cycles)
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)
+        rate = self.rate
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer or self.optimizer, lambda step: rate(step, num_training_steps, warmup)
+        )
         return self.lr_scheduler
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
