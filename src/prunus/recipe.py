@@ -122,7 +122,8 @@ class DistillSpec(Distillation):
     """A teacher for the sparse model, and how much it counts (``prunus.Distillation``)."""
 
     teacher: str = "dense"
-    """``dense`` fine-tunes the dense model first and keeps it for the next run; else a directory or a Hub id."""
+    """``dense`` fine-tunes the dense model first and keeps it for the next run; ``start`` is the model as it is before the
+    training; else a directory or a Hub id."""
 
 
 @dataclass(frozen=True)

@@ -201,7 +201,7 @@ def test_where_the_cache_is(
     for name, value in variables.items():
         monkeypatch.setenv(name, str(tmp_path / value))
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
-    assert machine.cache_directory() == tmp_path / expected
+    assert machine.cache_directory("kernels") == tmp_path / expected
 
 
 def test_two_processes_at_once(cache: Path) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 
+from prunus.cache import cache_directory
 from prunus.runtime.isa import Isa
 from prunus.runtime.lang import Kernel
 
-__all__ = ["Code", "assembly", "cache_directory", "load"]
+__all__ = ["Code", "assembly", "load"]
 
 OPTIMIZE = 3
 
@@ -35,15 +36,6 @@ class Code:
         """A kernel as a function of Python; it runs without the interpreter's lock."""
         kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
         return kind(self.addresses[name])
-
-
-def cache_directory() -> Path | None:
-    """Where compiled code is kept: ``$PRUNUS_CACHE``, else the user's cache; None for a user without a home."""
-    named, home = os.environ.get("PRUNUS_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    try:
-        return Path(named) / "kernels" if named else Path(home or Path.home() / ".cache") / "prunus" / "kernels"
-    except RuntimeError:
-        return None
 
 
 def target(isa: Isa) -> llvm.TargetMachine:
@@ -110,7 +102,7 @@ def load(isa: Isa, builders: dict[str, Callable[[], Kernel]], keep: bool = True)
     """
     names = sorted(builders)
     machine = target(isa)
-    directory = cache_directory() if keep else None
+    directory = cache_directory("kernels") if keep else None
     place = None if directory is None else directory / f"{isa.name}-{digest_of(isa, names)}.o"
     binary = None if place is None else read(place)
     if binary is None:

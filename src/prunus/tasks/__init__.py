@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from prunus.errors import DataError, Problem, RecipeError, nearest
-from prunus.tasks import classification, questions
+from prunus.tasks import classification, masked_language, questions
 from prunus.tasks.base import Feature, HeadKind, Metrics, Split, Task
 from prunus.tasks.collate import Collate
 from prunus.tasks.files import Layout, check_columns
@@ -37,11 +37,16 @@ def _pydocs(spec: TaskSpec, _: Mapping[Split, Origin], progress: Progress | None
     return load_pydocs(spec, progress)
 
 
+def _text(spec: TaskSpec, origins: Mapping[Split, Origin], _: Progress | None) -> Task:
+    return masked_language.load_masked_language(spec, origins)
+
+
 _LOADERS: Final[Mapping[str, Callable[[TaskSpec, Mapping[Split, Origin], Progress | None], Task]]] = {
     "squad": _questions,
     **dict.fromkeys(classification.GLUE, _texts),
     "classification": _texts,
     "qa": _questions,
+    "mlm": _text,
     "pydocs-qa": _pydocs,
     "pydocs-topic": _pydocs,
 }
@@ -77,9 +82,13 @@ def check_task(spec: TaskSpec) -> list[Problem]:
     origins, missing = _origins(spec)
     problems += missing
     for origin in dict.fromkeys(origins.values()):
-        if isinstance(origin, Path) and origin.is_file():
+        if isinstance(origin, Path) and origin.is_file() and not _is_text(spec):
             problems += check_columns(origin, _layout(spec))
     return problems
+
+
+def _is_text(spec: TaskSpec) -> bool:
+    return _LOADERS[spec.name] is _text
 
 
 def _embedded(spec: TaskSpec) -> bool:
@@ -99,6 +108,8 @@ def _places(spec: TaskSpec) -> Places:
 
 
 def _origins(spec: TaskSpec) -> tuple[dict[Split, Origin], list[Problem]]:
+    if _is_text(spec):
+        return masked_language.locate_text(spec)
     return ({}, []) if _embedded(spec) else locate(spec, _places(spec))
 
 
@@ -109,6 +120,7 @@ def _settings(spec: TaskSpec) -> list[Problem]:
     problems = _at_least("max_train_samples", spec.max_train_samples, 1)
     problems += _at_least("max_validation_samples", spec.max_validation_samples, 1)
     problems += _at_least("subset_seed", spec.subset_seed, 0)
+    problems += masked_language.settings(spec)
     if _answers_questions(spec):
         problems += _at_least("max_length", spec.max_length, MIN_LENGTH)
         problems += _at_least("doc_stride", spec.doc_stride, 0)

@@ -18,7 +18,7 @@ __all__ = ["Feature", "HeadKind", "Metrics", "Split", "Task"]
 Feature = dict[str, Any]
 Metrics = dict[str, float]
 Split = Literal["train", "validation"]
-HeadKind = Literal["classification", "regression", "question-answering"]
+HeadKind = Literal["classification", "regression", "question-answering", "masked-language"]
 
 
 class Task(Protocol):
@@ -52,14 +52,15 @@ class Task(Protocol):
     ) -> Sequence[Feature]:
         """Tokenised rows of a split; ``progress(done, total)`` is called now and then.
 
-        Training rows carry ``labels`` (an int, or a float for regression) or ``start_positions`` and ``end_positions``.
+        Training rows carry ``labels`` (an int, or a float for regression, or a list with one id a token, -100 where there is
+        nothing to predict) or ``start_positions`` and ``end_positions``.
         """
 
     def score(self, outputs: Sequence[np.ndarray], features: Sequence[Feature]) -> Metrics:
         """Official metrics, as fractions in [0, 1] (correlations in [-1, 1]), of raw outputs on the validation split.
 
         ``outputs`` is ``[logits]`` with logits ``[rows, classes]``, or ``[start, end]``, each ``[rows, longest row]``
-        padded on the right, in the order of ``features``.
+        padded on the right, or ``[loss, hits, masked]``, each ``[rows]``, in the order of ``features``.
         """
 
     def baselines(self) -> Mapping[str, Metrics]:

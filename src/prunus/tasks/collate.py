@@ -19,10 +19,13 @@ from transformers import PreTrainedTokenizerBase
 
 from prunus.tasks.base import Feature
 
-__all__ = ["TOKEN_KEYS", "Collate", "Rows"]
+__all__ = ["IGNORED", "TOKEN_KEYS", "Collate", "Rows"]
 
 TOKEN_KEYS: Final = {"input_ids": "i", "attention_mask": "b", "token_type_ids": "b"}
 """Lists with one entry a token that a model takes -> the array type that holds them."""
+
+IGNORED: Final = -100
+"""The label of a token that is not predicted."""
 
 _OFFSETS: Final = "offsets"
 _NOTHING: Final = -1
@@ -94,7 +97,8 @@ class Collate:
     """Features -> a batch of tensors for a model; the ``data_collator`` of a trainer.
 
     ``input_ids``, ``attention_mask`` and ``token_type_ids`` become int64 ``[rows, longest row]``, padded on the right;
-    ``labels`` int64 (float32 if they are floats) and ``start_positions`` / ``end_positions`` int64, all ``[rows]``.
+    ``labels`` int64 (float32 if they are floats) and ``start_positions`` / ``end_positions`` int64, all ``[rows]``; labels of
+    tokens, which are lists, ``[rows, longest row]``, padded with ``IGNORED``.
     Every other key is left out. A tokenizer without a padding token pads with its end-of-text token, or with id 0.
     """
 
@@ -116,6 +120,10 @@ class Collate:
         for key in ("labels", "start_positions", "end_positions"):
             if key in features[0]:
                 values = [feature[key] for feature in features]
+                if isinstance(values[0], list):
+                    values = [ids + [IGNORED] * (width - len(ids)) for ids in values]
+                    batch[key] = torch.tensor(values, dtype=torch.int64)
+                    continue
                 kind = torch.float32 if isinstance(values[0], float) else torch.int64
                 batch[key] = torch.tensor(values, dtype=kind)
         return batch

@@ -26,7 +26,18 @@ from typing import Final, NamedTuple, NoReturn
 
 from prunus.errors import DataError, Problem, nearest
 
-__all__ = ["KINDS", "Complaints", "Layout", "Row", "check_columns", "file_kind", "read_rows", "select", "text_of"]
+__all__ = [
+    "KINDS",
+    "Complaints",
+    "Layout",
+    "Row",
+    "check_columns",
+    "file_kind",
+    "read_lines",
+    "read_rows",
+    "select",
+    "text_of",
+]
 
 MAX_ROW: Final = 4 * 2**20
 MAX_JSON: Final = 2**30
@@ -187,7 +198,7 @@ def _neighbour(path: Path) -> str:
     return nearest(path.name, names[:20]) if names else f"another directory: {path.parent} holds no files"
 
 
-def _lines(path: Path, complaints: Complaints) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, complaints: Complaints) -> Iterator[tuple[int, str]]:
     """Number and text of each line, with its line end."""
     with _opened(path, complaints) as file:
         number = 0
@@ -207,7 +218,7 @@ def _lines(path: Path, complaints: Complaints) -> Iterator[tuple[int, str]]:
 
 
 def _tsv(path: Path, layout: Layout, complaints: Complaints) -> Iterator[_Record]:
-    lines = ((number, text.rstrip("\r\n")) for number, text in _lines(path, complaints))
+    lines = ((number, text.rstrip("\r\n")) for number, text in read_lines(path, complaints))
     return _table(path, ((number, text.split("\t")) for number, text in lines if text), layout, complaints)
 
 
@@ -216,7 +227,7 @@ def _csv(path: Path, layout: Layout, complaints: Complaints) -> Iterator[_Record
 
 
 def _csv_cells(path: Path, complaints: Complaints) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader((text for _, text in _lines(path, complaints)), strict=True)
+    reader = csv.reader((text for _, text in read_lines(path, complaints)), strict=True)
     while True:
         line = reader.line_num + 1
         try:
@@ -263,7 +274,7 @@ def _header(cells: list[str], layout: Layout, where: str, complaints: Complaints
 
 
 def _jsonl(path: Path, _: Layout, complaints: Complaints) -> Iterator[_Record]:
-    for number, text in _lines(path, complaints):
+    for number, text in read_lines(path, complaints):
         if not text.strip():
             continue
         try:

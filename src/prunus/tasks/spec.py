@@ -16,8 +16,9 @@ class TaskSpec:
     """
 
     name: str = "pydocs-qa"
-    """``squad``, a GLUE task (``cola``, ``sst2``, ``mrpc``, ``stsb``, ``qqp``, ``mnli``, ``qnli``, ``rte``, ``wnli``),
-    ``classification`` or ``qa`` for own files, ``pydocs-qa`` or ``pydocs-topic`` for the embedded data."""
+    """``mlm`` for text (masked language modelling); ``squad``; a GLUE task (``cola``, ``sst2``, ``mrpc``, ``stsb``, ``qqp``,
+    ``mnli``, ``qnli``, ``rte``, ``wnli``); ``classification`` or ``qa`` for own files; ``pydocs-qa`` or ``pydocs-topic`` for
+    the embedded data."""
     train: str | None = None
     validation: str | None = None
     data: str | None = None
@@ -25,6 +26,12 @@ class TaskSpec:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Own files only: role -> column name. Roles: ``text``, ``text_pair``, ``label``; or ``question``, ``context``,
     ``answer``, ``answer_start``, ``id``."""
+    mask_share: float = 0.15
+    """Share of tokens that are predicted (mlm): of these, 80 % are masked, 10 % replaced, 10 % as they are."""
+    short_share: float = 0.1
+    """Share of rows that are shorter than ``max_length`` (mlm)."""
+    held_out: float = 0.05
+    """Share of documents to evaluate on where there is no ``validation`` file (mlm)."""
     max_length: int | None = None
     """Tokens per row; None means 384 for question answering and 128 otherwise."""
     doc_stride: int = 128

@@ -7,7 +7,6 @@ transformers. A changed recipe therefore trains another one, and an unchanged on
 
 import hashlib
 import json
-import os
 import shutil
 from array import array
 from collections.abc import Callable
@@ -21,8 +20,10 @@ import transformers
 from transformers import PreTrainedModel, set_seed
 
 from prunus._version import __version__
+from prunus.cache import cache_or_temporary
 from prunus.report.facts import FACTS_FILE, read_facts, write_facts
 from prunus.tasks.collate import Collate
+from prunus.tasks.masked_language import MaskedRows
 from prunus.training.evidence import plain, size_on_disk
 from prunus.training.fit import Interrupted, drop_checkpoints, fit
 from prunus.training.models import load_model
@@ -30,7 +31,7 @@ from prunus.training.predict import LABEL_KEYS
 from prunus.training.prepare import Prepared
 from prunus.training.progress import Bars
 
-__all__ = ["Dense", "cache_directory", "dense_model"]
+__all__ = ["Dense", "dense_model"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,6 @@ class Dense:
     bytes: int
 
 
-def cache_directory() -> Path:
-    """``$PRUNUS_CACHE``, or ``prunus`` in the user's cache directory."""
-    own = os.environ.get("PRUNUS_CACHE")
-    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prunus"
-
-
 def _digest(prepared: Prepared) -> str:
     """Names the dense model by everything that decides its weights."""
     sha = hashlib.sha256()
@@ -56,9 +51,12 @@ def _digest(prepared: Prepared) -> str:
     for path in files:
         with path.open("rb") as file:
             sha.update(hashlib.file_digest(file, "sha256").digest())
-    for row in prepared.train_features:
-        sha.update(array("q", row["input_ids"]).tobytes())
-        sha.update(repr([row.get(key) for key in sorted(LABEL_KEYS)]).encode())
+    if isinstance(prepared.train_features, MaskedRows):
+        sha.update(prepared.train_features.digest.encode())
+    else:
+        for row in prepared.train_features:
+            sha.update(array("q", row["input_ids"]).tobytes())
+            sha.update(repr([row.get(key) for key in sorted(LABEL_KEYS)]).encode())
     said: dict[str, Any] = {
         "source": None if files else [prepared.dense_source, prepared.recipe.model.revision],
         "task": plain(replace(prepared.recipe.task, train=None, validation=None, data=None)),
@@ -72,7 +70,7 @@ def _digest(prepared: Prepared) -> str:
 
 def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[[str], None]) -> Dense:
     """The dense model of a recipe, fine-tuned now or kept from an earlier run."""
-    kept = cache_directory() / "dense" / _digest(prepared)
+    kept = cache_or_temporary("dense") / _digest(prepared)
     head = prepared.task.head
     if (kept / FACTS_FILE).is_file():
         say(f"dense model: kept from an earlier run in {kept}")

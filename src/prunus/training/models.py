@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModelForMaskedLM,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -17,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from prunus.checkpoint.state import RANGES_FILE, read_tensors
+from prunus.checkpoint.state import RANGES_FILE, read_tensors, write_tensors
 from prunus.errors import CheckpointError, DataError, MissingExtra, Problem, RecipeError
 from prunus.quantization import restore
 from prunus.tasks.base import HeadKind, Task
@@ -25,6 +26,7 @@ from prunus.tasks.base import HeadKind, Task
 __all__ = [
     "MINILM",
     "base_model",
+    "carry_over",
     "config_for",
     "load_model",
     "load_saved",
@@ -39,11 +41,13 @@ _HEADS: Final[dict[HeadKind, Any]] = {
     "classification": AutoModelForSequenceClassification,
     "regression": AutoModelForSequenceClassification,
     "question-answering": AutoModelForQuestionAnswering,
+    "masked-language": AutoModelForMaskedLM,
 }
 _SUFFIX: Final[dict[HeadKind, str]] = {
     "classification": "ForSequenceClassification",
     "regression": "ForSequenceClassification",
     "question-answering": "ForQuestionAnswering",
+    "masked-language": "ForMaskedLM",
 }
 
 
@@ -87,7 +91,7 @@ def config_for(source: str, task: Task, revision: str | None = None, key: str = 
         # Whatever a configuration from outside lacks (a file, a type, a network) is told, not typed.
         fix = "a directory, minilm, or a network for a Hub id"
         raise RecipeError(Problem(key, source, f"be a model that can be read ({_first_line(error)})", fix)) from None
-    if task.head == "question-answering":
+    if task.head in ("question-answering", "masked-language"):
         return config
     if task.head == "classification":
         _check_labels(config, task, key)
@@ -128,6 +132,23 @@ def meta_model(config: PreTrainedConfig, head: HeadKind, key: str = "model.name"
     except ValueError as error:
         rule = f"be of an architecture with a head for {head} ({_first_line(error)})"
         raise RecipeError(Problem(key, config.model_type, rule, "an encoder such as minilm")) from None
+
+
+def carry_over(source: str, saved: Path, prefix: str) -> None:
+    """Adds what a language model does not use, and a task may, to a saved one: the pooler of its source.
+
+    Nothing where the source is no directory with one file of weights, or has no such tensors.
+    """
+    path = Path(source) / "model.safetensors"
+    if not path.is_file():
+        return
+    tensors = read_tensors(saved / "model.safetensors")
+    more = {}
+    for name, tensor in read_tensors(path).items():
+        bare = name.removeprefix(f"{prefix}.")
+        if bare.startswith("pooler."):
+            more[f"{prefix}.{bare}"] = tensor
+    write_tensors(saved / "model.safetensors", more | tensors, {"format": "pt"})
 
 
 def load_saved(directory: Path, task: Task) -> PreTrainedModel:

@@ -1,16 +1,19 @@
 """Raw outputs of a model for many rows, with little padding: rows are batched by length and put back in order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from prunus.tasks.base import Feature, HeadKind, Metrics, Task
-from prunus.tasks.collate import Collate
+from prunus.tasks.collate import IGNORED, Collate
+from prunus.tasks.masked_language import MaskedRows
+from prunus.training.masked import masked_logits
 from prunus.training.progress import Bars
 
 __all__ = ["LABEL_KEYS", "predict", "score_task"]
@@ -28,14 +31,18 @@ def predict(
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[NDArray[np.float32]]:
-    """``[logits]`` with ``[rows, classes]``, or ``[start, end]``, each ``[rows, longest row]``, in the order of ``features``.
+    """What ``Task.score`` takes, in the order of ``features``: ``[logits]`` with ``[rows, classes]``, ``[start, end]``, each
+    ``[rows, longest row]``, or, of predicted tokens, the sums ``[loss, hits, masked]``, each ``[rows]``.
 
     The model is left in the mode (training or evaluation) it was in.
     """
     device = next(model.parameters()).device
     names = ("start_logits", "end_logits") if head == "question-answering" else ("logits",)
-    lengths = np.array([len(feature["input_ids"]) for feature in features])
-    order = np.argsort(-lengths, kind="stable")  # the longest first: what does not fit into memory fails at once
+    if isinstance(features, MaskedRows):
+        order = np.arange(len(features))  # rows of one length, nearly all
+    else:
+        lengths = np.array([len(feature["input_ids"]) for feature in features])
+        order = np.argsort(-lengths, kind="stable")  # the longest first: what does not fit into memory fails at once
     outputs: list[NDArray[np.float32]] = []
     was_training = model.training
     model.eval()
@@ -43,6 +50,13 @@ def predict(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = collate([features[int(row)] for row in rows])
+            if head == "masked-language":
+                outputs = outputs or [np.zeros(len(features), np.float32) for _ in range(3)]
+                for whole, part in zip(outputs, _masked(model, batch, device), strict=True):
+                    whole[rows] = part
+                if progress is not None:
+                    progress(min(start + batch_size, len(order)), len(order))
+                continue
             inputs = {key: value.to(device) for key, value in batch.items() if key not in LABEL_KEYS}
             taught = model(**inputs)
             for index, name in enumerate(names):
@@ -57,6 +71,17 @@ def predict(
     finally:
         model.train(was_training)
     return outputs
+
+
+def _masked(model: nn.Module, batch: Mapping[str, Tensor], device: torch.device) -> list[NDArray[np.float32]]:
+    """Sums over the predicted tokens of each row: -log p, whether the most probable token is right, how many."""
+    inputs = {key: value.to(device) for key, value in batch.items()}
+    logits, labels = masked_logits(model, inputs)
+    row = (inputs["labels"] != IGNORED).nonzero()[:, 0]
+    loss = functional.cross_entropy(logits.float(), labels, reduction="none")
+    hits = (logits.argmax(-1) == labels).float()
+    none = torch.zeros(len(inputs["labels"]), device=device)
+    return [none.index_add(0, row, part).cpu().numpy() for part in (loss, hits, torch.ones_like(loss))]
 
 
 def score_task(

@@ -77,7 +77,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
     other = recipe.model.dense
     dense_source = source if other is None else _source(other, "model.dense", found)
     teacher = recipe.distill.teacher if recipe.distill is not None else "dense"
-    teacher_source = None if teacher == "dense" else _source(teacher, "distill.teacher", found)
+    teacher_source = None if teacher in ("dense", "start") else _source(teacher, "distill.teacher", found)
     if found or source is None or dense_source is None:
         raise RecipeError(*found)
 
@@ -91,6 +91,9 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
     if other is not None:
         dense_config = _gather(found, lambda: config_for(dense_source, task, key="model.dense"))
         found += _knows(dense_config, tokenizer, "model.dense")
+    if teacher == "start" and config is not None and not trained_for(config, task.head):
+        rule = f"be a model that is fine-tuned for {task.head}, to teach itself as it starts"
+        found.append(Problem("distill.teacher", "start", rule, "dense, which fine-tunes one first, or a directory"))
     if teacher_source is not None:
         found += _teacher(teacher_source, task, tokenizer)
     skeleton = None if config is None else _gather(found, lambda: meta_model(config, task.head))

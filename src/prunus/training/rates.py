@@ -37,7 +37,7 @@ def cosine_cycles(step: int, total: int, warmup: int, cycles: Sequence[float]) -
 
 
 def linear_rewinding(step: int, total: int, warmup: int, begin: int, end: int, every: int) -> float:
-    """The factor for optimizer step ``step`` of ``total``; masks are updated every ``every`` steps from ``begin`` to ``end``."""
+    """The factor for optimizer step ``step`` of ``total``; masks grow every ``every`` steps from ``begin`` to ``end``."""
     if step < warmup:
         return step / max(1, warmup)
     growing = end - begin

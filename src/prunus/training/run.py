@@ -42,7 +42,7 @@ from prunus.training.evidence import (
     weight_facts,
 )
 from prunus.training.fit import Fit, Teaching, drop_checkpoints, fit, resume_point
-from prunus.training.models import base_model, config_for, load_model, trained_for
+from prunus.training.models import base_model, carry_over, config_for, load_model, trained_for
 from prunus.training.predict import score_task
 from prunus.training.prepare import Prepared, prepare
 from prunus.training.progress import Bars
@@ -208,6 +208,8 @@ def _dense(
     if prepared.teacher_source is not None:
         own = config_for(prepared.teacher_source, prepared.task, key="distill.teacher")
         teacher = load_model(prepared.teacher_source, own, head)
+    if recipe.distill is not None and recipe.distill.teacher == "start":
+        teacher = load_model(prepared.source, prepared.config, head, recipe.model.revision)
     if recipe.starts_dense and dense is not None:
         starting = deepcopy(dense)
     return dense, teacher, starting
@@ -227,6 +229,8 @@ def _finish(
             if masker is not None:
                 tensors = masker.measure(model)  # rounding to 8 bits made some more of them zero
         model.save_pretrained(partial)
+        if prepared.task.head == "masked-language":
+            carry_over(prepared.source, partial, model.base_model_prefix)
         prepared.tokenizer.save_pretrained(partial)
         facts[column] = weight_facts(model, tensors, metrics) | {
             "seconds": result.seconds,

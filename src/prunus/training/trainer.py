@@ -14,15 +14,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunus.checkpoint.state import read_tensors, write_tensors
-from prunus.distillation.logits import Distillation, distill
+from prunus.distillation.logits import Distillation, distill, logit_loss
 from prunus.errors import Problem, TrainingError
 from prunus.quantization.layers import RANGES
 from prunus.sparsity.measure import sparsity_of
 from prunus.sparsity.pruning import Pruning
 from prunus.training.callback import PruneCallback
+from prunus.training.masked import is_masked, masked_logits
 
 __all__ = ["PrunusTrainer", "release"]
 
@@ -69,14 +71,18 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The weighted sum; see the module's docstring. Raises ``TrainingError`` where it is not finite."""
-        hard, outputs = super().compute_loss(model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch)
+        if is_masked(inputs):
+            outputs, labels = masked_logits(model, inputs)
+            hard = functional.cross_entropy(outputs.float(), labels)
+        else:
+            hard, outputs = super().compute_loss(
+                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+            )
         loss = hard
         if model.training:
             parts = {"hard_loss": hard}
             if self.teacher is not None:
-                with torch.no_grad():
-                    taught = self.teacher(**{k: v for k, v in inputs.items() if k not in _LABELS})
-                parts["distill_loss"] = distill(outputs, taught, inputs, self.distillation.temperature)
+                parts["distill_loss"] = self._distilled(outputs, inputs)
                 loss = self.distillation.hard_weight * hard + self.distillation.weight * parts["distill_loss"]
             self._note(parts)
             if not torch.isfinite(loss):
@@ -84,6 +90,22 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
                 step = self.state.global_step
                 raise TrainingError(Problem(f"loss at step {step}", float(loss.detach()), "be finite", fix))
         return (loss, outputs) if return_outputs else loss
+
+    def _distilled(self, outputs: Any, inputs: dict[str, Any]) -> Tensor:
+        """How far the student is from the teacher on the same inputs."""
+        teacher, temperature = self.teacher, self.distillation.temperature
+        assert teacher is not None
+        with torch.no_grad():
+            if is_masked(inputs):
+                taught, _ = masked_logits(teacher, inputs)
+                return logit_loss(outputs, taught, temperature)
+            taught = teacher(**{k: v for k, v in inputs.items() if k not in _LABELS})
+        return distill(outputs, taught, inputs, temperature)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The rows' own order, where they have one."""
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        return rows.sampler(self.args.seed) if hasattr(rows, "sampler") else super()._get_train_sampler(train_dataset)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """``rate`` where it was given."""

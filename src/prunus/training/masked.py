@@ -1,0 +1,45 @@
+"""Models for masked language modelling, asked only where something is predicted.
+
+The head of such a model multiplies every token with the whole vocabulary, which for a small encoder is more work than all of
+its layers. Loss, teacher and metrics need the masked places alone: the states of the others are left out before the head.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunus.tasks.collate import IGNORED
+
+__all__ = ["is_masked", "masked_logits"]
+
+
+def is_masked(inputs: Mapping[str, Any]) -> bool:
+    """Whether the labels are tokens."""
+    labels = inputs.get("labels")
+    return isinstance(labels, Tensor) and labels.dim() == 2
+
+
+def masked_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits ``[predicted tokens, vocabulary]`` and their labels, row by row, of a batch with ``labels`` ``[rows, tokens]``."""
+    places = inputs["labels"] != IGNORED
+    with only_at(model, places):
+        logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
+    return logits[0], inputs["labels"][places]
+
+
+@contextmanager
+def only_at(model: nn.Module, places: Tensor) -> Iterator[None]:
+    """While it lasts, the body of a model gives the states of these places (bool ``[rows, tokens]``) as one row."""
+    whole: Any = getattr(model, "module", model)  # DistributedDataParallel holds the model there
+
+    def chosen(module: nn.Module, inputs: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[places][None]
+        return output
+
+    handle = whole.base_model.register_forward_hook(chosen)
+    try:
+        yield
+    finally:
+        handle.remove()
