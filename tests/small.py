@@ -1,10 +1,13 @@
 """Tiny random models, data and trainings that the tests of several rooms share."""
 
 import json
+import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -27,6 +30,7 @@ from transformers import (
 )
 
 from prunus.sparsity import Pruning, Schedule, Span
+from prunus.training.callback import PruneCallback
 
 WORDS: Final = ("good", "bad", "film", "book", "very", "not", "long", "short", "one", "two", "three", "red", "blue")
 VOCABULARY: Final = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "who", "what", "is", "the", "?", ".")
@@ -226,3 +230,15 @@ def small_recipe(model: Path, data: Path, task: str = "classification", **more: 
         "distill": {"teacher": "dense", "weight": 1.0, "hard_weight": 0.5},
         **more,
     }
+
+
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C during the step."""
+    whole = PruneCallback.on_optimizer_step
+
+    def stopping(self: PruneCallback, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        whole(self, args, state, control, model, **kwargs)
+        if state.global_step + 1 == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(PruneCallback, "on_optimizer_step", stopping)

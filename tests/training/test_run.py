@@ -35,6 +35,7 @@ from small import (
     TEXT_FILE,
     block_zeros,
     encoder_linears,
+    interrupt_at,
     same,
     save_tiny_bert,
     small_recipe,
@@ -292,18 +293,6 @@ def test_a_teacher_of_another_size(finished: dict[str, Done], tmp_path: Path) ->
 
 
 # Stopped and resumed
-
-
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C during the step."""
-    whole = PruneCallback.on_optimizer_step
-
-    def stopping(self: PruneCallback, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-        whole(self, args, state, control, model, **kwargs)
-        if state.global_step + 1 == step:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(PruneCallback, "on_optimizer_step", stopping)
 
 
 @pytest.mark.parametrize("partial", [False, True], ids=["whole", "a partial checkpoint is passed over"])
