@@ -112,8 +112,7 @@ class _Record(NamedTuple):
 def file_kind(path: Path) -> str | None:
     """``csv``, ``tsv``, ``jsonl`` or ``json``, from the name; None for other names."""
     name = path.name.lower().removesuffix(".gz")
-    kind = name.rpartition(".")[2]
-    return kind if kind in KINDS and "." in name else None
+    return kind if (kind := name.rpartition(".")[2]) in KINDS and "." in name else None
 
 
 def read_rows(path: Path, layout: Layout, complaints: Complaints) -> Generator[Row, None, None]:
@@ -148,8 +147,8 @@ def select(
     values: Mapping[str, object], layout: Layout, where: str, complaints: Complaints
 ) -> dict[str, object] | None:
     """The values of a row by role, or None after a complaint about each required column that is not there."""
-    columns = _columns(values, layout, where, complaints)
-    return None if columns is None else {role: values[name] for role, name in columns.items()}
+    found = _columns(values, layout, where, complaints)
+    return None if found is None else {role: values[name] for role, name in found.items()}
 
 
 def _columns(names: Collection[str], layout: Layout, where: str, complaints: Complaints) -> dict[str, str] | None:
@@ -159,8 +158,7 @@ def _columns(names: Collection[str], layout: Layout, where: str, complaints: Com
             if name in names:
                 columns[role] = name
                 break
-    missing = [role for role in layout.required if role not in columns]
-    for role in missing:
+    for role in (missing := [role for role in layout.required if role not in columns]):
         wanted = " or ".join(layout.required[role])
         fix = f"{nearest(layout.required[role][0], names)} (columns: {{{role}: NAME}} names a column of own files)"
         complaints.add(where, "columns " + ", ".join(names), f"have a column {wanted}", fix if names else "")

@@ -82,7 +82,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         if model.training:
             parts = {"hard_loss": hard}
             if self.teacher is not None:
-                parts["distill_loss"] = self._distilled(outputs, inputs)
+                parts["distill_loss"] = self._distilled(self.teacher, outputs, inputs)
                 loss = self.distillation.hard_weight * hard + self.distillation.weight * parts["distill_loss"]
             self._note(parts)
             if not torch.isfinite(loss):
@@ -91,10 +91,9 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
                 raise TrainingError(Problem(f"loss at step {step}", float(loss.detach()), "be finite", fix))
         return (loss, outputs) if return_outputs else loss
 
-    def _distilled(self, outputs: Any, inputs: dict[str, Any]) -> Tensor:
+    def _distilled(self, teacher: nn.Module, outputs: Any, inputs: dict[str, Any]) -> Tensor:
         """How far the student is from the teacher on the same inputs."""
-        teacher, temperature = self.teacher, self.distillation.temperature
-        assert teacher is not None
+        temperature = self.distillation.temperature
         with torch.no_grad():
             if is_masked(inputs):
                 taught, _ = masked_logits(teacher, inputs)
