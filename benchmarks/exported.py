@@ -15,6 +15,7 @@ from typing import Any
 
 from prunus.bench.command import versions
 from prunus.export import Calibration, export_packed
+from prunus.export.archive import export_archive
 from prunus.export.graph import export_graph
 from prunus.report.facts import read_facts
 from prunus.training.evidence import processor
@@ -33,6 +34,7 @@ def main() -> None:
     held = read_facts(options.run)
     calibration = Calibration(data={"data": options.data})
     result: dict[str, Any] = {
+        "name": options.name,
         "command": f"python benchmarks/exported.py --run OUT --data DIR --name {options.name}",
         "run": held["command"],
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -46,6 +48,7 @@ def main() -> None:
         for to in ("openvino", "onnx"):
             facts = export_graph(options.run, Path(place) / to, to, calibration=calibration)
             result[to] = {key: facts[key] for key in ("ranges", "products", "weights", "bytes", "metrics")}
+        result["archive"] = {"bytes": export_archive(options.run, Path(place) / "archive")["bytes"]}
         packed = export_packed(options.run, Path(place) / "packed", calibration=calibration)
         result["prunus"] = {key: packed[key] for key in ("ranges", "bytes", "metrics")}
     path = HERE / "results" / f"exported-{options.name}.json"

@@ -42,16 +42,20 @@ def cell(values: list[float]) -> str:
 def accuracy_section(task: str, title: str) -> list[str]:
     """The table of one task at one scale."""
     lines: list[str] = []
-    for scale in ("full", "cpu"):
+    for scale in ("full", "whole", "cpu"):
         found: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for result in load(f"{task}-*-{scale}.json"):
             found[result["row"]].append(result)
         if not found:
             continue
         some = next(iter(found.values()))[0]
-        notes = "; ".join(some["notes"]) or "all training examples"
+        notes = "; ".join(some["notes"]) or f"All {some['train_examples']:,} training examples"
         tuned = [s for s in some["settings"] if s.startswith(("train.freeze", "train.precision", "task.max_length"))]
-        lines += [f"## {title}", "", f"{notes}. {', '.join(f'`{s}`' for s in tuned)}.".replace("..", ".")]
+        epochs = {run["recipe"]["train"]["epochs"] for runs in found.values() for run in runs}
+        if scale == "whole" and len(epochs) == 1:
+            notes += f", {epochs.pop():g} epochs"
+        part = ", part of the data" if scale == "cpu" and lines else ""
+        lines += [f"## {title}{part}", "", f"{notes}. {', '.join(f'`{s}`' for s in tuned)}.".replace("..", ".")]
         coarse = {row for row, runs in found.items() if any("bfloat16" in run.get("evaluated", "") for run in runs)}
         lines += [
             f"Evaluated on the whole dev set ({some['validation_examples']:,}), in float32{STARS if coarse else ''}.",
@@ -103,6 +107,62 @@ def peers_section() -> list[str]:
             f"{result['seed']} | {result['training_seconds']:.0f} |"
         )
     return [*lines, "", "`benchmarks/peers/sst2_loop.py`.", ""]
+
+
+def joint_section() -> list[str]:
+    """Quantized runs on every engine, and NNCF beside prunus."""
+    lines: list[str] = []
+    exported = load("exported-*.json")
+    if exported:
+        lines += ["## Sparse and int8 at once, on every engine", ""]
+        lines += ["Whole dev set of SST-2 (872 sentences); `benchmarks/exported.py` on runs of the tables above.", ""]
+        lines += [
+            "| run | torch | OpenVINO | ONNX Runtime | prunus | same answers | zeros in the files | products on bytes |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for result in exported:
+            graphs = [result["openvino"], result["onnx"]]
+            same = " / ".join(f"{graph['metrics']['agreement']:.4f}" for graph in graphs)
+            zeros = " / ".join(f"{graph['weights']['sparsity']:.4f}" for graph in graphs)
+            products = " / ".join(str(graph["products"]["int8"]) for graph in graphs)
+            scores = [
+                result["torch"],
+                *(graph["metrics"]["file"] for graph in graphs),
+                result["prunus"]["metrics"]["packed"],
+            ]
+            row = " | ".join(f"{score['accuracy']:.4f}" for score in scores)
+            lines.append(f"| {result['name']} | {row} | {same} | {zeros} | {products} |")
+        lines += ["", "Pairs are OpenVINO / ONNX Runtime. Every int8 weight in both files equals the one in torch.", ""]
+        lines += ["On disk, in MiB, and after zlib (level 6); `prunus export --to archive`:", ""]
+        lines += ["| run | weights | dense float32 | dense int8 | archive |", "|---|---|---|---|---|"]
+        for result in exported:
+            for part, words in (("pruned", "pruned"), ("all", "whole model")):
+                sizes = result["archive"]["bytes"][part]
+                cells = " | ".join(
+                    f"{sizes[form][0] / 2**20:.2f}, {sizes[form][1] / 2**20:.2f}"
+                    for form in ("float32", "int8", "archive")
+                )
+                lines.append(f"| {result['name']} | {words} | {cells} |")
+        lines.append("")
+    peers = load("peer-joint-*.json")
+    if peers:
+        some = peers[0]
+        lines += ["## Side by side with NNCF", ""]
+        lines += [
+            f"SST-2, MiniLM, {some['rows'][0]:,} training sentences, {some['settings']['epochs']} epochs, one plain loop for "
+            f"both: unstructured 80 % by normed magnitude, int8, the same teacher, batches and ramp. {some['notes']}.",
+            "",
+            "| engine | accuracy | sparsity | seed | training, s |",
+            "|---|---|---|---|---|",
+        ]
+        for result in peers:
+            version = result["versions"][result["engine"]]
+            lines.append(
+                f"| {result['engine']} {version} | {result['accuracy']:.4f} | {result['sparsity']:.4f} | {result['seed']} | "
+                f"{result['training_seconds']:.0f} |"
+            )
+        lines += ["", "`benchmarks/peers/joint_loop.py`.", ""]
+    return lines
 
 
 def overhead_section() -> list[str]:
@@ -251,7 +311,14 @@ def main() -> None:
     lines = ["# Results", "", "Made by `benchmarks/table.py` from the files in `benchmarks/results/`; do not edit.", ""]
     lines += accuracy_section("sst2", "SST-2, all-MiniLM-L6-v2")
     lines += accuracy_section("squad", "SQuAD v1.1, all-MiniLM-L6-v2")
-    lines += peers_section() + overhead_section() + runtime_section() + serving_section() + export_section()
+    lines += (
+        joint_section()
+        + peers_section()
+        + overhead_section()
+        + runtime_section()
+        + serving_section()
+        + export_section()
+    )
     PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     print(PAGE.relative_to(HERE.parent))
 

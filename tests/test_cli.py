@@ -282,6 +282,14 @@ BAD: dict[str, tuple[Make, tuple[str, ...]]] = {
         setting("train.max_steps=10"),
         ("prune[0].schedule.end must be at or before the last optimizer step 10",),
     ),
+    "an exclusion that excludes nothing": (
+        setting("prune.targets.exclude=[poolr]"),
+        ("prune[0].targets.exclude must match at least one parameter of the model, got 'poolr'", "try pooler"),
+    ),
+    "a layer to keep in float that is not there": (
+        setting("quantize={exclude: [clasifier]}"),
+        ("quantize.exclude must match at least one Linear or Embedding layer, got 'clasifier'", "try classifier"),
+    ),
     "other data": (
         setting("train.steps_per_epoch=2105"),
         (

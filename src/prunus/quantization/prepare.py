@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import Problem, TargetError
+from prunus.errors import Problem, TargetError, nearest
 from prunus.quantization.fake import symmetric
 from prunus.quantization.layers import ActivationRange, QuantEmbedding, QuantLinear, observing
 from prunus.quantization.spec import Quantization
@@ -38,6 +38,14 @@ def attach(model: nn.Module, spec: Quantization, readers: Iterable[Iterable[str]
 
     """
     excluded = [re.compile(regex) for regex in spec.exclude]
+    modules = [name for name, module in model.named_modules() if type(module) in (nn.Linear, nn.Embedding)]
+    unmet = [regex for regex in excluded if not any(regex.search(name) for name in modules)]
+    if unmet:
+        parts = sorted({part for name in modules for part in name.split(".") if not part.isdigit()})
+        rule = "match at least one Linear or Embedding layer"
+        raise TargetError(
+            *(Problem("quantize.exclude", one.pattern, rule, nearest(one.pattern, parts)) for one in unmet)
+        )
     bits = 7 if spec.overflow_fix else 8
     linear: dict[str, QuantLinear] = {}
     names = []

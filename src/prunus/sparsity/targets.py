@@ -72,10 +72,14 @@ def select(model: nn.Module, targets: Targets, pattern: Pattern, key: str = "tar
     found: list[Problem] = []
     include = _compile(targets.include or (), f"{key}.include", found)
     exclude = _compile(DEFAULT_EXCLUDE if targets.exclude is None else targets.exclude, f"{key}.exclude", found)
+    linears = linear_weights(model)
+    for regex in exclude if targets.exclude is not None else ():
+        if linears and not any(regex.search(name) for name, _ in model.named_parameters()):
+            rule = "match at least one parameter of the model"
+            found.append(Problem(f"{key}.exclude", regex.pattern, rule, _nearest_part(regex.pattern, linears)))
     if found:
         raise TargetError(*found)
 
-    linears = linear_weights(model)
     # A Hugging Face model names its body; a plain module has none, and all of it counts as body.
     body = getattr(model, "base_model_prefix", "")
     prefix = f"{body}." if body and any(name.startswith(f"{body}.") for name in linears) else ""
@@ -117,7 +121,12 @@ def _nothing_matches(targets: Targets, linears: Mapping[str, tuple[int, int]], k
     if targets.include is None:
         rule = "leave at least one Linear weight to prune"
         return Problem(f"{key}.exclude", list(targets.exclude or DEFAULT_EXCLUDE), rule, "fewer patterns")
-    known = sorted({part for name in linears for part in name.split(".") if not part.isdigit()})
     rule = "match at least one Linear weight that exclude leaves"
-    word = max(re.split(r"\W+", targets.include[0]), key=len) if targets.include else ""
-    return Problem(f"{key}.include", list(targets.include), rule, nearest(word, known))
+    fix = _nearest_part(targets.include[0] if targets.include else "", linears)
+    return Problem(f"{key}.include", list(targets.include), rule, fix)
+
+
+def _nearest_part(pattern: str, linears: Mapping[str, tuple[int, int]]) -> str:
+    """The part of a parameter's name that a pattern may have meant."""
+    known = sorted({part for name in linears for part in name.split(".") if not part.isdigit()})
+    return nearest(max(re.split(r"\W+", pattern), key=len), known)
