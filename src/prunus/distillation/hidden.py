@@ -1,0 +1,107 @@
+"""Distillation of what is inside: hidden states and attention maps, layer by layer.
+
+With h_s ``[rows, tokens, w_s]`` and h_t ``[rows, tokens, w_t]`` the states of a pair of layers, A the attention maps
+``[rows, heads, tokens, tokens]``, m the tokens that are attended to, and P a learned projector (absent where w_s = w_t)
+
+    mse         mean over attended tokens and features of (P h_s - h_t)^2     TinyBERT, Jiao et al. 2020, arXiv:1909.10351, eq. 8
+    cosine      mean over attended tokens of 1 - cos(P h_s, h_t)              DistilBERT, Sanh et al. 2019, arXiv:1910.01108, 3
+    attention   mean over attended pairs of tokens of (A_s - A_t)^2           TinyBERT, eq. 7, on probabilities
+
+Layers count from 0, the embeddings; attention maps from 1. A student with L_s layers and a teacher with L_t are paired
+
+    last        (L_s, L_t)
+    uniform     (i, round(i L_t / L_s))       i = 0 .. L_s, for attention maps from 1
+    pairs       as they are given
+
+Models with different numbers of heads are compared by the mean of their maps over heads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from prunus.errors import Problem, TargetError
+
+__all__ = ["Inside", "attention_loss", "hidden_loss", "pairs_of", "projectors"]
+
+Layers = Literal["last", "uniform"] | tuple[tuple[int, int], ...]
+_LOSSES: Final = ("mse", "cosine")
+
+
+@dataclass(frozen=True)
+class Inside:
+    """How much one kind of inside counts, and which layers are compared; see the module's equations."""
+
+    weight: float = 0.0
+    layers: Layers = "last"
+    """``last``, ``uniform``, or pairs ``[[student, teacher], ...]``."""
+    loss: Literal["mse", "cosine"] = "mse"
+    """Of hidden states; attention maps are compared by their squares."""
+
+    def problems(self, key: str) -> list[Problem]:
+        """What is wrong with it, whatever the models."""
+        found = []
+        if not self.weight >= 0:
+            found.append(Problem(f"{key}.weight", self.weight, "be 0 or above", "1.0"))
+        if self.loss not in _LOSSES:
+            found.append(Problem(f"{key}.loss", self.loss, "be mse or cosine", "mse"))
+        pairs = () if isinstance(self.layers, str) else self.layers
+        if isinstance(self.layers, str) and self.layers not in ("last", "uniform"):
+            found.append(Problem(f"{key}.layers", self.layers, "be last, uniform or pairs", "[[6, 12]]"))
+        elif not isinstance(self.layers, str) and not self.layers:
+            found.append(Problem(f"{key}.layers", [], "name at least one pair", "last"))
+        if any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
+            found.append(Problem(f"{key}.layers", list(pairs), "be pairs of layers from 0", "[[6, 12]]"))
+        return found
+
+
+def pairs_of(layers: Layers, student: int, teacher: int, first: int = 0, key: str = "layers") -> list[tuple[int, int]]:
+    """Pairs of layers of models with so many; ``first`` is 1 for attention maps.
+
+    Raises ``TargetError`` for layers that are not there.
+    """
+    if layers == "last":
+        return [(student, teacher)]
+    if layers == "uniform":
+        return [(i, round(i * teacher / student)) for i in range(first, student + 1)]
+    wrong = [(s, t) for s, t in layers if not (first <= s <= student and first <= t <= teacher)]
+    if wrong:
+        rule = f"be in {first}..{student} of the student and {first}..{teacher} of the teacher"
+        raise TargetError(Problem(key, wrong[0], rule, f"[[{student}, {teacher}]]"))
+    return [(s, t) for s, t in layers]
+
+
+def projectors(pairs: Sequence[tuple[int, int]], student: int, teacher: int) -> nn.ModuleDict:
+    """A linear map from the student's width to the teacher's for each pair, by name; none where the widths agree.
+
+    They begin as an identity, padded or cut, so that what agrees already is kept.
+    """
+    found = nn.ModuleDict()
+    if student == teacher:
+        return found
+    for s, t in pairs:
+        linear = nn.Linear(student, teacher, bias=False)
+        nn.init.eye_(linear.weight)
+        found[f"{s}-{t}"] = linear
+    return found
+
+
+def hidden_loss(student: Tensor, teacher: Tensor, attended: Tensor, loss: Literal["mse", "cosine"] = "mse") -> Tensor:
+    """A scalar in float32 for states ``[rows, tokens, width]`` of one width; ``attended`` is bool ``[rows, tokens]``."""
+    s, t = student[attended].float(), teacher[attended].float()
+    if loss == "mse":
+        return functional.mse_loss(s, t)
+    return (1 - functional.cosine_similarity(s, t, dim=-1)).mean()
+
+
+def attention_loss(student: Tensor, teacher: Tensor, attended: Tensor) -> Tensor:
+    """A scalar in float32 for maps ``[rows, heads, tokens, tokens]``; ``attended`` is bool ``[rows, tokens]``."""
+    s, t = student.float(), teacher.float()
+    if s.shape[1] != t.shape[1]:
+        s, t = s.mean(1, keepdim=True), t.mean(1, keepdim=True)
+    both = (attended[:, None, :, None] & attended[:, None, None, :]).expand_as(s)
+    return torch.where(both, (s - t).square(), 0.0).sum() / both.sum()
