@@ -60,7 +60,7 @@ def test_a_full_recipe(tmp_path: Path) -> None:
     assert first.targets.exclude is None
     assert second.targets.exclude == ()
     assert second.allocation == Allocation("tensor", per_tensor={"layer.0": 0.5})
-    assert recipe.distill == DistillSpec(4.5, 0.0, 2.0, "dense")
+    assert recipe.distill == DistillSpec(4.5, 0.0, 2.0, teacher="dense")
     assert recipe.needs_dense
 
 

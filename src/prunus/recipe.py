@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from prunus.distillation.hidden import Inside
 from prunus.distillation.logits import Distillation
 from prunus.errors import Problem, RecipeError, nearest
 from prunus.quantization.spec import Quantization
@@ -198,6 +199,8 @@ _BLOCKS: Final[dict[str, type[Any]]] = {
     "prune.allocation": Allocation,
     "prune.targets": Targets,
     "distill": DistillSpec,
+    "distill.hidden": Inside,
+    "distill.attention": Inside,
     "quantize": Quantization,
 }
 

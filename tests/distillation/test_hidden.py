@@ -61,17 +61,18 @@ def test_maps_of_attended_pairs(heads: tuple[int, int]) -> None:
         ("uniform", 4, 12, 0, [(0, 0), (1, 3), (2, 6), (3, 9), (4, 12)]),  # TinyBERT's m -> 3 m
         ("uniform", 4, 12, 1, [(1, 3), (2, 6), (3, 9), (4, 12)]),
         ("uniform", 2, 2, 0, [(0, 0), (1, 1), (2, 2)]),
-        (((1, 2), (2, 4)), 2, 4, 0, [(1, 2), (2, 4)]),
+        ([[1, 2], [2, 4]], 2, 4, 0, [(1, 2), (2, 4)]),
     ],
 )
 def test_pairs(layers: Any, student: int, teacher: int, first: int, expected: list[tuple[int, int]]) -> None:
-    assert pairs_of(layers, student, teacher, first) == expected
+    inside = Inside(1.0, layers) if isinstance(layers, str) else Inside(1.0, pairs=tuple(map(tuple, layers)))
+    assert pairs_of(inside, student, teacher, first) == expected
 
 
 @pytest.mark.parametrize(("pair", "first"), [((3, 1), 0), ((1, 5), 0), ((0, 1), 1)])
 def test_layers_that_are_not_there(pair: tuple[int, int], first: int) -> None:
     with pytest.raises(TargetError, match=rf"be in {first}\.\.2 of the student and {first}\.\.4 of the teacher"):
-        pairs_of((pair,), 2, 4, first)
+        pairs_of(Inside(1.0, pairs=(pair,)), 2, 4, first)
 
 
 def test_projectors_begin_with_what_is_there() -> None:
@@ -88,11 +89,11 @@ def test_projectors_begin_with_what_is_there() -> None:
     [
         (Inside(-1.0), "weight"),
         (Inside(1.0, "first"), "layers"),  # type: ignore[arg-type]
-        (Inside(1.0, ()), "layers"),
-        (Inside(1.0, ((1, -2),)), "layers"),
-        (Inside(1.0, "last", "l1"), "loss"),  # type: ignore[arg-type]
+        (Inside(1.0, pairs=((1, -2),)), "pairs"),
+        (Inside(1.0, pairs=((1, 2, 3),)), "pairs"),
+        (Inside(1.0, loss="l1"), "loss"),  # type: ignore[arg-type]
     ],
 )
 def test_mistakes(inside: Inside, told: str) -> None:
     assert [problem.key for problem in inside.problems("distill.hidden")] == [f"distill.hidden.{told}"]
-    assert Inside(1.0, "uniform", "cosine").problems("x") == []
+    assert Inside(1.0, "uniform", loss="cosine").problems("x") == []

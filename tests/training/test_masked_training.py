@@ -17,7 +17,7 @@ from prunus.recipe import read_recipe
 from prunus.report.facts import read_facts
 from prunus.tasks.collate import IGNORED, Collate
 from prunus.training.fit import Interrupted
-from prunus.training.masked import masked_logits
+from prunus.training.masked import masked_outputs
 from prunus.training.predict import predict
 from prunus.training.run import run
 from small import (
@@ -51,7 +51,8 @@ def test_masked_places_have_the_logits_of_the_whole(architecture: str) -> None:
     torch.manual_seed(0)
     model, batch = AutoModelForMaskedLM.from_config(CONFIGS[architecture]()).eval(), masked_batch()
     with torch.no_grad():
-        logits, labels = masked_logits(model, batch)
+        outputs, labels = masked_outputs(model, batch)
+        logits = outputs["logits"]
         whole = model(**batch)
         again = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     places = batch["labels"] != IGNORED

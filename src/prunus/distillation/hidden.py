@@ -1,17 +1,17 @@
 """Distillation of what is inside: hidden states and attention maps, layer by layer.
 
 With h_s ``[rows, tokens, w_s]`` and h_t ``[rows, tokens, w_t]`` the states of a pair of layers, A the attention maps
-``[rows, heads, tokens, tokens]``, m the tokens that are attended to, and P a learned projector (absent where w_s = w_t)
+``[rows, heads, tokens, tokens]``, m the tokens that are attended to, and P a learned projector (none where w_s = w_t)
 
-    mse         mean over attended tokens and features of (P h_s - h_t)^2     TinyBERT, Jiao et al. 2020, arXiv:1909.10351, eq. 8
+    mse         mean over attended tokens and features of (P h_s - h_t)^2     TinyBERT, Jiao et al. 2020, arXiv:1909.10351, 8
     cosine      mean over attended tokens of 1 - cos(P h_s, h_t)              DistilBERT, Sanh et al. 2019, arXiv:1910.01108, 3
-    attention   mean over attended pairs of tokens of (A_s - A_t)^2           TinyBERT, eq. 7, on probabilities
+    attention   mean over attended pairs of tokens of (A_s - A_t)^2           TinyBERT, 7, on probabilities
 
 Layers count from 0, the embeddings; attention maps from 1. A student with L_s layers and a teacher with L_t are paired
 
     last        (L_s, L_t)
     uniform     (i, round(i L_t / L_s))       i = 0 .. L_s, for attention maps from 1
-    pairs       as they are given
+    pairs       as they are given, in the place of these
 
 Models with different numbers of heads are compared by the mean of their maps over heads.
 """
@@ -28,7 +28,7 @@ from prunus.errors import Problem, TargetError
 
 __all__ = ["Inside", "attention_loss", "hidden_loss", "pairs_of", "projectors"]
 
-Layers = Literal["last", "uniform"] | tuple[tuple[int, int], ...]
+Layers = Literal["last", "uniform"]
 _LOSSES: Final = ("mse", "cosine")
 
 
@@ -38,7 +38,8 @@ class Inside:
 
     weight: float = 0.0
     layers: Layers = "last"
-    """``last``, ``uniform``, or pairs ``[[student, teacher], ...]``."""
+    pairs: tuple[tuple[int, ...], ...] = ()
+    """``[[student, teacher], ...]``, in the place of ``layers``."""
     loss: Literal["mse", "cosine"] = "mse"
     """Of hidden states; attention maps are compared by their squares."""
 
@@ -49,30 +50,30 @@ class Inside:
             found.append(Problem(f"{key}.weight", self.weight, "be 0 or above", "1.0"))
         if self.loss not in _LOSSES:
             found.append(Problem(f"{key}.loss", self.loss, "be mse or cosine", "mse"))
-        pairs = () if isinstance(self.layers, str) else self.layers
-        if isinstance(self.layers, str) and self.layers not in ("last", "uniform"):
-            found.append(Problem(f"{key}.layers", self.layers, "be last, uniform or pairs", "[[6, 12]]"))
-        elif not isinstance(self.layers, str) and not self.layers:
-            found.append(Problem(f"{key}.layers", [], "name at least one pair", "last"))
-        if any(len(pair) != 2 or min(pair) < 0 for pair in pairs):
-            found.append(Problem(f"{key}.layers", list(pairs), "be pairs of layers from 0", "[[6, 12]]"))
+        if self.layers not in ("last", "uniform"):
+            found.append(Problem(f"{key}.layers", self.layers, "be last or uniform", "pairs: [[6, 12]]"))
+        if any(len(pair) != 2 or min(pair) < 0 for pair in self.pairs):
+            found.append(Problem(f"{key}.pairs", list(self.pairs), "be pairs of layers from 0", "[[6, 12]]"))
         return found
 
 
-def pairs_of(layers: Layers, student: int, teacher: int, first: int = 0, key: str = "layers") -> list[tuple[int, int]]:
+def pairs_of(
+    inside: Inside, student: int, teacher: int, first: int = 0, key: str = "distill.hidden"
+) -> list[tuple[int, int]]:
     """Pairs of layers of models with so many; ``first`` is 1 for attention maps.
 
     Raises ``TargetError`` for layers that are not there.
     """
-    if layers == "last":
+    if not inside.pairs and inside.layers == "last":
         return [(student, teacher)]
-    if layers == "uniform":
+    if not inside.pairs:
         return [(i, round(i * teacher / student)) for i in range(first, student + 1)]
-    wrong = [(s, t) for s, t in layers if not (first <= s <= student and first <= t <= teacher)]
+    given = [(pair[0], pair[1]) for pair in inside.pairs]
+    wrong = [(s, t) for s, t in given if not (first <= s <= student and first <= t <= teacher)]
     if wrong:
         rule = f"be in {first}..{student} of the student and {first}..{teacher} of the teacher"
-        raise TargetError(Problem(key, wrong[0], rule, f"[[{student}, {teacher}]]"))
-    return [(s, t) for s, t in layers]
+        raise TargetError(Problem(f"{key}.pairs", wrong[0], rule, f"[[{student}, {teacher}]]"))
+    return given
 
 
 def projectors(pairs: Sequence[tuple[int, int]], student: int, teacher: int) -> nn.ModuleDict:

@@ -13,13 +13,14 @@ that of the start and that of the end, each over the tokens that are attended to
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from prunus.distillation.hidden import Inside
 from prunus.errors import Problem
 
 __all__ = ["Distillation", "distill", "logit_loss"]
@@ -34,6 +35,10 @@ class Distillation:
     weight: float = 1.0
     hard_weight: float = 1.0
     temperature: float = 2.0
+    hidden: Inside = field(default_factory=Inside)
+    """Hidden states of layers (``distillation.hidden``)."""
+    attention: Inside = field(default_factory=Inside)
+    """Attention maps of layers."""
 
     def problems(self, key: str = "distill") -> list[Problem]:
         """What is wrong with these numbers."""
@@ -44,7 +49,8 @@ class Distillation:
         ]
         if not self.temperature > 0:
             found.append(Problem(f"{key}.temperature", self.temperature, "be above 0", "2"))
-        if self.weight == self.hard_weight == 0:
+        found += self.hidden.problems(f"{key}.hidden") + self.attention.problems(f"{key}.attention")
+        if self.weight == self.hard_weight == self.hidden.weight == self.attention.weight == 0:
             found.append(Problem(f"{key}.weight", 0, "not be 0 together with hard_weight", "1.0"))
         return found
 

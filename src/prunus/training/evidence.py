@@ -130,13 +130,12 @@ def size_on_disk(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("model*.safetensors"))
 
 
+_LOSSES: Final = ("step", "loss", "hard_loss", "distill_loss", "hidden_loss", "attention_loss", "learning_rate")
+
+
 def history(logs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The Trainer's logs, sorted into losses, sparsity and metrics."""
-    losses = [
-        {key: log[key] for key in ("step", "loss", "hard_loss", "distill_loss", "learning_rate") if key in log}
-        for log in logs
-        if "loss" in log
-    ]
+    losses = [{key: log[key] for key in _LOSSES if key in log} for log in logs if "loss" in log]
     sparsity = [
         {"step": log["step"], "due": log["sparsity_due"], "measured": log["sparsity"]}
         for log in logs

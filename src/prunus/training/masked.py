@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunus.tasks.collate import IGNORED
 
-__all__ = ["is_masked", "masked_logits"]
+__all__ = ["is_masked", "masked_outputs"]
 
 
 def is_masked(inputs: Mapping[str, Any]) -> bool:
@@ -21,12 +21,17 @@ def is_masked(inputs: Mapping[str, Any]) -> bool:
     return isinstance(labels, Tensor) and labels.dim() == 2
 
 
-def masked_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Logits ``[predicted tokens, vocabulary]`` and their labels, row by row, of a batch with ``labels`` ``[rows, tokens]``."""
+def masked_outputs(
+    model: nn.Module, inputs: Mapping[str, Tensor], asks: Mapping[str, bool] | None = None
+) -> tuple[dict[str, Any], Tensor]:
+    """Outputs of a batch with ``labels`` ``[rows, tokens]``, with ``logits`` ``[predicted tokens, vocabulary]``; their labels.
+
+    ``asks`` are further arguments of the model; what it gives beside the logits is of all tokens.
+    """
     places = inputs["labels"] != IGNORED
     with only_at(model, places):
-        logits = model(**{name: value for name, value in inputs.items() if name != "labels"}).logits
-    return logits[0], inputs["labels"][places]
+        outputs = model(**{name: value for name, value in inputs.items() if name != "labels"}, **(asks or {}))
+    return {**outputs, "logits": outputs.logits[0]}, inputs["labels"][places]
 
 
 @contextmanager

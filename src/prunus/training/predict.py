@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from prunus.tasks.base import Feature, HeadKind, Metrics, Task
 from prunus.tasks.collate import IGNORED, Collate
 from prunus.tasks.masked_language import MaskedRows
-from prunus.training.masked import masked_logits
+from prunus.training.masked import masked_outputs
 from prunus.training.progress import Bars
 
 __all__ = ["LABEL_KEYS", "predict", "score_task"]
@@ -76,7 +76,8 @@ def predict(
 def _masked(model: nn.Module, batch: Mapping[str, Tensor], device: torch.device) -> list[NDArray[np.float32]]:
     """Sums over the predicted tokens of each row: -log p, whether the most probable token is right, how many."""
     inputs = {key: value.to(device) for key, value in batch.items()}
-    logits, labels = masked_logits(model, inputs)
+    outputs, labels = masked_outputs(model, inputs)
+    logits = outputs["logits"]
     row = (inputs["labels"] != IGNORED).nonzero()[:, 0]
     loss = functional.cross_entropy(logits.float(), labels, reduction="none")
     hits = (logits.argmax(-1) == labels).float()

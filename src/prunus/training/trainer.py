@@ -1,6 +1,7 @@
 """The Trainer of transformers, with a teacher, honest logs and length-sorted evaluation.
 
-    loss = hard_weight * task loss + weight * distillation         (distillation/logits.py)
+    loss = hard_weight * task loss + weight * logits + hidden.weight * hidden states + attention.weight * attention maps
+                                                                  (distillation/logits.py, distillation/hidden.py)
 
 Each micro-batch contributes the mean over its own rows, and gradient accumulation averages micro-batches; that of the last,
 shorter micro-batch therefore counts as much as the others. The teacher runs in eval mode without gradients on the same
@@ -18,13 +19,14 @@ from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunus.checkpoint.state import read_tensors, write_tensors
+from prunus.distillation.inner import Inner
 from prunus.distillation.logits import Distillation, distill, logit_loss
 from prunus.errors import Problem, TrainingError
 from prunus.quantization.layers import RANGES
 from prunus.sparsity.measure import sparsity_of
 from prunus.sparsity.pruning import Pruning
 from prunus.training.callback import PruneCallback
-from prunus.training.masked import is_masked, masked_logits
+from prunus.training.masked import is_masked, masked_outputs
 
 __all__ = ["PrunusTrainer", "release"]
 
@@ -58,6 +60,15 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         self.teacher = teacher
         if teacher is not None:
             teacher.requires_grad_(False).eval().to(self.args.device)
+        self.inner: Inner | None = None
+        if teacher is not None and (self.distillation.hidden.weight or self.distillation.attention.weight):
+            own: Any = teacher.config
+            self.inner = Inner(self.distillation, self.model.config, own).to(self.args.device)
+            if self.distillation.attention.weight:
+                models: tuple[Any, ...] = (self.model, teacher)
+                for model in models:
+                    model.set_attn_implementation("eager")  # others do not give their maps
+            self.add_callback(_Projectors(self.inner))
         self._parts: dict[str, Tensor] = {}
         self._batches = 0
         self._order = _EpochOrder()
@@ -71,19 +82,24 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The weighted sum; see the module's docstring. Raises ``TrainingError`` where it is not finite."""
+        asks = self.inner.asks if self.inner is not None and model.training else {}
+        hard: Tensor
         if is_masked(inputs):
-            outputs, labels = masked_logits(model, inputs)
-            hard = functional.cross_entropy(outputs.float(), labels)
+            outputs, labels = masked_outputs(model, inputs, asks)
+            hard = functional.cross_entropy(outputs["logits"].float(), labels)
         else:
             hard, outputs = super().compute_loss(
-                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+                model, inputs | asks, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
         loss = hard
         if model.training:
             parts = {"hard_loss": hard}
             if self.teacher is not None:
-                parts["distill_loss"] = self._distilled(self.teacher, outputs, inputs)
-                loss = self.distillation.hard_weight * hard + self.distillation.weight * parts["distill_loss"]
+                parts |= self._distilled(self.teacher, outputs, inputs, asks)
+                loss = sum(
+                    (weight * parts[name] for name, weight in self.weights.items() if name in parts),
+                    torch.zeros_like(hard),
+                )
             self._note(parts)
             if not torch.isfinite(loss):
                 fix = "a lower learning rate, gradient clipping, or train.precision: fp32"
@@ -91,15 +107,40 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
                 raise TrainingError(Problem(f"loss at step {step}", float(loss.detach()), "be finite", fix))
         return (loss, outputs) if return_outputs else loss
 
-    def _distilled(self, teacher: nn.Module, outputs: Any, inputs: dict[str, Any]) -> Tensor:
-        """How far the student is from the teacher on the same inputs."""
-        temperature = self.distillation.temperature
+    def _distilled(
+        self, teacher: nn.Module, outputs: Any, inputs: dict[str, Any], asks: dict[str, bool]
+    ) -> dict[str, Tensor]:
+        """How far the student is from the teacher on the same inputs, in each respect that counts."""
+        temperature, taught = self.distillation.temperature, dict[str, Any]()
         with torch.no_grad():
             if is_masked(inputs):
-                taught, _ = masked_logits(teacher, inputs)
-                return logit_loss(outputs, taught, temperature)
-            taught = teacher(**{k: v for k, v in inputs.items() if k not in _LABELS})
-        return distill(outputs, taught, inputs, temperature)
+                taught, _ = masked_outputs(teacher, inputs, asks)
+            else:
+                taught = teacher(**{k: v for k, v in inputs.items() if k not in _LABELS}, **asks)
+        parts = {} if self.inner is None else self.inner(outputs, taught, inputs)
+        if is_masked(inputs):
+            return parts | {"distill_loss": logit_loss(outputs["logits"], taught["logits"], temperature)}
+        return parts | {"distill_loss": distill(outputs, taught, inputs, temperature)}
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What each part of the loss counts."""
+        own = self.distillation
+        return {
+            "hard_loss": own.hard_weight,
+            "distill_loss": own.weight,
+            "hidden_loss": own.hidden.weight,
+            "attention_loss": own.attention.weight,
+        }
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """Projectors learn with the student, without weight decay."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        own = list(self.inner.parameters()) if self.inner is not None else []
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if own and id(own[0]) not in held:
+            optimizer.add_param_group({"params": own, "weight_decay": 0.0})
+        return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """The rows' own order, where they have one."""
@@ -159,6 +200,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             self.prune_callback.save_state(directory)
         if _internal_call and self.args.should_save:
             self._order.save_state(directory)
+            if self.inner is not None and len(self.inner.projectors):
+                write_tensors(directory / _PROJECTORS_FILE, self.inner.state_dict())
 
 
 def release(model: nn.Module) -> None:
@@ -215,5 +258,37 @@ class _EpochOrder(TrainerCallback):  # type: ignore[misc]
         self._began = torch.get_rng_state()
 
 
+class _Projectors(TrainerCallback):  # type: ignore[misc]
+    """Brings projectors back where training goes on; between processes, their gradients are averaged before a step."""
+
+    def __init__(self, inner: Inner) -> None:
+        self._inner = inner
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Reads them from the checkpoint."""
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _PROJECTORS_FILE
+        if state.global_step and path.is_file():
+            self._inner.load_state_dict(read_tensors(path))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The student's gradients were averaged by DistributedDataParallel, which does not know the projectors."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for parameter in self._inner.parameters():
+                if parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad)
+                    parameter.grad /= torch.distributed.get_world_size()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The Trainer clears the gradients of its model alone."""
+        self._inner.zero_grad()
+
+
+_PROJECTORS_FILE = "projectors.safetensors"
 _ORDER_FILE = "epoch_order.safetensors"
 _LABELS = frozenset({"labels", "start_positions", "end_positions"})

@@ -1,0 +1,65 @@
+"""One teacher's insides beside a student's: which layers, through which projectors, at what loss.
+
+The projectors are parameters of this module: they belong into the optimizer, and not into the student that is saved.
+"""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from prunus.distillation.hidden import attention_loss, hidden_loss, pairs_of, projectors
+from prunus.distillation.logits import Distillation
+
+__all__ = ["Inner"]
+
+
+@final
+class Inner(nn.Module):
+    """Compares hidden states and attention maps of two Hugging Face models.
+
+    ``student`` and ``teacher`` are their configurations. Raises ``TargetError`` for layers that are not there.
+    """
+
+    def __init__(self, distillation: Distillation, student: Any, teacher: Any) -> None:
+        super().__init__()
+        self.distillation = distillation
+        s, t = student.get_text_config(), teacher.get_text_config()
+        layers = s.num_hidden_layers, t.num_hidden_layers
+        self.hidden = pairs_of(distillation.hidden, *layers) if distillation.hidden.weight else []
+        self.attention = (
+            pairs_of(distillation.attention, *layers, first=1, key="distill.attention")
+            if distillation.attention.weight
+            else []
+        )
+        self.projectors = projectors(self.hidden, s.hidden_size, t.hidden_size)
+
+    @property
+    def asks(self) -> dict[str, bool]:
+        """What both models have to be called with."""
+        return {
+            name: True
+            for name, pairs in (("output_hidden_states", self.hidden), ("output_attentions", self.attention))
+            if pairs
+        }
+
+    def forward(
+        self, student: Mapping[str, Any], teacher: Mapping[str, Any], inputs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """``hidden_loss`` and ``attention_loss``, each a mean over its pairs, without their weights."""
+        attended = inputs["attention_mask"].bool()
+        found = {}
+        if self.hidden:
+            kind = self.distillation.hidden.loss
+            losses = []
+            for s, t in self.hidden:
+                state = student["hidden_states"][s]
+                if f"{s}-{t}" in self.projectors:
+                    state = self.projectors[f"{s}-{t}"](state)
+                losses.append(hidden_loss(state, teacher["hidden_states"][t], attended, kind))
+            found["hidden_loss"] = torch.stack(losses).mean()
+        if self.attention:
+            maps = [(student["attentions"][s - 1], teacher["attentions"][t - 1]) for s, t in self.attention]
+            found["attention_loss"] = torch.stack([attention_loss(s, t, attended) for s, t in maps]).mean()
+        return found
