@@ -21,9 +21,11 @@ from transformers import PreTrainedModel, set_seed
 
 from prunus._version import __version__
 from prunus.cache import cache_or_temporary
+from prunus.recipe import TrainSpec
 from prunus.report.facts import FACTS_FILE, read_facts, write_facts
 from prunus.tasks.collate import Collate
 from prunus.tasks.masked_language import MaskedRows
+from prunus.tasks.spec import TaskSpec
 from prunus.training.evidence import plain, size_on_disk
 from prunus.training.fit import Interrupted, drop_checkpoints, fit
 from prunus.training.models import load_model
@@ -59,13 +61,19 @@ def _digest(prepared: Prepared) -> str:
             sha.update(repr([row.get(key) for key in sorted(LABEL_KEYS)]).encode())
     said: dict[str, Any] = {
         "source": None if files else [prepared.dense_source, prepared.recipe.model.revision],
-        "task": plain(replace(prepared.recipe.task, train=None, validation=None, data=None)),
+        "task": _said(replace(prepared.recipe.task, train=None, validation=None, data=None), TaskSpec()),
         "rows": len(prepared.train_features),
-        "train": plain(prepared.recipe.dense_training),
+        "train": _said(prepared.recipe.dense_training, TrainSpec()),
         "versions": [torch.__version__, transformers.__version__],
     }
     sha.update(json.dumps(said, sort_keys=True, default=str).encode())
     return sha.hexdigest()[:16]
+
+
+def _said(spec: Any, default: Any) -> dict[str, Any]:
+    """What differs from the defaults: a key that a later version adds does not make another model."""
+    usual = plain(default)
+    return {name: value for name, value in plain(spec).items() if value != usual[name]}
 
 
 def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[[str], None]) -> Dense:
