@@ -18,13 +18,14 @@ Units of ``rows`` and ``columns`` differ in size between tensors; a global scope
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import le, lt
 from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
 from prunus.errors import Problem, nearest
-from prunus.sparsity.selection import Cut, count_of, cut_lowest, kth_smallest
+from prunus.sparsity.selection import Cut, count, count_of, cut_lowest, kth_smallest
 
 __all__ = ["Allocation", "Importance", "Scope", "global_cuts", "importance"]
 
@@ -76,12 +77,13 @@ class Allocation:
         return next((value for pattern, value in self.per_tensor.items() if re.search(pattern, name)), sparsity)
 
 
-def importance(score: Tensor, kind: Importance) -> Tensor:
+def importance(score: Tensor, kind: Importance, in_place: bool = False) -> Tensor:
     """Scores of one tensor, scaled so that tensors can be compared; a tensor of zeros stays zeros."""
     if kind == "plain":
         return score
     norm = score.norm() if kind == "normed" else score.square().mean().sqrt()
-    return score / norm.clamp_min(torch.finfo(score.dtype).tiny)
+    norm = norm.clamp_min(torch.finfo(score.dtype).tiny)
+    return score.div_(norm) if in_place else score / norm
 
 
 def global_cuts(
@@ -100,21 +102,26 @@ def global_cuts(
     active = dict(scores)
     while active and left:
         theta = kth_smallest(list(active.values()), left)
-        at_or_below = {name: int(torch.count_nonzero(score <= theta)) for name, score in active.items()}
-        room = {name: min(count, limit[name]) for name, count in at_or_below.items()}
+        at_or_below = {name: count(score, le, theta) for name, score in active.items()}
+        room = {name: min(number, limit[name]) for name, number in at_or_below.items()}
         if sum(room.values()) >= left:
-            return cuts | _share_ties(active, theta, room, sum(room.values()) - left)
+            return cuts | _share_ties(active, theta, room, limit, sum(room.values()) - left)
         for name in [name for name in active if at_or_below[name] > limit[name]]:
             cuts[name] = cut_lowest(active.pop(name), limit[name])
             left -= limit[name]
     return cuts | {name: Cut(0, -torch.inf) for name in active}
 
 
-def _share_ties(scores: Mapping[str, Tensor], theta: float, room: Mapping[str, int], excess: int) -> dict[str, Cut]:
+def _share_ties(
+    scores: Mapping[str, Tensor], theta: float, room: Mapping[str, int], limit: Mapping[str, int], excess: int
+) -> dict[str, Cut]:
     """Cuts at one threshold: each tensor's ``room`` less ``excess`` units tied at it, which go in the tensors' order."""
     cuts = {}
     for name in reversed(list(scores)):
-        below = int(torch.count_nonzero(scores[name] < theta))
+        if not excess and room[name] < limit[name]:  # all at or below the threshold, and no tie to spare
+            cuts[name] = Cut(room[name], theta)
+            continue
+        below = count(scores[name], lt, theta)
         spared = min(excess, max(0, room[name] - below))
         excess -= spared
         k = room[name] - spared

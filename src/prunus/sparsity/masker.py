@@ -60,6 +60,9 @@ class Masker:
         self._masks: dict[str, Tensor] = {}  # bool [out, in], True where the weight is kept
         self._scores: dict[str, Tensor] = {}  # of units, or of weights for N:M
         self._shadow: dict[str, Tensor] = {}
+        self._room: dict[
+            str, Tensor
+        ] = {}  # for magnitudes: fresh memory would cost more than all that is done with them
         self._planned: dict[str, int] = {}  # zeros that the last update asked for
         if state is not None:
             self._load(model, state)
@@ -120,6 +123,7 @@ class Masker:
             if self.steps == rule.timetable.events[-1]:
                 for name in rule.selection.taken:  # no update will read them any more
                     self._scores.pop(name, None)
+                    self._room.pop(name, None)
         self.apply(model)
         return bool(due)
 
@@ -200,8 +204,11 @@ class Masker:
 
     def bytes(self) -> dict[str, int]:
         """Memory held now, by kind: masks, scores, shadow."""
-        kinds = {"masks": self._masks, "scores": self._scores, "shadow": self._shadow}
-        return {kind: sum(t.numel() * t.element_size() for t in held.values()) for kind, held in kinds.items()}
+        kinds = {"masks": [self._masks], "scores": [self._scores, self._room], "shadow": [self._shadow]}
+        return {
+            kind: sum(t.numel() * t.element_size() for part in held for t in part.values())
+            for kind, held in kinds.items()
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a later masker needs to go on, as a flat dictionary of tensors."""
@@ -253,7 +260,8 @@ class Masker:
             shape = weight.shape if pattern.needs_element_scores else pattern.units(rule.selection.taken[name])
             score = torch.rand(shape, generator=generator).to(weight.device)
         elif not rule.criterion.needs_gradient:
-            score = rule.criterion.contribution(weight.float(), weight)
+            room = self._room.setdefault(name, torch.empty_like(weight, dtype=torch.float32))
+            score = torch.abs(weight.float(), out=room)
             score = score if pattern.needs_element_scores else pattern.pool(score, rule.pruning.reduce)
         if score is None:
             rule_ = f"have a gradient for criterion {rule.criterion.name}"
@@ -271,7 +279,9 @@ class Masker:
         for name in shapes:
             if pruning.revive and name not in self._shadow:
                 self._shadow[name] = model.get_parameter(name).detach().clone()
-            score = importance(self._score(model, rule, name), pruning.allocation.importance)
+            score = self._score(model, rule, name)
+            own = name in self._room and score.data_ptr() == self._room[name].data_ptr()
+            score = importance(score, pruning.allocation.importance, in_place=own)
             held = None if pruning.revive else self._masks.get(name)
             if pattern.needs_element_scores:
                 elements[name] = score if held is None else score.masked_fill(~held, -torch.inf)

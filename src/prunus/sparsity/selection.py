@@ -10,15 +10,16 @@ below the bracket and gathers what lies inside (about 2 %), and the exact value 
 a list of tensors, never concatenated, so that a global selection needs no copy of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import floor, isqrt
-from typing import Final
+from operator import ge, gt, le, lt
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-__all__ = ["Cut", "count_of", "cut_lowest", "kept", "kth_smallest"]
+__all__ = ["Cut", "compared", "count", "count_of", "cut_lowest", "kept", "kth_smallest"]
 
 _SMALL: Final = 1 << 18  # below this many scores, selecting directly is faster than bracketing
 _SAMPLE: Final = 1 << 17
@@ -52,11 +53,24 @@ def kth_smallest(scores: Sequence[Tensor], k: int) -> float:
         )  # six standard deviations of the rank, or more
         low = float(sample[max(0, rank - margin)]) if rank > margin else -torch.inf
         high = float(sample[rank + margin]) if rank + margin < sample.numel() else torch.inf
-        below = sum(int(torch.count_nonzero(score < low)) for score in flat)
-        inside = torch.cat([score[(score >= low) & (score <= high)] for score in flat])
+        below = sum(count(score, lt, low) for score in flat)
+        inside = torch.cat([score[compared(score, ge, low) & compared(score, le, high)] for score in flat])
         if below < k <= below + inside.numel():
             return float(_ascending(inside)[k - below - 1])
     return float(torch.cat(flat).kthvalue(k).values)
+
+
+def compared(score: Tensor, operator: Callable[[Any, float], Any], value: float) -> Tensor:
+    """``score < value`` and the like; numpy's comparisons take a third of the time of torch's on a CPU."""
+    if score.device.type == "cpu" and score.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(operator(score.numpy(), value))
+    result: Tensor = operator(score, value)
+    return result
+
+
+def count(score: Tensor, operator: Callable[[Any, float], Any], value: float) -> int:
+    """For how many it holds."""
+    return int(torch.count_nonzero(compared(score, operator, value)))
 
 
 def _ascending(values: Tensor) -> Tensor:
@@ -76,7 +90,7 @@ def kept(score: Tensor, cut: Cut) -> Tensor:
     """Bool of ``score``'s shape, False at exactly ``cut.k`` places."""
     if cut.k == 0:
         return torch.ones_like(score, dtype=torch.bool)
-    keep = score > cut.threshold
+    keep = compared(score, gt, cut.threshold)
     excess = score.numel() - int(torch.count_nonzero(keep)) - cut.k
     if excess > 0:
         ties = (score == cut.threshold).flatten().nonzero().flatten()
