@@ -195,8 +195,8 @@ def overhead_section() -> list[str]:
     if joint:
         seconds, (rows, tokens) = joint[0]["seconds"], joint[0]["batch"]
         lines += [
-            f"In the joint run ({joint[0]['weights'] / 1e6:.1f} M weights by normed magnitude, 8 bits, teacher; {rows} x {tokens} "
-            f"tokens) a step takes {seconds['step']:.2f} s, a mask update {1000 * seconds['update']:.0f} ms "
+            f"In the joint run ({joint[0]['weights'] / 1e6:.1f} M weights by normed magnitude, 8 bits, a teacher, {rows} x "
+            f"{tokens} tokens) a step takes {seconds['step']:.2f} s, a mask update {1000 * seconds['update']:.0f} ms "
             f"({joint[0]['update / step']:.1%}), and dense weights behind the mask {1000 * seconds['apply']:.0f} ms a step "
             f"({joint[0]['apply / step']:.1%}); `benchmarks/joint_step.py`.",
             "",
