@@ -225,8 +225,9 @@ def recipes_ls(as_json: AsJson = False) -> None:
         if as_json:
             print_json(about)
             return
+        width = max(map(len, shipped_recipes()))
         for name, line in about.items():
-            out.print(f"{name:<16} {line}", highlight=False, markup=False)
+            out.print(f"{name:<{width}} {line}", highlight=False, markup=False)
 
 
 def _shipped(name: str) -> str:
