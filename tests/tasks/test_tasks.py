@@ -30,7 +30,7 @@ def sst2(tmp_path: Path) -> TaskSpec:
 
 def test_names() -> None:
     glue = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "mnli-mm", "qnli", "rte", "wnli")
-    assert set(TASKS) == {"squad", *glue, "classification", "qa", "pydocs-qa", "pydocs-topic"}
+    assert set(TASKS) == {"mlm", "squad", *glue, "classification", "qa", "pydocs-qa", "pydocs-topic"}
 
 
 @pytest.mark.parametrize(
