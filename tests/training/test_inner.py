@@ -133,3 +133,96 @@ def test_a_recipe_with_hidden_states(
     assert last["loss"] == pytest.approx(parts, rel=1e-3)
     with pytest.raises(RecipeError, match=r"distill\.hidden\.lyers"):
         read_recipe(recipe | {"distill": {"hidden": {"lyers": "last"}}})
+
+
+# The reused head
+
+
+def head_of(model: Any, states: torch.Tensor, head: str) -> torch.Tensor:
+    """What a model's head makes of last hidden states."""
+    if head == "question-answering":
+        return model.qa_outputs(states)
+    if hasattr(model, "classifier") and hasattr(model.base_model, "pooler") and model.base_model.pooler is not None:
+        return model.classifier(model.base_model.pooler(states))
+    if hasattr(model, "pre_classifier"):
+        return model.classifier(torch.relu(model.pre_classifier(states[:, 0])))
+    return model.classifier(states)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "electra", "mpnet"])
+@pytest.mark.parametrize("head", ["classification", "question-answering"])
+def test_the_student_ends_with_the_teachers_head_behind_the_projector(
+    architecture: str, head: str, tmp_path: Path
+) -> None:
+    student, teacher = tiny_model(architecture, head), tiny_model(architecture, head, seed=5)
+    features = rows(16, head)
+    trainer = PrunusTrainer(
+        student,
+        arguments(tmp_path, max_steps=3),
+        train_dataset=features,
+        data_collator=batch,
+        teacher=teacher,
+        distillation=Distillation(0.0, 0.0, reuse=1.0),
+    )
+    assert trainer.inner is not None
+    assert trainer.inner.reuse is not None
+    trainer.train()
+    inputs = {k: v for k, v in batch(features[:4]).items() if k in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        states = student.eval()(**inputs, output_hidden_states=True).hidden_states[-1]
+        got = student(**inputs)
+        expected = head_of(teacher.eval(), trainer.inner.reuse.projector(states), head)
+    logits = got.logits if head == "classification" else torch.stack([got.start_logits, got.end_logits], -1)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
+    moved = trainer.inner.reuse.projector.weight.detach() - torch.eye(16)
+    assert float(moved.abs().max()) > 1e-4
+
+
+@pytest.mark.parametrize("head", ["classification", "question-answering"])
+def test_the_loss_is_that_of_the_features_the_head_reads(head: str, tmp_path: Path) -> None:
+    student, teacher = tiny_model("bert", head), tiny_model("bert", head, seed=5)
+    distillation = Distillation(0.0, 0.0, reuse=2.0)
+    trainer = PrunusTrainer(student, arguments(tmp_path), teacher=teacher, distillation=distillation)
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    inputs = batch(rows(6, head))
+    got = float(trainer.compute_loss(student.train(), dict(inputs)).detach())
+    asked = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        s, t = (m.eval()(**asked, output_hidden_states=True).hidden_states[-1].double() for m in (student, teacher))
+    gap = (s - t)[:, 0] if head == "classification" else (s - t)[inputs["attention_mask"].bool()]
+    assert got == pytest.approx(2 * float(gap.square().mean()), rel=1e-5)
+
+
+def test_heads_for_answers_fit_whatever_the_widths(tmp_path: Path) -> None:
+    from transformers import BertForQuestionAnswering
+
+    student = tiny_model("bert", "question-answering")
+    config = teacher_of().config
+    config.num_labels = 2
+    teacher = BertForQuestionAnswering(config)
+    features = rows(16, "question-answering")
+    trainer = PrunusTrainer(
+        student,
+        arguments(tmp_path, max_steps=3),
+        train_dataset=features,
+        data_collator=batch,
+        teacher=teacher,
+        distillation=Distillation(0.0, 0.0, reuse=1.0),
+    )
+    trainer.train()
+    assert trainer.inner is not None
+    assert trainer.inner.reuse is not None
+    inputs = {k: v for k, v in batch(features[:4]).items() if k in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        states = student.eval()(**inputs, output_hidden_states=True).hidden_states[-1]
+        expected = teacher.qa_outputs(trainer.inner.reuse.projector(states))
+        torch.testing.assert_close(student(**inputs).start_logits, expected[..., 0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TargetError, match=r"(?s)have a head that fits the student.*a teacher of width 16"):
+        trainer_of(tmp_path, Distillation(reuse=1.0), teacher_of())
+    with pytest.raises(TargetError, match="be a BertForSequenceClassification"):
+        trainer_of(tmp_path, Distillation(reuse=1.0), tiny_model("roberta"))

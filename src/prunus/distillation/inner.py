@@ -11,21 +11,22 @@ from torch import Tensor, nn
 
 from prunus.distillation.hidden import attention_loss, hidden_loss, pairs_of, projectors
 from prunus.distillation.logits import Distillation
+from prunus.distillation.reuse import Reuse
 
 __all__ = ["Inner"]
 
 
 @final
 class Inner(nn.Module):
-    """Compares hidden states and attention maps of two Hugging Face models.
+    """Compares hidden states, attention maps and the features of the heads of two Hugging Face models.
 
-    ``student`` and ``teacher`` are their configurations. Raises ``TargetError`` for layers that are not there.
+    Raises ``TargetError`` for layers that are not there, and for a head that cannot be reused.
     """
 
     def __init__(self, distillation: Distillation, student: Any, teacher: Any) -> None:
         super().__init__()
         self.distillation = distillation
-        s, t = student.get_text_config(), teacher.get_text_config()
+        s, t = student.config.get_text_config(), teacher.config.get_text_config()
         layers = s.num_hidden_layers, t.num_hidden_layers
         self.hidden = pairs_of(distillation.hidden, *layers) if distillation.hidden.weight else []
         self.attention = (
@@ -34,20 +35,24 @@ class Inner(nn.Module):
             else []
         )
         self.projectors = projectors(self.hidden, s.hidden_size, t.hidden_size)
+        self.reuse = Reuse(student, teacher) if distillation.reuse else None
 
     @property
     def asks(self) -> dict[str, bool]:
         """What both models have to be called with."""
         return {
             name: True
-            for name, pairs in (("output_hidden_states", self.hidden), ("output_attentions", self.attention))
-            if pairs
+            for name, wanted in (
+                ("output_hidden_states", self.hidden or self.reuse is not None),
+                ("output_attentions", self.attention),
+            )
+            if wanted
         }
 
     def forward(
         self, student: Mapping[str, Any], teacher: Mapping[str, Any], inputs: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """``hidden_loss`` and ``attention_loss``, each a mean over its pairs, without their weights."""
+        """``hidden_loss``, ``attention_loss`` (each a mean over its pairs) and ``feature_loss``, without their weights."""
         attended = inputs["attention_mask"].bool()
         found = {}
         if self.hidden:
@@ -62,4 +67,6 @@ class Inner(nn.Module):
         if self.attention:
             maps = [(student["attentions"][s - 1], teacher["attentions"][t - 1]) for s, t in self.attention]
             found["attention_loss"] = torch.stack([attention_loss(s, t, attended) for s, t in maps]).mean()
+        if self.reuse is not None:
+            found["feature_loss"] = self.reuse(student["hidden_states"][-1], teacher["hidden_states"][-1], attended)
         return found

@@ -39,18 +39,21 @@ class Distillation:
     """Hidden states of layers (``distillation.hidden``)."""
     attention: Inside = field(default_factory=Inside)
     """Attention maps of layers."""
+    reuse: float = 0.0
+    """Weight of the features that the teacher's head reads; the student takes that head over (``distillation.reuse``)."""
 
     def problems(self, key: str = "distill") -> list[Problem]:
         """What is wrong with these numbers."""
         found = [
             Problem(f"{key}.{name}", value, "be 0 or above", "1.0")
-            for name, value in (("weight", self.weight), ("hard_weight", self.hard_weight))
+            for name, value in (("weight", self.weight), ("hard_weight", self.hard_weight), ("reuse", self.reuse))
             if not value >= 0
         ]
         if not self.temperature > 0:
             found.append(Problem(f"{key}.temperature", self.temperature, "be above 0", "2"))
         found += self.hidden.problems(f"{key}.hidden") + self.attention.problems(f"{key}.attention")
-        if self.weight == self.hard_weight == self.hidden.weight == self.attention.weight == 0:
+        inside = self.hidden.weight + self.attention.weight + self.reuse
+        if self.weight == self.hard_weight == inside == 0:
             found.append(Problem(f"{key}.weight", 0, "not be 0 together with hard_weight", "1.0"))
         return found
 

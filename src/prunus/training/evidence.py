@@ -130,7 +130,16 @@ def size_on_disk(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("model*.safetensors"))
 
 
-_LOSSES: Final = ("step", "loss", "hard_loss", "distill_loss", "hidden_loss", "attention_loss", "learning_rate")
+_LOSSES: Final = (
+    "step",
+    "loss",
+    "hard_loss",
+    "distill_loss",
+    "hidden_loss",
+    "attention_loss",
+    "feature_loss",
+    "learning_rate",
+)
 
 
 def history(logs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:

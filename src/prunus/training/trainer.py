@@ -61,9 +61,9 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         if teacher is not None:
             teacher.requires_grad_(False).eval().to(self.args.device)
         self.inner: Inner | None = None
-        if teacher is not None and (self.distillation.hidden.weight or self.distillation.attention.weight):
-            own: Any = teacher.config
-            self.inner = Inner(self.distillation, self.model.config, own).to(self.args.device)
+        own = self.distillation
+        if teacher is not None and (own.hidden.weight or own.attention.weight or own.reuse):
+            self.inner = Inner(own, self.model, teacher).to(self.args.device)
             if self.distillation.attention.weight:
                 models: tuple[Any, ...] = (self.model, teacher)
                 for model in models:
@@ -131,6 +131,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             "distill_loss": own.weight,
             "hidden_loss": own.hidden.weight,
             "attention_loss": own.attention.weight,
+            "feature_loss": own.reuse,
         }
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
@@ -200,7 +201,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             self.prune_callback.save_state(directory)
         if _internal_call and self.args.should_save:
             self._order.save_state(directory)
-            if self.inner is not None and len(self.inner.projectors):
+            if self.inner is not None and list(self.inner.parameters()):
                 write_tensors(directory / _PROJECTORS_FILE, self.inner.state_dict())
 
 
@@ -265,12 +266,14 @@ class _Projectors(TrainerCallback):  # type: ignore[misc]
         self._inner = inner
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """Reads them from the checkpoint."""
         path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _PROJECTORS_FILE
         if state.global_step and path.is_file():
             self._inner.load_state_dict(read_tensors(path))
+            if self._inner.reuse is not None:
+                self._inner.reuse.fold(model)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -283,10 +286,12 @@ class _Projectors(TrainerCallback):  # type: ignore[misc]
                     parameter.grad /= torch.distributed.get_world_size()
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """The Trainer clears the gradients of its model alone."""
+        """The Trainer clears the gradients of its model alone; a reused head takes in its projector."""
         self._inner.zero_grad()
+        if self._inner.reuse is not None:
+            self._inner.reuse.fold(model)
 
 
 _PROJECTORS_FILE = "projectors.safetensors"
