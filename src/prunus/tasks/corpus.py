@@ -16,7 +16,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Final, final, overload
 from uuid import uuid4
@@ -35,8 +34,10 @@ from prunus.tasks.sources import HubSplit, Origin, open_rows
 __all__ = ["Choices", "Corpus", "TokenRows", "read_documents", "stored"]
 
 LAYOUT: Final = Layout({"text": ("text", "content", "document")})
-AT_ONCE: Final = 256
-"""Documents that are tokenised together."""
+AT_ONCE: Final = 2**18
+"""Characters that are tokenised together, or one document: a tokenizer takes some hundred bytes a token."""
+TOLD: Final = 256
+"""Documents between two words of progress."""
 SHORTEST: Final = 8
 
 Progress = Callable[[int, int], None]
@@ -196,7 +197,7 @@ def write(
                 goes = "validation" if split == "train" and every and number % every == 0 else split
                 packers[goes].add(ids)
                 documents[goes] += 1
-                if progress is not None and number % AT_ONCE == 0:
+                if progress is not None and number % TOLD == 0:
                     progress(number, number)
     finally:
         for packer in packers.values():
@@ -207,8 +208,7 @@ def write(
 
 def tokenised(documents: Iterable[list[str]], tokenizer: PreTrainedTokenizerBase) -> Iterator[NDArray[Any]]:
     """Tokens of each document, without special ones."""
-    documents = iter(documents)
-    while group := list(islice(documents, AT_ONCE)):
+    for group in together(documents):
         flat = [paragraph for document in group for paragraph in document]
         ids = tokenizer(flat, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
         at = 0
@@ -216,6 +216,20 @@ def tokenised(documents: Iterable[list[str]], tokenizer: PreTrainedTokenizerBase
             parts = ids[at : at + len(document)]
             at += len(document)
             yield np.concatenate([np.asarray(part, np.int64) for part in parts])
+
+
+def together(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
+    """Documents in groups of about ``AT_ONCE`` characters."""
+    group: list[list[str]] = []
+    held = 0
+    for document in documents:
+        group.append(document)
+        held += sum(map(len, document))
+        if held >= AT_ONCE:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
 
 
 @final
