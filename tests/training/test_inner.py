@@ -138,6 +138,18 @@ def test_a_recipe_with_hidden_states(
 # The reused head
 
 
+def reusing(place: Path, student: Any, teacher: Any, features: Any) -> PrunusTrainer:
+    """Three steps by the teacher's features alone."""
+    return PrunusTrainer(
+        student,
+        arguments(place, max_steps=3),
+        train_dataset=features,
+        data_collator=batch,
+        teacher=teacher,
+        distillation=Distillation(0.0, 0.0, reuse=1.0),
+    )
+
+
 def head_of(model: Any, states: torch.Tensor, head: str) -> torch.Tensor:
     """What a model's head makes of last hidden states."""
     if head == "question-answering":
@@ -156,14 +168,7 @@ def test_the_student_ends_with_the_teachers_head_behind_the_projector(
 ) -> None:
     student, teacher = tiny_model(architecture, head), tiny_model(architecture, head, seed=5)
     features = rows(16, head)
-    trainer = PrunusTrainer(
-        student,
-        arguments(tmp_path, max_steps=3),
-        train_dataset=features,
-        data_collator=batch,
-        teacher=teacher,
-        distillation=Distillation(0.0, 0.0, reuse=1.0),
-    )
+    trainer = reusing(tmp_path, student, teacher, features)
     assert trainer.inner is not None
     assert trainer.inner.reuse is not None
     trainer.train()
@@ -203,14 +208,7 @@ def test_heads_for_answers_fit_whatever_the_widths(tmp_path: Path) -> None:
     config.num_labels = 2
     teacher = BertForQuestionAnswering(config)
     features = rows(16, "question-answering")
-    trainer = PrunusTrainer(
-        student,
-        arguments(tmp_path, max_steps=3),
-        train_dataset=features,
-        data_collator=batch,
-        teacher=teacher,
-        distillation=Distillation(0.0, 0.0, reuse=1.0),
-    )
+    trainer = reusing(tmp_path, student, teacher, features)
     trainer.train()
     assert trainer.inner is not None
     assert trainer.inner.reuse is not None

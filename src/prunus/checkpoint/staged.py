@@ -2,11 +2,18 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["staged"]
+__all__ = ["copy_files", "staged"]
+
+
+def copy_files(directory: Path, output: Path, names: Iterable[str]) -> None:
+    """Those of the named files that are there."""
+    for name in names:
+        if (directory / name).is_file():
+            shutil.copyfile(directory / name, output / name)
 
 
 @contextmanager

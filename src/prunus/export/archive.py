@@ -17,7 +17,6 @@ last bit. Other matrices keep their float32 values.
 """
 
 import json
-import shutil
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,9 +30,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prunus._version import __version__
-from prunus.checkpoint.staged import staged
-from prunus.checkpoint.state import RANGES_FILE, read_tensors, write_tensors
+from prunus.checkpoint.staged import copy_files, staged
+from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, read_tensors, write_tensors
 from prunus.errors import CheckpointError, Problem
+from prunus.export.packed import COPIED
 
 __all__ = ["ARCHIVE", "export_archive", "read_archive", "restore_archive", "write_archive"]
 
@@ -42,16 +42,7 @@ FACTS: Final = "archive.json"
 MODEL: Final = "model.safetensors"
 FORMAT: Final = {"format": "prunus-archive", "version": "1"}
 BLOCKS: Final = ((1, 1), (4, 1), (1, 4))
-KEEPS: Final = (
-    "config.json",
-    "prunus.json",
-    RANGES_FILE,
-    "masks.safetensors",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-)
+KEEPS: Final = (*COPIED, RANGES_FILE, MASKS_FILE)
 LARGEST: Final = 2**40
 """Elements that a header may claim."""
 
@@ -252,7 +243,7 @@ def export_archive(directory: Path, output: Path, *, overwrite: bool = False) ->
     tensors = read_tensors(directory / MODEL)
     ranges = read_tensors(directory / RANGES_FILE) if (directory / RANGES_FILE).is_file() else {}
     with staged(output, FACTS) as partial:
-        copy(directory, partial)
+        copy_files(directory, partial, KEEPS)
         forms = write_archive(partial / ARCHIVE, tensors, ranges)
         back = read_archive(partial / ARCHIVE)
         for name, tensor in tensors.items():
@@ -283,16 +274,9 @@ def restore_archive(directory: Path, output: Path, *, overwrite: bool = False) -
         raise CheckpointError(Problem(str(directory / ARCHIVE), "nothing", "be a file", fix))
     tensors = read_archive(directory / ARCHIVE)
     with staged(output, MODEL) as partial:
-        copy(directory, partial)
+        copy_files(directory, partial, KEEPS)
         write_tensors(partial / MODEL, tensors, {"format": "pt"})
     return {"tensors": len(tensors), "bytes": (output / MODEL).stat().st_size}
-
-
-def copy(directory: Path, output: Path) -> None:
-    """What lies beside the weights."""
-    for name in KEEPS:
-        if (directory / name).is_file():
-            shutil.copyfile(directory / name, output / name)
 
 
 def sizes(

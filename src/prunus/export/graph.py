@@ -10,7 +10,6 @@ weight in the file is the one in torch, how often the answers are those of torch
 
 import json
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping
 from functools import partial
@@ -26,7 +25,7 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
 from prunus._version import __version__
-from prunus.checkpoint.staged import staged
+from prunus.checkpoint.staged import copy_files, staged
 from prunus.checkpoint.state import RANGES_FILE, read_tensors
 from prunus.errors import CheckpointError, DataError, EngineError, Problem
 from prunus.export.onnx import export_onnx, whole_weight
@@ -130,9 +129,7 @@ def export_graph(
             source = "calibrated"
         example = batches[0] if batches else guess(model)
         with staged(output, FACTS) as partial:
-            for name in COPIED:
-                if (directory / name).is_file():
-                    shutil.copyfile(directory / name, partial / name)
+            copy_files(directory, partial, COPIED)
             bars("exporting", 0, 1)
             write(model, example, names, partial, to)
             bars("exporting", 1, 1)

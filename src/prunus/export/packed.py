@@ -8,7 +8,6 @@ at hand.
 """
 
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from prunus._version import __version__
-from prunus.checkpoint.staged import staged
+from prunus.checkpoint.staged import copy_files, staged
 from prunus.errors import CheckpointError, DataError, EngineError, Problem, PrunusError
 from prunus.export.scoring import agreement, engine_outputs
 from prunus.runtime.convert import Model, Ranges, calibrate, convert
@@ -111,9 +110,7 @@ def export_packed(
                 Problem("texts", note or "nothing", rule, "--texts FILE, --data DIR, or --precision float32")
             )
         with staged(output, FACTS) as partial:
-            for name in COPIED:
-                if (directory / name).is_file():
-                    shutil.copyfile(directory / name, partial / name)
+            copy_files(directory, partial, COPIED)
             started = time.perf_counter()
             ranges = seen(dense, directory, calibration, task, bars) if precision == "int8" else None
             learned = read_learned(directory, dense.shape) if precision == "int8" else None

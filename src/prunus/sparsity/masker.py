@@ -60,20 +60,16 @@ class Masker:
         self._masks: dict[str, Tensor] = {}  # bool [out, in], True where the weight is kept
         self._scores: dict[str, Tensor] = {}  # of units, or of weights for N:M
         self._shadow: dict[str, Tensor] = {}
-        self._room: dict[
-            str, Tensor
-        ] = {}  # for magnitudes: fresh memory would cost more than all that is done with them
+        # For magnitudes: fresh memory would cost more than all that is done with them.
+        self._room: dict[str, Tensor] = {}
         self._planned: dict[str, int] = {}  # zeros that the last update asked for
         if state is not None:
             self._load(model, state)
         else:
             for index, rule in enumerate(self.rules):
                 if rule.pruning.lock:
-                    self._hold(
-                        found_zeros(
-                            model, rule.selection.taken, rule.pattern, rule.pruning.sparsity, key=f"prune[{index}]"
-                        )
-                    )
+                    taken, key = rule.selection.taken, f"prune[{index}]"
+                    self._hold(found_zeros(model, taken, rule.pattern, rule.pruning.sparsity, key=key))
                 elif rule.timetable.due(0) and rule.timetable.prunes(0):
                     self._update(model, rule)
             self.apply(model)
@@ -95,8 +91,10 @@ class Masker:
         """
         rule = Pruning(sparsity, pattern, targets=targets or Targets(), lock=True)
         taken = select(model, rule.targets, parse_pattern(pattern)).taken
-        found_zeros(model, taken, parse_pattern(pattern), sparsity, masks)
-        return cls(model, rule, total_steps=1)
+        zeros = found_zeros(model, taken, parse_pattern(pattern), sparsity, masks)
+        masker = cls(model, rule, total_steps=1, state={})  # which does not look for them again
+        masker._hold(zeros)
+        return masker
 
     # What a training loop calls
 
@@ -260,8 +258,9 @@ class Masker:
             shape = weight.shape if pattern.needs_element_scores else pattern.units(rule.selection.taken[name])
             score = torch.rand(shape, generator=generator).to(weight.device)
         elif not rule.criterion.needs_gradient:
-            room = self._room.setdefault(name, torch.empty_like(weight, dtype=torch.float32))
-            score = torch.abs(weight.float(), out=room)
+            if name not in self._room:
+                self._room[name] = torch.empty_like(weight, dtype=torch.float32)
+            score = torch.abs(weight.float(), out=self._room[name])
             score = score if pattern.needs_element_scores else pattern.pool(score, rule.pruning.reduce)
         if score is None:
             rule_ = f"have a gradient for criterion {rule.criterion.name}"
@@ -280,8 +279,8 @@ class Masker:
             if pruning.revive and name not in self._shadow:
                 self._shadow[name] = model.get_parameter(name).detach().clone()
             score = self._score(model, rule, name)
-            own = name in self._room and score.data_ptr() == self._room[name].data_ptr()
-            score = importance(score, pruning.allocation.importance, in_place=own)
+            own = self._room.get(name)
+            score = importance(score, pruning.allocation.importance, in_place=score is own)
             held = None if pruning.revive else self._masks.get(name)
             if pattern.needs_element_scores:
                 elements[name] = score if held is None else score.masked_fill(~held, -torch.inf)

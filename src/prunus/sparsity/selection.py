@@ -47,10 +47,8 @@ def kth_smallest(scores: Sequence[Tensor], k: int) -> float:
     if n > _SMALL:
         stride = n // _SAMPLE | 1  # odd, so that it does not march along one column of a power-of-two matrix
         sample = _ascending(torch.cat([score[::stride] for score in flat]))
-        rank, margin = (
-            k * sample.numel() // n,
-            3 * isqrt(sample.numel()),
-        )  # six standard deviations of the rank, or more
+        # A margin of six standard deviations of the rank, or more.
+        rank, margin = k * sample.numel() // n, 3 * isqrt(sample.numel())
         low = float(sample[max(0, rank - margin)]) if rank > margin else -torch.inf
         high = float(sample[rank + margin]) if rank + margin < sample.numel() else torch.inf
         below = sum(count(score, lt, low) for score in flat)
