@@ -22,7 +22,7 @@ from prunus.errors import (
 )
 
 if TYPE_CHECKING:
-    from prunus.distillation.logits import Distillation
+    from prunus.distillation.logits import Distillation, Lesson
     from prunus.sparsity import Allocation, Lock, Masker, Pruning, Schedule, Span, Targets, lock
     from prunus.training.callback import PruneCallback
     from prunus.training.trainer import PrunusTrainer
@@ -33,6 +33,7 @@ __all__ = [
     "DataError",
     "Distillation",
     "EngineError",
+    "Lesson",
     "Lock",
     "Masker",
     "MissingExtra",
@@ -66,10 +67,10 @@ def __getattr__(name: str) -> Any:
         from prunus.training.trainer import PrunusTrainer
 
         return PrunusTrainer
-    if name == "Distillation":
-        from prunus.distillation.logits import Distillation
+    if name in {"Distillation", "Lesson"}:
+        from prunus.distillation import logits
 
-        return Distillation
+        return getattr(logits, name)
     raise AttributeError(f"module 'prunus' has no attribute {name!r}")
 
 

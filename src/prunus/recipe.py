@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from prunus.distillation.hidden import Inside
-from prunus.distillation.logits import Distillation
+from prunus.distillation.logits import Distillation, Lesson
 from prunus.errors import Problem, RecipeError, nearest
 from prunus.quantization.spec import Quantization
 from prunus.reading import read_dataclass
@@ -26,9 +26,11 @@ from prunus.tasks.spec import TaskSpec
 from prunus.yaml_text import parse_yaml, put
 
 __all__ = [
+    "OWN_TEACHERS",
     "SHIPPED",
     "DistillSpec",
     "ModelSpec",
+    "OtherSpec",
     "Recipe",
     "TrainSpec",
     "load_recipe",
@@ -37,6 +39,7 @@ __all__ = [
 ]
 
 SHIPPED: Final = Path(__file__).with_name("recipes")
+OWN_TEACHERS: Final = ("dense", "start")
 _BYTES: Final = 1 << 20
 
 
@@ -119,12 +122,28 @@ class TrainSpec:
 
 
 @dataclass(frozen=True)
+class OtherSpec(Lesson):
+    """One more teacher."""
+
+    teacher: str = "dense"
+    """As that of ``distill``."""
+
+
+@dataclass(frozen=True)
 class DistillSpec(Distillation):
     """A teacher for the sparse model, and how much it counts (``prunus.Distillation``)."""
 
     teacher: str = "dense"
     """``dense`` fine-tunes the dense model first and keeps it for the next run; ``start`` is the model as it is before the
     training; else a directory or a Hub id."""
+    others: tuple[OtherSpec, ...] = ()
+
+    @property
+    def teachers(self) -> dict[str, str]:
+        """Key in the recipe -> teacher, in their order."""
+        return {"distill.teacher": self.teacher} | {
+            f"distill.others[{index}].teacher": other.teacher for index, other in enumerate(self.others)
+        }
 
 
 @dataclass(frozen=True)
@@ -145,7 +164,7 @@ class Recipe:
     @property
     def needs_dense(self) -> bool:
         """Whether a dense model is fine-tuned before the run's own training."""
-        taught = self.distill is not None and self.distill.teacher == "dense"
+        taught = self.distill is not None and "dense" in self.distill.teachers.values()
         return self.model.start == "dense" or taught
 
     @property
@@ -199,6 +218,7 @@ _BLOCKS: Final[dict[str, type[Any]]] = {
     "prune.allocation": Allocation,
     "prune.targets": Targets,
     "distill": DistillSpec,
+    "distill.others": OtherSpec,
     "distill.hidden": Inside,
     "distill.attention": Inside,
     "quantize": Quantization,

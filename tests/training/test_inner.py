@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import BertConfig, BertForSequenceClassification
 
-from prunus import Distillation, PrunusTrainer, RecipeError, TargetError
+from prunus import Distillation, Lesson, PrunusTrainer, RecipeError, TargetError
 from prunus.distillation.hidden import Inside
 from prunus.recipe import read_recipe
 from prunus.training.run import run
@@ -76,11 +76,11 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(tmp_path: Path) -> None:
 
 def test_projectors_learn_and_are_not_saved(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, BOTH, teacher_of(), max_steps=4)
-    assert trainer.inner is not None
-    before = {name: value.clone() for name, value in trainer.inner.state_dict().items()}
-    assert set(before) == {f"projectors.{pair}.weight" for pair in ("0-0", "1-2", "2-4")}
+    assert trainer.teaching is not None
+    before = {name: value.clone() for name, value in trainer.teaching.projectors.state_dict().items()}
+    assert set(before) == {f"0.projectors.{pair}.weight" for pair in ("0-0", "1-2", "2-4")}
     trainer.train()
-    assert all(not torch.equal(value, before[name]) for name, value in trainer.inner.state_dict().items())
+    assert all(not torch.equal(value, before[name]) for name, value in trainer.teaching.projectors.state_dict().items())
     trainer.save_model(str(tmp_path / "saved"))
     assert not any("projector" in name for name in load_file(tmp_path / "saved" / "model.safetensors"))
     assert not (tmp_path / "saved" / "projectors.safetensors").exists()
@@ -88,13 +88,14 @@ def test_projectors_learn_and_are_not_saved(tmp_path: Path) -> None:
 
 def test_no_projectors_where_widths_agree(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, BOTH, tiny_model("bert", seed=3))
-    assert trainer.inner is not None
-    assert list(trainer.inner.parameters()) == []
+    assert trainer.teaching is not None
+    assert list(trainer.teaching.projectors.parameters()) == []
 
 
 def test_without_weights_nothing_more_is_asked_of_the_models(tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, Distillation(), teacher_of())
-    assert trainer.inner is None
+    assert trainer.teaching is not None
+    assert trainer.teaching.asks == {}
 
 
 def test_layers_that_are_not_there_are_told(tmp_path: Path) -> None:
@@ -108,9 +109,9 @@ def test_a_resumed_training_has_its_projectors(tmp_path: Path) -> None:
     whole.train()
     again = trainer_of(tmp_path / "whole", BOTH, teacher_of(), **more)
     again.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-4"))
-    assert whole.inner is not None
-    assert again.inner is not None
-    for left, right in zip(whole.inner.parameters(), again.inner.parameters(), strict=True):
+    assert whole.teaching is not None
+    assert again.teaching is not None
+    for left, right in zip(whole.teaching.projectors.parameters(), again.teaching.projectors.parameters(), strict=True):
         assert torch.equal(left, right)
     for left, right in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(left, right)
@@ -133,6 +134,70 @@ def test_a_recipe_with_hidden_states(
     assert last["loss"] == pytest.approx(parts, rel=1e-3)
     with pytest.raises(RecipeError, match=r"distill\.hidden\.lyers"):
         read_recipe(recipe | {"distill": {"hidden": {"lyers": "last"}}})
+
+
+# Several teachers
+
+
+def test_each_teacher_counts_by_its_own_weights_and_temperature(tmp_path: Path) -> None:
+    teachers = [teacher_of(), tiny_model("bert", seed=3), tiny_model("bert", seed=4)]
+    others = (Lesson(0.4, 3.0, Inside(0.2, "last", loss="cosine")), Lesson(0.1, 1.0))
+    trainer = trainer_of(tmp_path, Distillation(0.5, 0.25, 2.0, others=others), teachers)
+    student = trainer.model.train()
+    inputs = batch(rows(6))
+    got = float(trainer.compute_loss(student, dict(inputs)).detach())
+    asked = {k: v for k, v in inputs.items() if k != "labels"}
+    with torch.no_grad():
+        s, *taught = (m.eval()(**asked, output_hidden_states=True) for m in (student, *teachers))
+    expected = 0.25 * float(functional.cross_entropy(s.logits.double(), inputs["labels"]))
+    for t, weight, temperature in zip(taught, (0.5, 0.4, 0.1), (2.0, 3.0, 1.0), strict=True):
+        p, q = ((m.logits.double() / temperature).log_softmax(-1) for m in (t, s))
+        expected += weight * temperature**2 * float((p.exp() * (p - q)).sum(-1).mean())
+    mask = inputs["attention_mask"].bool()
+    left, right = (m.hidden_states[-1].double()[mask] for m in (s, taught[1]))
+    cosines = (left * right).sum(-1) / (left.norm(dim=-1) * right.norm(dim=-1))
+    expected += 0.2 * float((1 - cosines).mean())
+    assert got == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("teachers", "others"), [(1, 1), (2, 0), (3, 1)])
+def test_a_teacher_without_weights_is_told(teachers: int, others: int, tmp_path: Path) -> None:
+    models = [tiny_model("bert", seed=seed) for seed in range(teachers)]
+    with pytest.raises(RecipeError, match=r"distill\.others must be one for each teacher but the first"):
+        trainer_of(tmp_path, Distillation(others=(Lesson(),) * others), models)
+
+
+def test_a_recipe_with_several_teachers(
+    small_data: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    plain = small_recipe(tiny_bert, small_data, prune=[], distill=None)
+    run(read_recipe(plain), tmp_path / "other")
+    more = {"teacher": str(tmp_path / "other"), "weight": 0.5, "temperature": 4, "hidden": {"weight": 0.3}}
+    taught = {"teacher": "dense", "hard_weight": 0.5, "others": [more]}
+    facts = run(read_recipe(small_recipe(tiny_bert, small_data, distill=taught)), tmp_path / "out")
+    last = facts["history"]["loss"][-1]
+    weights = {"hard_loss": 0.5, "distill_loss": 1.0, "distill_loss_2": 0.5, "hidden_loss_2": 0.3}
+    assert last["loss"] == pytest.approx(sum(weight * last[name] for name, weight in weights.items()), rel=1e-3)
+    assert "hidden_loss" not in last
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"teacher": "/nowhere"}, r"distill\.others\[0\]\.teacher must be an existing directory"),
+        ({"teacher": "start"}, r"distill\.others\[0\]\.teacher must be a model that is fine-tuned"),
+        ({"wieght": 1.0}, r"distill\.others\[0\]\.wieght must be a known key.*\s+try distill\.others\[0\]\.weight"),
+        ({"weight": 0.0}, r"distill\.others\[0\]\.weight must not be 0"),
+        ({"hard_weight": 0.5}, r"distill\.others\[0\]\.hard_weight must be a known key.*\s+try distill\.hard_weight"),
+    ],
+)
+def test_what_is_wrong_with_one_more_teacher(
+    other: dict[str, Any], said: str, small_data: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    recipe = small_recipe(tiny_bert, small_data, distill={"teacher": "dense", "others": [other]})
+    with pytest.raises(RecipeError, match=said):
+        run(read_recipe(recipe), tmp_path / "out")
 
 
 # The reused head
@@ -169,17 +234,17 @@ def test_the_student_ends_with_the_teachers_head_behind_the_projector(
     student, teacher = tiny_model(architecture, head), tiny_model(architecture, head, seed=5)
     features = rows(16, head)
     trainer = reusing(tmp_path, student, teacher, features)
-    assert trainer.inner is not None
-    assert trainer.inner.reuse is not None
+    assert trainer.teaching is not None
+    reuse: Any = trainer.teaching.projectors[0].reuse
     trainer.train()
     inputs = {k: v for k, v in batch(features[:4]).items() if k in ("input_ids", "attention_mask")}
     with torch.no_grad():
         states = student.eval()(**inputs, output_hidden_states=True).hidden_states[-1]
         got = student(**inputs)
-        expected = head_of(teacher.eval(), trainer.inner.reuse.projector(states), head)
+        expected = head_of(teacher.eval(), reuse.projector(states), head)
     logits = got.logits if head == "classification" else torch.stack([got.start_logits, got.end_logits], -1)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
-    moved = trainer.inner.reuse.projector.weight.detach() - torch.eye(16)
+    moved = reuse.projector.weight.detach() - torch.eye(16)
     assert float(moved.abs().max()) > 1e-4
 
 
@@ -210,12 +275,12 @@ def test_heads_for_answers_fit_whatever_the_widths(tmp_path: Path) -> None:
     features = rows(16, "question-answering")
     trainer = reusing(tmp_path, student, teacher, features)
     trainer.train()
-    assert trainer.inner is not None
-    assert trainer.inner.reuse is not None
+    assert trainer.teaching is not None
+    reuse: Any = trainer.teaching.projectors[0].reuse
     inputs = {k: v for k, v in batch(features[:4]).items() if k in ("input_ids", "attention_mask")}
     with torch.no_grad():
         states = student.eval()(**inputs, output_hidden_states=True).hidden_states[-1]
-        expected = teacher.qa_outputs(trainer.inner.reuse.projector(states))
+        expected = teacher.qa_outputs(reuse.projector(states))
         torch.testing.assert_close(student(**inputs).start_logits, expected[..., 0], rtol=1e-4, atol=1e-5)
 
 

@@ -9,8 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from prunus.distillation.hidden import attention_loss, hidden_loss, pairs_of, projectors
-from prunus.distillation.logits import Distillation
+from prunus.distillation.hidden import Inside, attention_loss, hidden_loss, pairs_of, projectors
 from prunus.distillation.reuse import Reuse
 
 __all__ = ["Inner"]
@@ -23,19 +22,15 @@ class Inner(nn.Module):
     Raises ``TargetError`` for layers that are not there, and for a head that cannot be reused.
     """
 
-    def __init__(self, distillation: Distillation, student: Any, teacher: Any) -> None:
+    def __init__(self, hidden: Inside, attention: Inside, student: Any, teacher: Any, reuse: bool = False) -> None:
         super().__init__()
-        self.distillation = distillation
+        self._loss = hidden.loss
         s, t = student.config.get_text_config(), teacher.config.get_text_config()
         layers = s.num_hidden_layers, t.num_hidden_layers
-        self.hidden = pairs_of(distillation.hidden, *layers) if distillation.hidden.weight else []
-        self.attention = (
-            pairs_of(distillation.attention, *layers, first=1, key="distill.attention")
-            if distillation.attention.weight
-            else []
-        )
+        self.hidden = pairs_of(hidden, *layers) if hidden.weight else []
+        self.attention = pairs_of(attention, *layers, first=1, key="distill.attention") if attention.weight else []
         self.projectors = projectors(self.hidden, s.hidden_size, t.hidden_size)
-        self.reuse = Reuse(student, teacher) if distillation.reuse else None
+        self.reuse = Reuse(student, teacher) if reuse else None
 
     @property
     def asks(self) -> dict[str, bool]:
@@ -56,13 +51,12 @@ class Inner(nn.Module):
         attended = inputs["attention_mask"].bool()
         found = {}
         if self.hidden:
-            kind = self.distillation.hidden.loss
             losses = []
             for s, t in self.hidden:
                 state = student["hidden_states"][s]
                 if f"{s}-{t}" in self.projectors:
                     state = self.projectors[f"{s}-{t}"](state)
-                losses.append(hidden_loss(state, teacher["hidden_states"][t], attended, kind))
+                losses.append(hidden_loss(state, teacher["hidden_states"][t], attended, self._loss))
             found["hidden_loss"] = torch.stack(losses).mean()
         if self.attention:
             maps = [(student["attentions"][s - 1], teacher["attentions"][t - 1]) for s, t in self.attention]

@@ -2,7 +2,7 @@
 
 With student logits s, teacher logits t, temperature T and the task's own ("hard") loss L:
 
-    total = hard_weight * L + weight * D
+    total = hard_weight * L + weight * D                   and, of each further teacher, its weight * its D
     D     = T^2 * mean over rows of KL(softmax(t / T) || softmax(s / T))        classes, or positions of an answer
     D     = mean over rows of (s - t)^2                                         regression (one output)
 
@@ -23,9 +23,36 @@ from torch.nn import functional
 from prunus.distillation.hidden import Inside
 from prunus.errors import Problem
 
-__all__ = ["Distillation", "distill", "logit_loss"]
+__all__ = ["Distillation", "Lesson", "distill", "logit_loss"]
 
 _HEADS: Final = (("start_logits", "end_logits"), ("logits",))
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """How much one more teacher counts, and in what; see the module's equations."""
+
+    weight: float = 1.0
+    temperature: float = 2.0
+    hidden: Inside = field(default_factory=Inside)
+    attention: Inside = field(default_factory=Inside)
+
+    @property
+    def counts(self) -> bool:
+        """Whether anything of it has a weight."""
+        return bool(self.weight or self.hidden.weight or self.attention.weight)
+
+    def problems(self, key: str) -> list[Problem]:
+        """What is wrong with these numbers."""
+        found = []
+        if not self.weight >= 0:
+            found.append(Problem(f"{key}.weight", self.weight, "be 0 or above", "1.0"))
+        if not self.temperature > 0:
+            found.append(Problem(f"{key}.temperature", self.temperature, "be above 0", "2"))
+        found += self.hidden.problems(f"{key}.hidden") + self.attention.problems(f"{key}.attention")
+        if not self.counts:
+            found.append(Problem(f"{key}.weight", 0, "not be 0 where nothing else of this teacher counts", "1.0"))
+        return found
 
 
 @dataclass(frozen=True)
@@ -41,6 +68,8 @@ class Distillation:
     """Attention maps of layers."""
     reuse: float = 0.0
     """Weight of the features that the teacher's head reads; the student takes that head over (``distillation.reuse``)."""
+    others: tuple[Lesson, ...] = ()
+    """Further teachers."""
 
     def problems(self, key: str = "distill") -> list[Problem]:
         """What is wrong with these numbers."""
@@ -53,7 +82,9 @@ class Distillation:
             found.append(Problem(f"{key}.temperature", self.temperature, "be above 0", "2"))
         found += self.hidden.problems(f"{key}.hidden") + self.attention.problems(f"{key}.attention")
         inside = self.hidden.weight + self.attention.weight + self.reuse
-        if self.weight == self.hard_weight == inside == 0:
+        for index, other in enumerate(self.others):
+            found += other.problems(f"{key}.others[{index}]")
+        if self.weight == self.hard_weight == inside == 0 and not any(other.counts for other in self.others):
             found.append(Problem(f"{key}.weight", 0, "not be 0 together with hard_weight", "1.0"))
         return found
 

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -140,11 +141,12 @@ _LOSSES: Final = (
     "feature_loss",
     "learning_rate",
 )
+_TEACHER: Final = re.compile(r"_\d+$")  # which of several
 
 
 def history(logs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The Trainer's logs, sorted into losses, sparsity and metrics."""
-    losses = [{key: log[key] for key in _LOSSES if key in log} for log in logs if "loss" in log]
+    losses = [{key: log[key] for key in log if _TEACHER.sub("", key) in _LOSSES} for log in logs if "loss" in log]
     sparsity = [
         {"step": log["step"], "due": log["sparsity_due"], "measured": log["sparsity"]}
         for log in logs

@@ -35,7 +35,7 @@ from prunus.training.progress import Bars, TrainingBar
 from prunus.training.rates import cosine_cycles, linear_rewinding
 from prunus.training.trainer import PrunusTrainer, release
 
-__all__ = ["Fit", "Interrupted", "Teaching", "drop_checkpoints", "fit", "last_checkpoint", "resume_point"]
+__all__ = ["Fit", "Interrupted", "drop_checkpoints", "fit", "last_checkpoint", "resume_point"]
 
 _KEEP: Final = 2
 OWN_RATES: Final = ("cosine_cycles", "linear_rewinding")
@@ -54,14 +54,6 @@ class Fit:
     callback: PruneCallback | None
     best_step: int | None = None
     """The optimizer step whose weights were kept, where the best are."""
-
-
-@dataclass(frozen=True)
-class Teaching:
-    """A teacher and how much it counts."""
-
-    teacher: nn.Module
-    distillation: Distillation
 
 
 class _StopOnSignal(TrainerCallback):  # type: ignore[misc]
@@ -121,7 +113,8 @@ def fit(
     bars: Bars,
     what: str = "training",
     pruning: Sequence[Pruning] = (),
-    teaching: Teaching | None = None,
+    teachers: Sequence[nn.Module] = (),
+    distillation: Distillation | None = None,
     score: Callable[[nn.Module], Metrics] | None = None,
     metric: str = "",
     resume: bool = False,
@@ -149,8 +142,8 @@ def fit(
         eval_dataset=features[:1],
         data_collator=collate,
         pruning=tuple(pruning) or None,
-        teacher=teaching.teacher if teaching else None,
-        distillation=teaching.distillation if teaching else None,
+        teacher=teachers or None,
+        distillation=distillation,
         score=score,
         rate=_rate(train, length, pruning),
         callbacks=[TrainingBar(bars, what), stop, *([best] if best is not None else [])],

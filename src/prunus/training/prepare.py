@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from prunus.checkpoint.state import MASKS_FILE, read_masks
 from prunus.errors import Problem, PrunusError, RecipeError
 from prunus.quantization.prepare import attach
-from prunus.recipe import Recipe, TrainSpec
+from prunus.recipe import OWN_TEACHERS, Recipe, TrainSpec
 from prunus.sparsity.pruning import Rule, resolve
 from prunus.sparsity.zeros import found_zeros
 from prunus.tasks import check_task, load_task
@@ -50,7 +50,8 @@ class Prepared:
     dense_source: str
     """What the dense model is fine-tuned from; with ``dense_config``."""
     dense_config: PreTrainedConfig
-    teacher_source: str | None
+    teachers: dict[str, str]
+    """Key in the recipe -> ``dense``, ``start``, or what ``from_pretrained`` takes."""
     train_features: Sequence[Feature]
     length: Length
     dense_length: Length
@@ -76,8 +77,10 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
     source = _source(recipe.model.name, "model.name", found)
     other = recipe.model.dense
     dense_source = source if other is None else _source(other, "model.dense", found)
-    teacher = recipe.distill.teacher if recipe.distill is not None else "dense"
-    teacher_source = None if teacher in ("dense", "start") else _source(teacher, "distill.teacher", found)
+    teachers = recipe.distill.teachers if recipe.distill is not None else {}
+    for key, teacher in teachers.items():
+        if teacher not in OWN_TEACHERS:
+            teachers[key] = _source(teacher, key, found) or teacher
     if found or source is None or dense_source is None:
         raise RecipeError(*found)
 
@@ -91,11 +94,12 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
     if other is not None:
         dense_config = _gather(found, lambda: config_for(dense_source, task, key="model.dense"))
         found += _knows(dense_config, tokenizer, "model.dense")
-    if teacher == "start" and config is not None and not trained_for(config, task.head):
-        rule = f"be a model that is fine-tuned for {task.head}, to teach itself as it starts"
-        found.append(Problem("distill.teacher", "start", rule, "dense, which fine-tunes one first, or a directory"))
-    if teacher_source is not None:
-        found += _teacher(teacher_source, task, tokenizer)
+    for key, teacher in teachers.items():
+        if teacher == "start" and config is not None and not trained_for(config, task.head):
+            rule = f"be a model that is fine-tuned for {task.head}, to teach itself as it starts"
+            found.append(Problem(key, "start", rule, "dense, which fine-tunes one first, or a directory"))
+        elif teacher not in OWN_TEACHERS:
+            found += _teacher(teacher, task, tokenizer, key)
     skeleton = None if config is None else _gather(found, lambda: meta_model(config, task.head))
     if config is None or dense_config is None or tokenizer is None or skeleton is None or found:
         raise RecipeError(*found)
@@ -123,7 +127,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
         source,
         dense_source,
         dense_config,
-        teacher_source,
+        teachers,
         features,
         length,
         dense_length,
@@ -138,14 +142,14 @@ def _source(name: str, key: str, found: list[Problem]) -> str | None:
     return _gather(found, lambda: model_source(name, key))
 
 
-def _teacher(source: str, task: Task, tokenizer: PreTrainedTokenizerBase | None) -> list[Problem]:
+def _teacher(source: str, task: Task, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:
     """Why the model in ``source`` cannot teach: it is not trained for the task, or knows other tokens."""
     found: list[Problem] = []
-    config = _gather(found, lambda: config_for(source, task, key="distill.teacher"))
+    config = _gather(found, lambda: config_for(source, task, key=key))
     if config is not None and not trained_for(config, task.head):
         rule = f"be a model that is fine-tuned for {task.head}"
-        found.append(Problem("distill.teacher", source, rule, "dense, which fine-tunes one first"))
-    return found + _knows(config, tokenizer, "distill.teacher")
+        found.append(Problem(key, source, rule, "dense, which fine-tunes one first"))
+    return found + _knows(config, tokenizer, key)
 
 
 def _knows(config: PreTrainedConfig | None, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:
@@ -277,7 +281,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
             "weights": 4 * prepared.parameters,
             "gradients": 4 * trainable,
             "optimizer": 8 * trainable,
-            "teacher": 4 * prepared.parameters if recipe.distill is not None else 0,
+            "teacher": 4 * prepared.parameters * len(prepared.teachers),
             "masks": sum(rule["bytes"]["masks"] for rule in rules),
             "scores": sum(rule["bytes"]["scores"] for rule in rules),
             "shadow": sum(rule["bytes"]["shadow"] for rule in rules),

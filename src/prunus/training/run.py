@@ -24,7 +24,7 @@ from prunus.checkpoint.staged import staged
 from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, write_masks, write_tensors
 from prunus.errors import CheckpointError, Problem, PrunusError
 from prunus.quantization import quantize, strip
-from prunus.recipe import Recipe
+from prunus.recipe import OWN_TEACHERS, Recipe
 from prunus.report.card import model_card
 from prunus.report.facts import FACTS_FILE, write_facts
 from prunus.report.html import render_html
@@ -41,7 +41,7 @@ from prunus.training.evidence import (
     tensor_facts,
     weight_facts,
 )
-from prunus.training.fit import Fit, Teaching, drop_checkpoints, fit, resume_point
+from prunus.training.fit import Fit, drop_checkpoints, fit, resume_point
 from prunus.training.models import base_model, carry_over, config_for, load_model, trained_for
 from prunus.training.predict import score_task
 from prunus.training.prepare import Prepared, prepare
@@ -77,7 +77,7 @@ def _check_inputs(prepared: Prepared, output: Path) -> None:
     for read in (
         prepared.source,
         prepared.dense_source,
-        prepared.teacher_source,
+        *(teacher for teacher in prepared.teachers.values() if teacher not in OWN_TEACHERS),
         task.train,
         task.validation,
         task.data,
@@ -142,7 +142,7 @@ def run(
         write_facts(output / FACTS_FILE, facts)
         patterns = {name: rule.pattern for rule in prepared.rules for name in rule.selection.taken}
         try:
-            dense, teacher, starting = _dense(prepared, collate, bars, facts, say)
+            dense, teachers, starting = _dense(prepared, collate, bars, facts, say)
             set_seed(recipe.train.seed)
             model = starting or load_model(prepared.source, prepared.config, prepared.task.head, recipe.model.revision)
             if dense is not None:
@@ -160,9 +160,8 @@ def run(
                 bars=bars,
                 what="sparse training" if recipe.prune else "training",
                 pruning=recipe.prune,
-                teaching=Teaching(teacher, recipe.distill)
-                if teacher is not None and recipe.distill is not None
-                else None,
+                teachers=teachers,
+                distillation=recipe.distill,
                 score=lambda trained: score_model(trained, prepared, bars, "evaluating"),
                 metric=prepared.task.metric,
                 resume=resume,
@@ -189,14 +188,14 @@ def samples(prepared: Prepared, collate: Collate, count: int) -> list[dict[str, 
 
 def _dense(
     prepared: Prepared, collate: Collate, bars: Bars, facts: dict[str, Any], say: Callable[[str], None]
-) -> tuple[PreTrainedModel | None, PreTrainedModel | None, PreTrainedModel | None]:
-    """The model of the dense column, the teacher, and the model that training starts from; each may be None."""
+) -> tuple[PreTrainedModel | None, list[PreTrainedModel], PreTrainedModel | None]:
+    """The model of the dense column, the teachers, and the model that training starts from (None: from ``source``)."""
     recipe, head = prepared.recipe, prepared.task.head
-    dense = starting = teacher = None
+    dense = starting = None
     if recipe.needs_dense:
         kept = dense_model(prepared, collate, bars, say)
         facts["dense"] = {"seconds": kept.seconds, "cached": kept.cached, "bytes": kept.bytes}
-        teacher = dense = kept.model
+        dense = kept.model
     elif recipe.prune and trained_for(prepared.config, head):
         dense = load_model(prepared.source, prepared.config, head, recipe.model.revision)
         facts["dense"] = {"seconds": None, "cached": False, "bytes": size_on_disk(Path(prepared.source)) or None}
@@ -205,14 +204,17 @@ def _dense(
             facts["dense"]["metrics"] = score_model(dense, prepared, bars, "evaluating the dense model")
         else:
             facts["not_measured"].append("the dense model's metrics: evaluate_dense is false")
-    if prepared.teacher_source is not None:
-        own = config_for(prepared.teacher_source, prepared.task, key="distill.teacher")
-        teacher = load_model(prepared.teacher_source, own, head)
-    if recipe.distill is not None and recipe.distill.teacher == "start":
-        teacher = load_model(prepared.source, prepared.config, head, recipe.model.revision)
+    teachers = []
+    for key, teacher in prepared.teachers.items():
+        if teacher == "dense" and dense is not None:
+            teachers.append(dense)
+        elif teacher == "start":
+            teachers.append(load_model(prepared.source, prepared.config, head, recipe.model.revision))
+        else:
+            teachers.append(load_model(teacher, config_for(teacher, prepared.task, key=key), head))
     if recipe.starts_dense and dense is not None:
         starting = deepcopy(dense)
-    return dense, teacher, starting
+    return dense, teachers, starting
 
 
 def _finish(

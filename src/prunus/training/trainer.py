@@ -1,11 +1,9 @@
 """The Trainer of transformers, with a teacher, honest logs and length-sorted evaluation.
 
-    loss = hard_weight * task loss + weight * logits + hidden.weight * hidden states + attention.weight * attention maps
-                                                                  (distillation/logits.py, distillation/hidden.py)
+    loss = hard_weight * task loss + what teachers add (training/teaching.py)
 
 Each micro-batch contributes the mean over its own rows, and gradient accumulation averages micro-batches; that of the last,
-shorter micro-batch therefore counts as much as the others. The teacher runs in eval mode without gradients on the same
-inputs; evaluation never runs it.
+shorter micro-batch therefore counts as much as the others. Evaluation asks no teacher.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +17,14 @@ from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunus.checkpoint.state import read_tensors, write_tensors
-from prunus.distillation.inner import Inner
-from prunus.distillation.logits import Distillation, distill, logit_loss
+from prunus.distillation.logits import Distillation
 from prunus.errors import Problem, TrainingError
 from prunus.quantization.layers import RANGES
 from prunus.sparsity.measure import sparsity_of
 from prunus.sparsity.pruning import Pruning
 from prunus.training.callback import PruneCallback
 from prunus.training.masked import is_masked, masked_outputs
+from prunus.training.teaching import Projectors, Teaching
 
 __all__ = ["PrunusTrainer", "release"]
 
@@ -34,17 +32,17 @@ __all__ = ["PrunusTrainer", "release"]
 class PrunusTrainer(Trainer):  # type: ignore[misc]
     """A ``transformers.Trainer`` that prunes and distils.
 
-    ``pruning`` is a rule or several (None trains dense); ``teacher`` is a model with the student's outputs, used with
-    ``distillation``; ``score`` replaces the Trainer's own evaluation by metrics of the model; ``rate`` (step,
-    total, warmup) -> factor (``training.rates``) takes the place of the Trainer's own learning rates. All other arguments are
-    the Trainer's.
+    ``pruning`` is a rule or several (None trains dense); ``teacher`` is a model with the student's outputs, or several, used
+    with ``distillation`` (``training.teaching``); ``score`` replaces the Trainer's own evaluation by metrics of the model;
+    ``rate`` (step, total, warmup) -> factor (``training.rates``) takes the place of the Trainer's own learning rates. All
+    other arguments are the Trainer's.
     """
 
     def __init__(
         self,
         *args: Any,
         pruning: Pruning | Sequence[Pruning] | None = None,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Sequence[nn.Module] | None = None,
         distillation: Distillation | None = None,
         score: Callable[[nn.Module], Mapping[str, float]] | None = None,
         rate: Callable[[int, int, int], float] | None = None,
@@ -56,19 +54,12 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         self.prune_callback = PruneCallback(pruning, seed=self.args.seed) if pruning is not None else None
         if self.prune_callback is not None:
             self.add_callback(self.prune_callback)
-        self.distillation = distillation or Distillation()
-        self.teacher = teacher
+        self.teaching: Teaching | None = None
         if teacher is not None:
-            teacher.requires_grad_(False).eval().to(self.args.device)
-        self.inner: Inner | None = None
-        own = self.distillation
-        if teacher is not None and (own.hidden.weight or own.attention.weight or own.reuse):
-            self.inner = Inner(own, self.model, teacher).to(self.args.device)
-            if self.distillation.attention.weight:
-                models: tuple[Any, ...] = (self.model, teacher)
-                for model in models:
-                    model.set_attn_implementation("eager")  # others do not give their maps
-            self.add_callback(_Projectors(self.inner))
+            teachers = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+            self.teaching = Teaching(self.model, teachers, distillation or Distillation(), self.args.device)
+            if len(self.teaching.projectors):
+                self.add_callback(Projectors(self.teaching))
         self._parts: dict[str, Tensor] = {}
         self._batches = 0
         self._order = _EpochOrder()
@@ -82,7 +73,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The weighted sum; see the module's docstring. Raises ``TrainingError`` where it is not finite."""
-        asks = self.inner.asks if self.inner is not None and model.training else {}
+        asks = self.teaching.asks if self.teaching is not None and model.training else {}
         hard: Tensor
         if is_masked(inputs):
             outputs, labels = masked_outputs(model, inputs, asks)
@@ -94,12 +85,10 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         loss = hard
         if model.training:
             parts = {"hard_loss": hard}
-            if self.teacher is not None:
-                parts |= self._distilled(self.teacher, outputs, inputs, asks)
-                loss = sum(
-                    (weight * parts[name] for name, weight in self.weights.items() if name in parts),
-                    torch.zeros_like(hard),
-                )
+            if self.teaching is not None:
+                parts |= self.teaching.parts(outputs, inputs)
+                weights = self.teaching.weights
+                loss = sum((weights[name] * part for name, part in parts.items()), torch.zeros_like(hard))
             self._note(parts)
             if not torch.isfinite(loss):
                 fix = "a lower learning rate, gradient clipping, or train.precision: fp32"
@@ -107,37 +96,10 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
                 raise TrainingError(Problem(f"loss at step {step}", float(loss.detach()), "be finite", fix))
         return (loss, outputs) if return_outputs else loss
 
-    def _distilled(
-        self, teacher: nn.Module, outputs: Any, inputs: dict[str, Any], asks: dict[str, bool]
-    ) -> dict[str, Tensor]:
-        """How far the student is from the teacher on the same inputs, in each respect that counts."""
-        temperature, taught = self.distillation.temperature, dict[str, Any]()
-        with torch.no_grad():
-            if is_masked(inputs):
-                taught, _ = masked_outputs(teacher, inputs, asks)
-            else:
-                taught = teacher(**{k: v for k, v in inputs.items() if k not in _LABELS}, **asks)
-        parts = {} if self.inner is None else self.inner(outputs, taught, inputs)
-        if is_masked(inputs):
-            return parts | {"distill_loss": logit_loss(outputs["logits"], taught["logits"], temperature)}
-        return parts | {"distill_loss": distill(outputs, taught, inputs, temperature)}
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """What each part of the loss counts."""
-        own = self.distillation
-        return {
-            "hard_loss": own.hard_weight,
-            "distill_loss": own.weight,
-            "hidden_loss": own.hidden.weight,
-            "attention_loss": own.attention.weight,
-            "feature_loss": own.reuse,
-        }
-
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Projectors learn with the student, without weight decay."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        own = list(self.inner.parameters()) if self.inner is not None else []
+        own = list(self.teaching.projectors.parameters()) if self.teaching is not None else []
         held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         if own and id(own[0]) not in held:
             optimizer.add_param_group({"params": own, "weight_decay": 0.0})
@@ -201,8 +163,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             self.prune_callback.save_state(directory)
         if _internal_call and self.args.should_save:
             self._order.save_state(directory)
-            if self.inner is not None and list(self.inner.parameters()):
-                write_tensors(directory / _PROJECTORS_FILE, self.inner.state_dict())
+            if self.teaching is not None:
+                self.teaching.save_state(directory)
 
 
 def release(model: nn.Module) -> None:
@@ -259,41 +221,4 @@ class _EpochOrder(TrainerCallback):  # type: ignore[misc]
         self._began = torch.get_rng_state()
 
 
-class _Projectors(TrainerCallback):  # type: ignore[misc]
-    """Brings projectors back where training goes on; between processes, their gradients are averaged before a step."""
-
-    def __init__(self, inner: Inner) -> None:
-        self._inner = inner
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        """Reads them from the checkpoint."""
-        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _PROJECTORS_FILE
-        if state.global_step and path.is_file():
-            self._inner.load_state_dict(read_tensors(path))
-            if self._inner.reuse is not None:
-                self._inner.reuse.fold(model)
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """The student's gradients were averaged by DistributedDataParallel, which does not know the projectors."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for parameter in self._inner.parameters():
-                if parameter.grad is not None:
-                    torch.distributed.all_reduce(parameter.grad)
-                    parameter.grad /= torch.distributed.get_world_size()
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        """The Trainer clears the gradients of its model alone; a reused head takes in its projector."""
-        self._inner.zero_grad()
-        if self._inner.reuse is not None:
-            self._inner.reuse.fold(model)
-
-
-_PROJECTORS_FILE = "projectors.safetensors"
 _ORDER_FILE = "epoch_order.safetensors"
-_LABELS = frozenset({"labels", "start_positions", "end_positions"})

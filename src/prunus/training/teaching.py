@@ -1,0 +1,149 @@
+"""What teachers add to the loss of a training.
+
+    loss = hard_weight * task loss
+         + sum over teachers of weight * logits + hidden.weight * hidden states + attention.weight * attention maps
+                                                            (distillation/logits.py, distillation/hidden.py)
+
+Teachers run in eval mode without gradients, on the student's own inputs.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from prunus.checkpoint.state import read_tensors, write_tensors
+from prunus.distillation.inner import Inner
+from prunus.distillation.logits import Distillation, Lesson, distill, logit_loss
+from prunus.errors import Problem, RecipeError
+from prunus.training.masked import is_masked, masked_outputs
+
+__all__ = ["Projectors", "Teaching"]
+
+_PROJECTORS_FILE = "projectors.safetensors"
+_LABELS = frozenset({"labels", "start_positions", "end_positions"})
+
+
+@dataclass(frozen=True)
+class _Taught:
+    suffix: str
+    lesson: Lesson | Distillation
+    teacher: Any
+    inner: Inner | None
+
+
+@final
+class Teaching:
+    """The teachers of one student, with their weights and projectors.
+
+    ``teachers[0]`` teaches as ``distillation`` says, the next as ``distillation.others`` say, in their order. Raises
+    ``RecipeError`` where there are more or fewer, and ``TargetError`` for layers that are not there.
+    """
+
+    def __init__(
+        self, student: Any, teachers: Sequence[Any], distillation: Distillation, device: torch.device | str = "cpu"
+    ) -> None:
+        if len(teachers) != 1 + len(distillation.others):
+            rule = f"be one for each teacher but the first: {max(0, len(teachers) - 1)}"
+            fix = "Distillation(others=(Lesson(weight=0.5),)) with two teachers"
+            raise RecipeError(Problem("distill.others", len(distillation.others), rule, fix))
+        self.weights = {"hard_loss": distillation.hard_weight, "feature_loss": distillation.reuse}
+        self._taught: list[_Taught] = []
+        lessons: list[Lesson | Distillation] = [distillation, *distillation.others]
+        for number, (lesson, teacher) in enumerate(zip(lessons, teachers, strict=True), 1):
+            teacher.requires_grad_(False).eval().to(device)
+            reuse = bool(distillation.reuse) and number == 1
+            inner = None
+            if lesson.hidden.weight or lesson.attention.weight or reuse:
+                inner = Inner(lesson.hidden, lesson.attention, student, teacher, reuse)
+            if lesson.attention.weight:
+                for model in (student, teacher):
+                    model.set_attn_implementation("eager")  # others do not give their maps
+            suffix = "" if number == 1 else f"_{number}"
+            self._taught.append(_Taught(suffix, lesson, teacher, inner))
+            self.weights |= {
+                f"distill_loss{suffix}": lesson.weight,
+                f"hidden_loss{suffix}": lesson.hidden.weight,
+                f"attention_loss{suffix}": lesson.attention.weight,
+            }
+        self.projectors = nn.ModuleList(self._inners()).to(device)
+
+    @property
+    def asks(self) -> dict[str, bool]:
+        """What the student has to be called with."""
+        return {name: True for inner in self._inners() for name in inner.asks}
+
+    def parts(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """How far the student's ``outputs`` are from each teacher's for the same ``inputs``, in each respect that counts."""
+        found: dict[str, Tensor] = {}
+        for each in self._taught:
+            asks = {} if each.inner is None else each.inner.asks
+            with torch.no_grad():
+                if is_masked(inputs):
+                    taught, _ = masked_outputs(each.teacher, inputs, asks)
+                else:
+                    taught = each.teacher(**{k: v for k, v in inputs.items() if k not in _LABELS}, **asks)
+            parts = {} if each.inner is None else each.inner(outputs, taught, inputs)
+            temperature = each.lesson.temperature
+            if is_masked(inputs):
+                parts["distill_loss"] = logit_loss(outputs["logits"], taught["logits"], temperature)
+            else:
+                parts["distill_loss"] = distill(outputs, taught, inputs, temperature)
+            found |= {name if name == "feature_loss" else name + each.suffix: value for name, value in parts.items()}
+        return found
+
+    def fold(self, student: nn.Module) -> None:
+        """A reused head takes in its projector."""
+        for inner in self._inners():
+            if inner.reuse is not None:
+                inner.reuse.fold(student)
+
+    def save_state(self, directory: Path) -> None:
+        """Writes the projectors beside a checkpoint; nothing where there are none."""
+        if list(self.projectors.parameters()):
+            write_tensors(directory / _PROJECTORS_FILE, self.projectors.state_dict())
+
+    def load_state(self, directory: Path, student: nn.Module) -> None:
+        """Reads them again."""
+        if (directory / _PROJECTORS_FILE).is_file():
+            self.projectors.load_state_dict(read_tensors(directory / _PROJECTORS_FILE))
+            self.fold(student)
+
+    def _inners(self) -> list[Inner]:
+        return [each.inner for each in self._taught if each.inner is not None]
+
+
+@final
+class Projectors(TrainerCallback):  # type: ignore[misc]
+    """Brings projectors back where training goes on; between processes, their gradients are averaged before a step."""
+
+    def __init__(self, teaching: Teaching) -> None:
+        self._teaching = teaching
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """Reads them from the checkpoint."""
+        if state.global_step:
+            self._teaching.load_state(Path(args.output_dir) / f"checkpoint-{state.global_step}", model)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The student's gradients were averaged by DistributedDataParallel, which does not know the projectors."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for parameter in self._teaching.projectors.parameters():
+                if parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad)
+                    parameter.grad /= torch.distributed.get_world_size()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """The Trainer clears the gradients of its model alone."""
+        self._teaching.projectors.zero_grad()
+        self._teaching.fold(model)
