@@ -29,7 +29,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from prunus.sparsity import Pruning, Schedule, Span
+from prunus.sparsity import Masker, Pruning, Schedule, Span
 from prunus.training.callback import PruneCallback
 
 WORDS: Final = ("good", "bad", "film", "book", "very", "not", "long", "short", "one", "two", "three", "red", "blue")
@@ -75,6 +75,16 @@ def tiny_model(architecture: str = "bert", head: str = "classification", seed: i
     if head == "classification":
         config.num_labels = labels
     return HEADS[head].from_config(config).eval()
+
+
+def locked_bert() -> Any:
+    """A random model with half of its encoder's weights zero in blocks of 4 x 1, and without dropout."""
+    model = tiny_model()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    Masker(model, Pruning(0.5, "4x1", "magnitude", Schedule("one_shot", Span(0))), 1)
+    return model
 
 
 def rows(count: int, head: str = "classification", seed: int = 0, labels: int = 3) -> list[dict[str, Any]]:
