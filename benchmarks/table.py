@@ -316,6 +316,78 @@ def export_section() -> list[str]:
     return [*lines, "", "`benchmarks/export_latency.py`, `benchmarks/results/export_latency.json`.", ""]
 
 
+ONCE = {
+    "dense": "dense",
+    "dense-long": "dense, trained as long as the sparse rows, with their teacher",
+    "direct-4x1-80": "4x1 80 %, pruned for the task",
+    "once-4x1-80": "4x1 80 %, pruned once, locked",
+    "direct-85": "unstructured 85 %, pruned for the task",
+    "once-85": "unstructured 85 %, pruned once, locked",
+}
+ONCE_METRICS = {
+    "sst2": ("SST-2", "accuracy"),
+    "mrpc": ("MRPC", "f1"),
+    "cola": ("CoLA", "matthews"),
+    "stsb": ("STS-B", "spearman"),
+    "squad": ("SQuAD", "f1"),
+}
+
+
+def once_section() -> list[str]:
+    """One sparse language model on all tasks, beside models pruned for each."""
+    path = RESULTS / "once.json"
+    if not path.is_file():
+        return []
+    result = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["## Prune once, five tasks", "", "The language models, on held-out text:", ""]
+    lines += ["| model | sparsity | perplexity | accuracy | steps | hours |", "|---|---|---|---|---|---|"]
+    for name, found in result["language_models"].items():
+        metrics = found["metrics"]
+        lines.append(
+            f"| {name} | {found['sparsity']:.4f} | {metrics['perplexity']:.1f} | {metrics['accuracy']:.4f} | "
+            f"{found['steps']} | {found['seconds'] / 3600:.1f} |"
+        )
+    some = result["language_models"]["teacher"]
+    rows = f"{some['train']['batch_size']} rows of {some['task']['max_length']} tokens"
+    lines += ["", f"Steps of {rows}; hours are those of a machine that did other work too.", ""]
+    lines += ["Each task from part of its training data, means over seeds, and their range:", ""]
+    lines += [f"| model | {' | '.join(f'{task}, {metric}' for task, metric in ONCE_METRICS.values())} | mean |"]
+    lines += ["|---|" + "---|" * (len(ONCE_METRICS) + 1)]
+    for row, words in ONCE.items():
+        cells, means = [], []
+        for task, (_, metric) in ONCE_METRICS.items():
+            values = [r["metrics"][metric] for r in result["rows"] if r["row"] == row and r["task"] == task]
+            cells.append(cell(values) if values else "")
+            means += [mean(values)] if values else []
+        average = f"{mean(means):.4f}" if len(means) == len(ONCE_METRICS) else ""
+        lines.append(f"| {words} | {' | '.join(cells)} | {average} |")
+    sizes = {r["task"]: (r["train_examples"], r["validation_examples"]) for r in result["rows"]}
+    counts = ", ".join(f"{ONCE_METRICS[task][0]} {a:,} / {b:,}" for task, (a, b) in sizes.items())
+    seeds = ", ".join(str(seed) for seed in sorted({r["seed"] for r in result["rows"]}))
+    lines += ["", f"Examples to train on / to evaluate on: {counts}. Seeds {seeds}. Language models: one seed.", ""]
+    return [*lines, f"{result['processor']}, {result['threads']} threads. `benchmarks/once.py`, `once.json`.", ""]
+
+
+def language_model_section() -> list[str]:
+    """What masked language modelling costs with masks and a teacher, and its memory."""
+    path = RESULTS / "language_model.json"
+    if not path.is_file():
+        return []
+    result = json.loads(path.read_text(encoding="utf-8"))
+    rows, tokens = result["batch"]
+    lines = ["## What a step of masked language modelling costs", ""]
+    lines += [
+        f"MiniLM, {rows} x {tokens} tokens, {result['processor']}, {result['threads']} threads, all in one run.",
+        "",
+    ]
+    lines += ["| arm | tokens a second | time / plain |", "|---|---|---|"]
+    for name, arm in result["speed"].items():
+        lines.append(f"| {name} | {arm['tokens_per_second']:.0f} | {arm['time / plain']:.3f} |")
+    peaks = ", ".join(f"{m['peak_bytes'] / 2**20:.0f} MiB for {m['text_bytes'] / 1e6:.0f} MB" for m in result["memory"])
+    lines += ["", f"Peak memory of tokenising a text and reading rows of it, beyond the imports: {peaks}.", ""]
+    return [*lines, "`benchmarks/language_model.py`, `benchmarks/results/language_model.json`.", ""]
+
+
 def main() -> None:
     """Writes the page."""
     lines = ["# Results", "", "Made by `benchmarks/table.py` from the files in `benchmarks/results/`; do not edit.", ""]
@@ -323,6 +395,8 @@ def main() -> None:
     lines += accuracy_section("squad", "SQuAD v1.1, all-MiniLM-L6-v2")
     lines += (
         joint_section()
+        + once_section()
+        + language_model_section()
         + peers_section()
         + overhead_section()
         + runtime_section()

@@ -54,6 +54,7 @@ _SETTINGS = frozenset(
         "logging_steps",
         "lr_scheduler_type",
         "max_grad_norm",
+        "bf16",
     ]
 )
 
@@ -124,6 +125,14 @@ def test_the_teacher_stays_as_it_is_and_evaluation_does_not_ask_it(tmp_path: Pat
     assert same(before, weights(teacher))
     assert all(p.grad is None and not p.requires_grad for p in teacher.parameters())
     assert all(p.requires_grad for p in student.parameters())
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_teacher_runs_in_the_precision_of_the_training(half: bool, tmp_path: Path) -> None:
+    teacher, kinds = tiny_model(seed=1), set[torch.dtype]()
+    teacher.classifier.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
+    prunus_trainer(tiny_model(), tmp_path, rows(8), teacher=teacher, max_steps=1, bf16=half).train()
+    assert kinds == {torch.bfloat16 if half else torch.float32}
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@
          + sum over teachers of weight * logits + hidden.weight * hidden states + attention.weight * attention maps
                                                             (distillation/logits.py, distillation/hidden.py)
 
-Teachers run in eval mode without gradients, on the student's own inputs.
+Teachers run in eval mode without gradients, on the student's own inputs, and in the precision that it trains in.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -77,12 +78,20 @@ class Teaching:
         """What the student has to be called with."""
         return {name: True for inner in self._inners() for name in inner.asks}
 
-    def parts(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """How far the student's ``outputs`` are from each teacher's for the same ``inputs``, in each respect that counts."""
+    def parts(
+        self,
+        outputs: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> dict[str, Tensor]:
+        """How far the student's ``outputs`` are from each teacher's for the same ``inputs``, in each respect that counts.
+
+        Teachers run within ``autocast``.
+        """
         found: dict[str, Tensor] = {}
         for each in self._taught:
             asks = {} if each.inner is None else each.inner.asks
-            with torch.no_grad():
+            with torch.no_grad(), autocast():
                 if is_masked(inputs):
                     taught, _ = masked_outputs(each.teacher, inputs, asks)
                 else:

@@ -86,7 +86,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         if model.training:
             parts = {"hard_loss": hard}
             if self.teaching is not None:
-                parts |= self.teaching.parts(outputs, inputs)
+                parts |= self.teaching.parts(outputs, inputs, self.accelerator.autocast)
                 weights = self.teaching.weights
                 loss = sum((weights[name] * part for name, part in parts.items()), torch.zeros_like(hard))
             self._note(parts)

@@ -1,0 +1,142 @@
+"""One sparse language model for every task, beside models that are pruned for each task: both at the same fine-tuning budget.
+
+    prunus run pruneofa-laptop-teacher --train-file wiki.txt.gz SETTINGS      # once; then pruneofa-laptop-1x4-80 and -85
+    python benchmarks/once.py --models runs --glue DIR --squad DIR --seeds 1 2
+
+Rows of the table, each for five tasks. All start from the same language model, and learn from the same fine-tuned dense one.
+
+    dense           fine-tuned alone, 3 epochs (the teacher of the others)
+    dense-long      that, trained on like the sparse ones, with its teacher and no mask
+    direct-4x1-80   that, pruned while it is fine-tuned (the shipped task recipes: SNIP momentum, global)
+    direct-85       the same, weight by weight, 85 %
+    once-4x1-80     the sparse language model, fine-tuned with its zeros locked
+    once-85         the same, weight by weight, 85 %
+
+Results go to ``benchmarks/results/once.json`` after each row; those that are there are not run again.
+"""
+
+import argparse
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich.console import Console
+
+from prunus.bench.command import versions
+from prunus.recipe import load_recipe
+from prunus.report.facts import read_facts
+from prunus.training.evidence import processor
+from prunus.training.quiet import quiet
+from prunus.training.run import run
+
+HERE = Path(__file__).parent
+SHARED = ["train.precision=bf16", "train.threads=2", "train.freeze=[embeddings]", "train.checkpoint_every=null"]
+DIRECT = [
+    "prune.lock=false",
+    "prune.criterion=snip_momentum",
+    "prune.schedule={kind: exponential, start: 6%, cooldown: 50%, every: 0.5%}",
+    "prune.allocation={scope: global, max_per_tensor: 0.98}",
+]
+TEACHER = "pruneofa-laptop-teacher"
+ROWS = {
+    "dense-long": (TEACHER, ["prune=[]"]),
+    "direct-4x1-80": (TEACHER, [*DIRECT, "prune.sparsity=0.8"]),
+    "direct-85": (TEACHER, [*DIRECT, "prune.sparsity=0.85", "prune.pattern=unstructured"]),
+    "once-4x1-80": ("pruneofa-laptop-1x4-80", ["prune.sparsity=0.8"]),
+    "once-85": ("pruneofa-laptop-85", ["prune.sparsity=0.85", "prune.pattern=unstructured"]),
+}
+DENSE_FROM = "direct-4x1-80"  # the row whose run also scores the dense model
+TASKS = {
+    "sst2": ["task.max_train_samples=3000", "task.max_length=64"],
+    "mrpc": ["task.max_train_samples=2000"],
+    "cola": ["task.max_train_samples=3000", "task.max_length=64"],
+    "stsb": ["task.max_train_samples=2000"],
+    "squad": [
+        "task.max_train_samples=1000",
+        "task.max_validation_samples=1000",
+        "task.max_length=192",
+        "train.batch_size=16",
+    ],
+}
+
+
+def settings_of(task: str, row: str, seed: int) -> list[str]:
+    """What is set over ``pruneofa-laptop-task``."""
+    own = [f"task.name={task}", f"train.seed={seed}", f"dense.seed={seed}", "train.epochs=3"]
+    return [*own, *SHARED, *TASKS[task], *ROWS[row][1], f"evaluate_dense={str(row == DENSE_FROM).lower()}"]
+
+
+def measured(task: str, row: str, seed: int, models: Path, data: str) -> list[dict[str, Any]]:
+    """The facts of one run; that of ``DENSE_FROM`` also has the dense model's."""
+    settings = settings_of(task, row, seed)
+    flags: dict[str, Any] = {"task.data": data, "model.name": str(models / ROWS[row][0]), "model.dense": None}
+    if row.startswith("once"):
+        flags["model.dense"] = str(models / TEACHER)
+    recipe = load_recipe("pruneofa-laptop-task", settings, flags)
+    with TemporaryDirectory() as place:
+        facts = run(recipe, Path(place) / "run", command="", console=Console(), overwrite=True)
+    common = {"task": task, "seed": seed, "settings": settings, "notes": facts["task"]["notes"]}
+    common |= {name: facts["task"][name] for name in ("train_examples", "validation_examples")}
+    columns = {row: facts["sparse" if recipe.prune else "dense"]}
+    if row == DENSE_FROM:
+        columns["dense"] = facts["dense"]
+    return [
+        {"row": name, **{key: column[key] for key in ("metrics", "sparsity", "seconds")}, **common}
+        for name, column in columns.items()
+    ]
+
+
+def language_models(models: Path) -> dict[str, Any]:
+    """What the language models were trained on, how long, and what they know."""
+    found = {}
+    for name in ("teacher", "1x4-80", "85"):
+        facts = read_facts(models / f"pruneofa-laptop-{name}")
+        column = facts["dense" if name == "teacher" else "sparse"]
+        found[name] = {
+            "metrics": column["metrics"],
+            "sparsity": column["sparsity"],
+            "seconds": column["seconds"],
+            "steps": facts["history"]["loss"][-1]["step"],
+            "train": facts["recipe"]["train"],
+            "task": facts["recipe"]["task"] | {"train": "TEXT"},
+        }
+    return found
+
+
+def main() -> None:
+    """Runs what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--glue", required=True)
+    parser.add_argument("--squad", required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "once.json")
+    options = parser.parse_args()
+    quiet()
+    held = json.loads(options.results.read_text(encoding="utf-8")) if options.results.is_file() else {"rows": []}
+    for seed in options.seeds:
+        for task in options.tasks:
+            for row in options.rows:
+                if any((r["row"], r["task"], r["seed"]) == (row, task, seed) for r in held["rows"]):
+                    continue
+                data = options.squad if task == "squad" else options.glue
+                held["rows"] += measured(task, row, seed, options.models, data)
+                held |= {
+                    "command": "python benchmarks/once.py --models runs --glue DIR --squad DIR --seeds "
+                    + " ".join(str(each) for each in options.seeds),
+                    "date": datetime.now(UTC).isoformat(timespec="seconds"),
+                    "processor": processor(),
+                    "threads": 2,
+                    "versions": versions(),
+                    "language_models": language_models(options.models),
+                }
+                options.results.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
+                print(task, row, seed, [found["metrics"] for found in held["rows"][-2:]])
+
+
+if __name__ == "__main__":
+    main()
