@@ -39,7 +39,7 @@ HERE = Path(__file__).parent
 ROWS, TOKENS, THREADS, CHUNK = 32, 128, 2, 10
 PRUNING = Pruning(0.8, "4x1", "magnitude", Schedule("constant", Span(0), Span(10_000), Span(CHUNK)), revive=True)
 READ = """
-import resource, sys
+import sys
 from transformers import AutoTokenizer
 from prunus.tasks import TaskSpec, load_task
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
@@ -49,7 +49,8 @@ if sys.argv[2]:
     for _ in range(500):
         rows[next(order)]
     print(len(rows), file=sys.stderr)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not ru_maxrss, which begins with the memory of the process that started this one.
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
@@ -138,10 +139,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", choices=("memory", "speed"), help="measures this again, and keeps the other")
     options = parser.parse_args()
     quiet()
     torch.set_num_threads(THREADS)
-    result = {
+    path = HERE / "results" / "language_model.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if options.only else {}
+    result |= {
         "command": f"python benchmarks/language_model.py --text TEXT --rounds {options.rounds}",
         "text": options.text.name,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -149,10 +153,12 @@ def main() -> None:
         "threads": THREADS,
         "versions": versions(),
         "batch": [ROWS, TOKENS],
-        "memory": memory(options.text),
-        "speed": speed(options.text, options.rounds),
     }
-    (HERE / "results" / "language_model.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if options.only != "speed":
+        result["memory"] = memory(options.text)
+    if options.only != "memory":
+        result["speed"] = speed(options.text, options.rounds)
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
 
 
