@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     BertConfig,
+    BertForSequenceClassification,
     BertModel,
     BertTokenizerFast,
     DebertaV2Config,
@@ -75,6 +76,21 @@ def tiny_model(architecture: str = "bert", head: str = "classification", seed: i
     if head == "classification":
         config.num_labels = labels
     return HEADS[head].from_config(config).eval()
+
+
+def teacher_of(width: int = 32, layers: int = 4) -> BertForSequenceClassification:
+    """A model of another width and depth."""
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        intermediate_size=16,
+        max_position_embeddings=64,
+        num_labels=3,
+    )
+    return BertForSequenceClassification(config)
 
 
 def locked_bert() -> Any:

@@ -7,30 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.nn import functional
-from transformers import BertConfig, BertForSequenceClassification
 
 from prunus import Distillation, Lesson, PrunusTrainer, RecipeError, TargetError
 from prunus.distillation.hidden import Inside
 from prunus.recipe import read_recipe
 from prunus.training.run import run
-from small import arguments, batch, rows, small_recipe, tiny_model
+from small import arguments, batch, rows, small_recipe, teacher_of, tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BOTH = Distillation(0.5, 0.25, 2.0, Inside(0.7, "uniform"), Inside(0.3, "last"))
-
-
-def teacher_of(width: int = 32, layers: int = 4) -> BertForSequenceClassification:
-    torch.manual_seed(1)
-    config = BertConfig(
-        vocab_size=40,
-        hidden_size=width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        intermediate_size=16,
-        max_position_embeddings=64,
-        num_labels=3,
-    )
-    return BertForSequenceClassification(config)
 
 
 def trainer_of(place: Path, distillation: Distillation, teacher: Any, **more: Any) -> PrunusTrainer:

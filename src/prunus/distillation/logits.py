@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from prunus.distillation.contrastive import Contrastive
 from prunus.distillation.hidden import Inside
 from prunus.errors import Problem
 
@@ -70,6 +71,8 @@ class Distillation:
     """Weight of the features that the teacher's head reads; the student takes that head over (``distillation.reuse``)."""
     others: tuple[Lesson, ...] = ()
     """Further teachers."""
+    contrast: Contrastive = field(default_factory=Contrastive)
+    """Contrastive terms (``distillation.contrastive``)."""
 
     def problems(self, key: str = "distill") -> list[Problem]:
         """What is wrong with these numbers."""
@@ -81,7 +84,8 @@ class Distillation:
         if not self.temperature > 0:
             found.append(Problem(f"{key}.temperature", self.temperature, "be above 0", "2"))
         found += self.hidden.problems(f"{key}.hidden") + self.attention.problems(f"{key}.attention")
-        inside = self.hidden.weight + self.attention.weight + self.reuse
+        found += self.contrast.problems(f"{key}.contrast")
+        inside = self.hidden.weight + self.attention.weight + self.reuse + len(self.contrast.terms)
         for index, other in enumerate(self.others):
             found += other.problems(f"{key}.others[{index}]")
         if self.weight == self.hard_weight == inside == 0 and not any(other.counts for other in self.others):

@@ -188,12 +188,10 @@ class Masker:
         """True when every rule has had its last update."""
         return all(self.steps >= rule.timetable.events[-1] for rule in self.rules)
 
-    def due(self) -> float:
-        """Sparsity that the schedules ask for now, over all targets."""
-        weights = sum(rule.selection.weights for rule in self.rules)
-        zeros = sum(
-            rule.timetable.sparsity(self.steps, self._final(rule)) * rule.selection.weights for rule in self.rules
-        )
+    def due(self, ahead: int = 0) -> float:
+        """Sparsity that the schedules ask for now, or so many steps from now, over all targets."""
+        weights, step = sum(rule.selection.weights for rule in self.rules), self.steps + ahead
+        zeros = sum(rule.timetable.sparsity(step, self._final(rule)) * rule.selection.weights for rule in self.rules)
         return zeros / weights if weights else 0.0
 
     def measure(self, model: nn.Module) -> list[TensorFacts]:

@@ -97,8 +97,8 @@ class Collate:
     """Features -> a batch of tensors for a model; the ``data_collator`` of a trainer.
 
     ``input_ids``, ``attention_mask`` and ``token_type_ids`` become int64 ``[rows, longest row]``, padded on the right;
-    ``labels`` int64 (float32 if they are floats) and ``start_positions`` / ``end_positions`` int64, all ``[rows]``; labels of
-    tokens, which are lists, ``[rows, longest row]``, padded with ``IGNORED``.
+    ``labels`` int64 (float32 if they are floats), ``start_positions`` / ``end_positions`` and ``row_id`` (of numbered rows)
+    int64, all ``[rows]``; labels of tokens, which are lists, ``[rows, longest row]``, padded with ``IGNORED``.
     Every other key is left out. A tokenizer without a padding token pads with its end-of-text token, or with id 0.
     """
 
@@ -117,7 +117,7 @@ class Collate:
             if key in features[0]:
                 rows = [feature[key] + [padding] * (width - len(feature[key])) for feature in features]
                 batch[key] = torch.tensor(rows, dtype=torch.int64)
-        for key in ("labels", "start_positions", "end_positions"):
+        for key in ("labels", "start_positions", "end_positions", "row_id"):
             if key in features[0]:
                 values = [feature[key] for feature in features]
                 if isinstance(values[0], list):

@@ -1,6 +1,6 @@
 """The Trainer of transformers, with a teacher, honest logs and length-sorted evaluation.
 
-    loss = hard_weight * task loss + what teachers add (training/teaching.py)
+    loss = hard_weight * task loss + what teachers add (training/teaching.py) + contrastive terms (training/contrast.py)
 
 Each micro-batch contributes the mean over its own rows, and gradient accumulation averages micro-batches; that of the last,
 shorter micro-batch therefore counts as much as the others. Evaluation asks no teacher.
@@ -23,6 +23,7 @@ from prunus.quantization.layers import RANGES
 from prunus.sparsity.measure import sparsity_of
 from prunus.sparsity.pruning import Pruning
 from prunus.training.callback import PruneCallback
+from prunus.training.contrast import ROW_ID, Contrasting, Numbered, representing
 from prunus.training.masked import is_masked, masked_outputs
 from prunus.training.teaching import Projectors, Teaching
 
@@ -33,7 +34,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
     """A ``transformers.Trainer`` that prunes and distils.
 
     ``pruning`` is a rule or several (None trains dense); ``teacher`` is a model with the student's outputs, or several, used
-    with ``distillation`` (``training.teaching``); ``score`` replaces the Trainer's own evaluation by metrics of the model;
+    with ``distillation`` (``training.teaching``); ``pretrained`` is the model before the task, for ``contrast.prc`` (None: as
+    training begins); ``score`` replaces the Trainer's own evaluation by metrics of the model;
     ``rate`` (step, total, warmup) -> factor (``training.rates``) takes the place of the Trainer's own learning rates. All
     other arguments are the Trainer's.
     """
@@ -44,6 +46,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         pruning: Pruning | Sequence[Pruning] | None = None,
         teacher: nn.Module | Sequence[nn.Module] | None = None,
         distillation: Distillation | None = None,
+        pretrained: nn.Module | None = None,
         score: Callable[[nn.Module], Mapping[str, float]] | None = None,
         rate: Callable[[int, int, int], float] | None = None,
         **kwargs: Any,
@@ -54,12 +57,32 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         self.prune_callback = PruneCallback(pruning, seed=self.args.seed) if pruning is not None else None
         if self.prune_callback is not None:
             self.add_callback(self.prune_callback)
+        own = distillation or Distillation()
+        self.weights = {"hard_loss": own.hard_weight if teacher is not None or own.contrast.terms else 1.0}
         self.teaching: Teaching | None = None
-        if teacher is not None:
-            teachers = [teacher] if isinstance(teacher, nn.Module) else list(teacher)
-            self.teaching = Teaching(self.model, teachers, distillation or Distillation(), self.args.device)
+        teachers = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+        if teachers:
+            self.teaching = Teaching(self.model, teachers, own, self.args.device)
+            self.weights |= self.teaching.weights
             if len(self.teaching.projectors):
                 self.add_callback(Projectors(self.teaching))
+        self.contrasting: Contrasting | None = None
+        if own.contrast.terms:
+            numbered = Numbered(kwargs.get("train_dataset", args[3] if len(args) > 3 else None))
+            self.train_dataset: Any = numbered
+            self.contrasting = Contrasting(
+                own.contrast,
+                numbered,
+                self.data_collator,
+                pretrained=None if pretrained is None else pretrained.to(self.args.device),
+                teacher=teachers[0] if teachers else None,
+                prune=self.prune_callback,
+                seed=self.args.seed,
+                batch_size=self.args.per_device_eval_batch_size,
+                autocast=self.accelerator.autocast,
+            )
+            self.weights |= self.contrasting.weights
+            self.add_callback(self.contrasting)
         self._parts: dict[str, Tensor] = {}
         self._batches = 0
         self._order = _EpochOrder()
@@ -74,21 +97,26 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
     ) -> Tensor | tuple[Tensor, Any]:
         """The weighted sum; see the module's docstring. Raises ``TrainingError`` where it is not finite."""
         asks = self.teaching.asks if self.teaching is not None and model.training else {}
+        ids = inputs.get(ROW_ID)
+        inputs = {name: value for name, value in inputs.items() if name != ROW_ID}
         hard: Tensor
-        if is_masked(inputs):
-            outputs, labels = masked_outputs(model, inputs, asks)
-            hard = functional.cross_entropy(outputs["logits"].float(), labels)
-        else:
-            hard, outputs = super().compute_loss(
-                model, inputs | asks, return_outputs=True, num_items_in_batch=num_items_in_batch
-            )
+        contrasts = self.contrasting if model.training else None
+        with representing(model, contrasts is not None) as given:
+            if is_masked(inputs):
+                outputs, labels = masked_outputs(model, inputs, asks)
+                hard = functional.cross_entropy(outputs["logits"].float(), labels)
+            else:
+                hard, outputs = super().compute_loss(
+                    model, inputs | asks, return_outputs=True, num_items_in_batch=num_items_in_batch
+                )
         loss = hard
         if model.training:
             parts = {"hard_loss": hard}
             if self.teaching is not None:
                 parts |= self.teaching.parts(outputs, inputs, self.accelerator.autocast)
-                weights = self.teaching.weights
-                loss = sum((weights[name] * part for name, part in parts.items()), torch.zeros_like(hard))
+            if contrasts is not None and ids is not None:
+                parts |= contrasts.parts(given[0], inputs, ids, self.state.global_step)
+            loss = sum((self.weights[name] * part for name, part in parts.items()), torch.zeros_like(hard))
             self._note(parts)
             if not torch.isfinite(loss):
                 fix = "a lower learning rate, gradient clipping, or train.precision: fp32"
@@ -108,6 +136,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """The rows' own order, where they have one."""
         rows = self.train_dataset if train_dataset is None else train_dataset
+        rows = rows.rows if isinstance(rows, Numbered) else rows
         return rows.sampler(self.args.seed) if hasattr(rows, "sampler") else super()._get_train_sampler(train_dataset)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -121,6 +150,13 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             optimizer or self.optimizer, lambda step: rate(step, num_training_steps, warmup)
         )
         return self.lr_scheduler
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """The numbers of rows are kept, where contrastive terms ask for them."""
+        super()._set_signature_columns_if_needed()
+        columns: list[str] = self.__dict__["_signature_columns"]
+        if self.contrasting is not None and ROW_ID not in columns:
+            columns.append(ROW_ID)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Weight decay pulls at weights, and not at the learned ranges of quantized layers."""
@@ -165,6 +201,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             self._order.save_state(directory)
             if self.teaching is not None:
                 self.teaching.save_state(directory)
+            if self.contrasting is not None:
+                self.contrasting.save_state(directory)
 
 
 def release(model: nn.Module) -> None:

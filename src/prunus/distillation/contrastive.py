@@ -1,0 +1,166 @@
+"""Contrastive objectives (CAP, Xu et al. 2022, arXiv:2112.07198, equations 1 to 5).
+
+The representation z_b of example b under the model that is trained (the anchor) is drawn to what other models made of the
+same example (unsupervised), or of examples with its label (supervised), and away from those of other examples. The other
+models are constants:
+
+    PrC    the model as it was before the task: what is task-agnostic
+    SnC    the earlier, denser states of this training
+    FiC    the fine-tuned dense teacher: what is task-specific
+
+With all vectors of length 1, t the temperature, P(b) the positives of b and V(b) all candidates but b's own present state
+
+    lp(b, c)    = z_b.c / t - log sum over v in V(b) of exp(z_b.v / t)
+    mean        - mean over b with P(b) of mean over c in P(b) of lp(b, c)            (supervised: Khosla et al. 2020, 2)
+    cap_code    mean / (mean over b of |P(b)|), which is how the authors' code divides: its weights are those of this form
+
+Candidates are the present states of the batch, those of its examples in the bank, and those of ``negatives`` drawn examples.
+A bank of T snapshots gives T positives to an example; the mean keeps the weight of SnC, where ``cap_code`` divides it by T.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from prunus.errors import Problem
+
+__all__ = ["Contrast", "Contrastive", "Normalisation", "Representation", "Snapshots", "contrastive_loss", "sets_of"]
+
+Normalisation = Literal["mean", "cap_code"]
+Representation = Literal["auto", "pooler", "cls", "mean"]
+_NORMALISATIONS: Final = ("mean", "cap_code")
+_REPRESENTATIONS: Final = ("auto", "pooler", "cls", "mean")
+_BANKS: Final = ("cpu", "device", "mmap")
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One term: how much its two forms count, and at what temperature."""
+
+    weight: float = 0.0
+    """Of the unsupervised form: positives are the same example."""
+    supervised: float = 0.0
+    """Of the supervised form: positives have the same label."""
+    temperature: float = 0.1
+
+    @property
+    def counts(self) -> bool:
+        """Whether either form has a weight."""
+        return bool(self.weight or self.supervised)
+
+    def problems(self, key: str) -> list[Problem]:
+        """What is wrong with these numbers."""
+        found = [
+            Problem(f"{key}.{name}", value, "be 0 or above", "0.1")
+            for name, value in (("weight", self.weight), ("supervised", self.supervised))
+            if not value >= 0
+        ]
+        if not self.temperature > 0:
+            found.append(Problem(f"{key}.temperature", self.temperature, "be above 0", "0.1"))
+        return found
+
+
+@dataclass(frozen=True)
+class Snapshots(Contrast):
+    """SnC: the term, and which states are kept."""
+
+    every: float = 0.1
+    """A snapshot whenever so much more of the targets has become zero, once the model has recovered: just before the next
+    update."""
+    last: int | None = None
+    """How many of them count, the latest; None: all."""
+
+    def problems(self, key: str) -> list[Problem]:
+        """As those of a term."""
+        found = super().problems(key)
+        if not 0 < self.every < 1:
+            found.append(Problem(f"{key}.every", self.every, "be a share of the weights in (0, 1)", "0.1"))
+        if self.last is not None and self.last < 1:
+            found.append(Problem(f"{key}.last", self.last, "be at least 1", "leaving it out, for all"))
+        return found
+
+
+@dataclass(frozen=True)
+class Contrastive:
+    """The three terms and what they share; see the module's equations."""
+
+    prc: Contrast = field(default_factory=Contrast)
+    snc: Snapshots = field(default_factory=Snapshots)
+    fic: Contrast = field(default_factory=Contrast)
+    negatives: int = 4096
+    """Drawn in each step without replacement from all examples; a smaller data set is taken whole."""
+    representation: Representation = "auto"
+    """``pooler``: the pooled output; ``cls``: the last state of the first token; ``mean``: that of the attended tokens;
+    ``auto``: the pooled output where there is one, else the first token."""
+    normalisation: Normalisation = "mean"
+    bank: Literal["cpu", "device", "mmap"] = "cpu"
+    """Where representations lie: memory, the accelerator's memory, or a file mapped into memory."""
+
+    @property
+    def terms(self) -> dict[str, Contrast]:
+        """Those that count, by name."""
+        held = {"prc": self.prc, "snc": self.snc, "fic": self.fic}
+        return {name: term for name, term in held.items() if term.counts}
+
+    def problems(self, key: str) -> list[Problem]:
+        """What is wrong with these choices, whatever the model and the data."""
+        found = self.prc.problems(f"{key}.prc") + self.snc.problems(f"{key}.snc") + self.fic.problems(f"{key}.fic")
+        if self.negatives < 0:
+            found.append(Problem(f"{key}.negatives", self.negatives, "be 0 or above", "4096"))
+        for name, value, known in (
+            ("representation", self.representation, _REPRESENTATIONS),
+            ("normalisation", self.normalisation, _NORMALISATIONS),
+            ("bank", self.bank, _BANKS),
+        ):
+            if value not in known:
+                found.append(Problem(f"{key}.{name}", value, "be one of " + ", ".join(known), known[0]))
+        return found
+
+
+def sets_of(own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """Which candidates are positives, and which count at all: bool ``[anchors, candidates]`` each.
+
+    ``own`` (int64 ``[anchors]``) are ids or labels of the anchors, ``others`` (int64 ``[candidates]``) those of the candidates,
+    of which the first are the anchors' own present states, in their order: an anchor does not count as its own candidate.
+    """
+    same = own[:, None] == others[None, :]
+    counts = torch.ones_like(same)
+    counts[:, : len(own)].fill_diagonal_(False)
+    return same & counts, counts
+
+
+def contrastive_loss(
+    anchors: Tensor,
+    candidates: Tensor,
+    positive: Tensor,
+    counts: Tensor,
+    temperature: float = 0.1,
+    normalisation: Normalisation = "mean",
+) -> Tensor:
+    """A scalar in float32; 0 where no anchor has a positive. The gradient reaches the anchors alone.
+
+    Args:
+        anchors: ``[anchors, width]``, of any length and floating type.
+        candidates: ``[candidates, width]``.
+        positive: bool ``[anchors, candidates]``; only where ``counts``.
+        counts: bool ``[anchors, candidates]``, the candidates of each anchor.
+        temperature: t of the module's equations.
+        normalisation: ``mean`` or ``cap_code``.
+
+    """
+    with torch.autocast(anchors.device.type, enabled=False):
+        z = functional.normalize(anchors.float(), dim=1)
+        c = functional.normalize(candidates.detach().float(), dim=1)
+        scores = (z @ c.T / temperature).masked_fill(~counts, -torch.inf)
+        many = positive.sum(1)
+        # log sum exp of what counts, less the mean score of the positives; without any, an anchor says nothing.
+        found = many > 0
+        if not bool(found.any()):
+            return z.sum() * 0.0
+        scores, wanted, many = scores[found], positive[found], many[found]
+        drawn = scores.masked_fill(~wanted, 0.0).sum(1) / many
+        loss = (torch.logsumexp(scores, 1) - drawn).mean()
+        return loss / many.float().mean() if normalisation == "cap_code" else loss

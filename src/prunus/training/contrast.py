@@ -1,0 +1,297 @@
+"""Contrastive objectives in a training: representations, example ids, the banks and when they are filled.
+
+    before step 1        PrC: the model before the task encodes all examples; FiC: the teacher does
+    while masks grow     SnC: the model itself does, just before the mask update that follows a further ``every`` of sparsity
+    each micro-batch     anchors: this batch's representations; candidates: they, the bank's of its examples and of drawn ones
+
+An example is a row of the training data set, by its position there. Its number travels with it through samplers, workers and
+collators as ``row_id``. Banks are files beside the checkpoints: a resumed run reads the ones that its checkpoint names.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from hashlib import sha256
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final, final
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from prunus.checkpoint.state import read_tensors, write_tensors
+from prunus.checkpoint.states import read_states, write_states
+from prunus.distillation.banks import Bank, draw, filled
+from prunus.distillation.contrastive import Contrastive, Representation, contrastive_loss, sets_of
+from prunus.errors import Problem, TargetError
+from prunus.training.callback import PruneCallback
+
+__all__ = ["ROW_ID", "Contrasting", "Numbered", "represented", "representing"]
+
+ROW_ID: Final = "row_id"
+_LABELS: Final = frozenset({"labels", "label", "label_ids", "start_positions", "end_positions", ROW_ID})
+_STATE_FILE: Final = "banks.safetensors"
+_BANKS: Final = "banks"
+
+
+@final
+class Numbered(Sequence[dict[str, Any]]):
+    """A data set whose rows say where they stand in it."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = range(len(self))[int(index)]
+        return {**self.rows[position], ROW_ID: position}
+
+
+@contextmanager
+def representing(model: nn.Module, wanted: bool = True) -> Iterator[list[Any]]:
+    """While it lasts, the list gains what the body of the model gives at each forward, where it is ``wanted``."""
+    if not wanted:
+        yield []
+        return
+    whole: Any = getattr(model, "module", model)
+    found: list[Any] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        # Not the output itself: other hooks may change what it holds.
+        found.append((output[0], getattr(output, "pooler_output", None)))
+
+    handle = whole.base_model.register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def represented(given: Any, attended: Tensor | None, kind: Representation) -> Tensor:
+    """``[rows, width]`` of what ``representing`` found. Raises ``TargetError`` for a pooler that is not there."""
+    states: Tensor
+    pooled: Tensor | None
+    states, pooled = given
+    if kind == "pooler" or (kind == "auto" and pooled is not None):
+        if pooled is None:
+            rule = "be cls or mean for a model without a pooled output"
+            raise TargetError(Problem("distill.contrast.representation", "pooler", rule, "cls"))
+        return pooled
+    if kind == "mean" and attended is not None:
+        kept = attended.to(states.dtype)[..., None]
+        return (states * kept).sum(1) / kept.sum(1).clamp(min=1)
+    return states.mean(1) if kind == "mean" else states[:, 0]
+
+
+@final
+class Contrasting(TrainerCallback):  # type: ignore[misc]
+    """The banks of one training and the terms that they make.
+
+    ``pretrained`` is PrC's model (None: the student as it starts), ``teacher`` FiC's. ``facts`` counts what encoding took.
+    Raises ``TargetError`` for terms whose model or labels are not there.
+    """
+
+    def __init__(
+        self,
+        choice: Contrastive,
+        rows: Numbered,
+        collate: Callable[[list[Any]], Mapping[str, Any]],
+        *,
+        pretrained: nn.Module | None,
+        teacher: nn.Module | None,
+        prune: PruneCallback | None,
+        seed: int,
+        batch_size: int,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.choice, self._rows, self._collate = choice, rows, collate
+        self._pretrained, self._teacher, self._prune = pretrained, teacher, prune
+        self._seed, self._batch_size, self._autocast = seed, batch_size, autocast
+        self._banks: dict[str, Bank] = {}
+        self._labels: Tensor | None = None
+        self._grid = 0  # multiples of ``every`` that have been passed
+        self._drawn = 0  # micro-batches so far in this step
+        self.facts: dict[str, Any] = {"passes": 0, "seconds": 0.0}
+        self._directory, self._digest, self._device = Path(), "", torch.device("cpu")
+        found = []
+        terms = choice.terms
+        if "fic" in terms and teacher is None:
+            found.append(
+                Problem("distill.contrast.fic", terms["fic"].weight, "come with a teacher", "distill.teacher: dense")
+            )
+        if "snc" in terms and (prune is None or not any(not rule.lock for rule in prune.prunings)):
+            rule = "come with a rule of prune whose masks grow"
+            found.append(Problem("distill.contrast.snc", terms["snc"].weight, rule, "leaving it out"))
+        if not isinstance(rows.rows, Sized) or not hasattr(rows.rows, "__getitem__"):
+            rule = "have a length and rows by number"
+            found.append(Problem("train_dataset", type(rows.rows).__name__, rule, "a list, or a datasets.Dataset"))
+        elif any(term.supervised for term in terms.values()) and not _is_class(rows):
+            rule = "be 0 without labels of classes"
+            found.append(Problem("distill.contrast.*.supervised", "above 0", rule, "weight, the unsupervised form"))
+        if found:
+            raise TargetError(*found)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """What each part of the loss counts."""
+        terms = self.choice.terms.items()
+        own = {f"{name}_loss": term.weight for name, term in terms if term.weight}
+        return own | {f"{name}_label_loss": term.supervised for name, term in terms if term.supervised}
+
+    def parts(self, given: Any, inputs: Mapping[str, Any], ids: Tensor, step: int) -> dict[str, Tensor]:
+        """The terms for one micro-batch, without their weights; ``given`` is what ``representing`` found in the student."""
+        anchors = represented(given, inputs.get("attention_mask"), self.choice.representation)
+        found: dict[str, Tensor] = {}
+        for name, term in self.choice.terms.items():
+            bank = self._banks.get(name)
+            if bank is None or not len(bank):
+                continue
+            others = draw(
+                f"{name} {_rank()} {self._drawn}", self._seed, step, bank.examples, self.choice.negatives // len(bank)
+            ).to(ids.device)
+            chosen = torch.cat([ids, others])
+            states = bank.take(chosen, anchors.device).flatten(0, 1)
+            candidates = torch.cat([anchors.detach().float(), states])
+            for form, weight, own in (
+                ("loss", term.weight, None),
+                ("label_loss", term.supervised, self._labels),
+            ):
+                if weight:
+                    named = torch.cat([ids, chosen.repeat_interleave(len(bank))])
+                    mine = ids
+                    if own is not None:
+                        mine, named = own[ids.cpu()].to(ids.device), own[named.cpu()].to(ids.device)
+                    positive, counts = sets_of(mine, named)
+                    found[f"{name}_{form}"] = contrastive_loss(
+                        anchors, candidates, positive, counts, term.temperature, self.choice.normalisation
+                    )
+        self._drawn += 1
+        return found
+
+    # When banks are filled
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """PrC and FiC; on a resumed run, what the checkpoint names."""
+        terms, directory = self.choice.terms, Path(args.output_dir) / _BANKS
+        if any(term.supervised for term in terms.values()):
+            self._labels = torch.tensor([int(_label(self._rows[i])) for i in range(len(self._rows))])
+        self._directory, self._digest, self._device = directory, _digest(self._rows), args.device
+        self._banks = {name: Bank(len(self._rows)) for name in terms}
+        self._grid = 0
+        if state.global_step:
+            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _STATE_FILE
+            held = read_tensors(path)
+            self._grid = int(held["grid"])
+            for key in held:
+                term, _, name = key.partition(".")
+                if name and term in self._banks:
+                    self._banks[term].add(name, self._placed(self._read(name)))
+            return
+        if "prc" in terms:
+            self._fill("prc", "prc", self._pretrained if self._pretrained is not None else model)
+        if "fic" in terms and self._teacher is not None:
+            self._fill("fic", "fic", self._teacher)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Each step draws its own negatives."""
+        self._drawn = 0
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        """SnC, where a further ``every`` of the targets has become zero and the next step prunes more."""
+        masker = self._prune.masker if self._prune is not None else None
+        if "snc" not in self.choice.terms or masker is None:
+            return
+        now, every = masker.due(), self.choice.snc.every
+        if masker.due(1) > now >= (self._grid + 1) * every - 1e-9:
+            self._grid = int((now + 1e-9) / every)
+            self._fill("snc", f"snc-{state.global_step:08d}", model)
+            self._banks["snc"].latest(self.choice.snc.last)
+
+    def save_state(self, directory: Path) -> None:
+        """Names the banks of this moment, in a checkpoint."""
+        named = {f"{term}.{name}": torch.tensor(0) for term, bank in self._banks.items() for name in bank.names}
+        write_tensors(directory / _STATE_FILE, {"grid": torch.tensor(self._grid), **named})
+
+    def _fill(self, term: str, name: str, model: nn.Module) -> None:
+        began = perf_counter()
+        rank, processes = _rank(), _processes()
+        states = filled(len(self._rows), self._encoded(model, rank, processes), "cpu", processes)
+        for other in self._banks.values():
+            if other.width not in (0, states.shape[1]):
+                rule = f"be as wide as the other models: {other.width}"
+                raise TargetError(Problem(f"distill.contrast.{term}", states.shape[1], rule, "a teacher of that width"))
+        if rank == 0:
+            write_states(self._directory / f"{name}.safetensors", states, self._digest)
+        if processes > 1:
+            torch.distributed.barrier()
+        self._banks[term].add(name, self._read(name) if self.choice.bank == "mmap" else self._placed(states))
+        self.facts["passes"] += 1
+        self.facts["seconds"] += perf_counter() - began
+        self.facts["bytes"] = sum(each.bytes() for each in self._banks.values())
+
+    def _read(self, name: str) -> Tensor:
+        path = self._directory / f"{name}.safetensors"
+        return read_states(path, len(self._rows), self._digest, mapped=self.choice.bank == "mmap")
+
+    def _placed(self, states: Tensor) -> Tensor:
+        return states.to(self._device) if self.choice.bank == "device" else states
+
+    @torch.no_grad()
+    def _encoded(self, model: nn.Module, rank: int, processes: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Ids and representations of this process's examples, in batches of similar length."""
+        training, device = model.training, next(model.parameters()).device
+        body: Any = getattr(model, "module", model)
+        own = range(rank, len(self._rows), processes)
+        order = sorted(own, key=lambda i: (len(self._rows[i].get("input_ids", ())), i))
+        model.eval()
+        try:
+            for first in range(0, len(order), self._batch_size):
+                rows = [self._rows[i] for i in order[first : first + self._batch_size]]
+                batch = self._collate(rows)
+                ids = batch[ROW_ID]
+                asked = {name: value.to(device) for name, value in batch.items() if name not in _LABELS}
+                with representing(body) as found, self._autocast():
+                    body.base_model(**asked)
+                yield ids, represented(found[0], asked.get("attention_mask"), self.choice.representation)
+        finally:
+            model.train(training)
+
+
+def _label(row: Mapping[str, Any]) -> Any:
+    return next((row[name] for name in ("labels", "label", "label_ids") if name in row), None)
+
+
+def _is_class(rows: Numbered) -> bool:
+    """Whether labels are those of classes; a number with a fraction is none."""
+    label = _label(rows[0])
+    if isinstance(label, Tensor):
+        return label.dim() == 0 and not label.is_floating_point()
+    return isinstance(label, int) and not isinstance(label, bool)
+
+
+def _digest(rows: Numbered) -> str:
+    sha = sha256()
+    for i in range(len(rows)):
+        row = rows[i]
+        sha.update(repr([list(map(int, row.get("input_ids", ()))), _label(row)]).encode())
+    return sha.hexdigest()[:16]
+
+
+def _processes() -> int:
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if there else 1
+
+
+def _rank() -> int:
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if there else 0
