@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from prunus.distillation.contrastive import Contrast, Contrastive, Snapshots
 from prunus.distillation.hidden import Inside
 from prunus.distillation.logits import Distillation, Lesson
 from prunus.errors import Problem, RecipeError, nearest
@@ -197,6 +198,9 @@ class Recipe:
             if train is not None and train.lr_scheduler == "linear_rewinding" and not (growing and key == "train"):
                 rule = "come with a rule of prune whose masks grow: it goes by their updates"
                 found.append(Problem(f"{key}.lr_scheduler", train.lr_scheduler, rule, "linear"))
+        if self.distill is not None and self.distill.contrast.snc.counts and not growing:
+            rule = "come with a rule of prune whose masks grow: it goes by their snapshots"
+            found.append(Problem("distill.contrast.snc", self.distill.contrast.snc.weight, rule, "leaving it out"))
         if self.locks and self.model.start == "dense":
             rule = "be pretrained where a rule of prune locks the zeros of model.name"
             found.append(Problem("model.start", "dense", rule, "leaving it out"))
@@ -221,6 +225,10 @@ _BLOCKS: Final[dict[str, type[Any]]] = {
     "distill.others": OtherSpec,
     "distill.hidden": Inside,
     "distill.attention": Inside,
+    "distill.contrast": Contrastive,
+    "distill.contrast.prc": Contrast,
+    "distill.contrast.snc": Snapshots,
+    "distill.contrast.fic": Contrast,
     "quantize": Quantization,
 }
 

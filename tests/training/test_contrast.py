@@ -9,11 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import TrainerCallback
 
-from prunus import CheckpointError, Distillation, Pruning, PrunusTrainer, Schedule, Span, TargetError
+from prunus import CheckpointError, Distillation, Pruning, PrunusTrainer, RecipeError, Schedule, Span, TargetError
 from prunus.distillation.banks import draw
 from prunus.distillation.contrastive import Contrast, Contrastive, Snapshots, contrastive_loss, sets_of
+from prunus.recipe import read_recipe
 from prunus.training.contrast import ROW_ID, Numbered, represented, representing
-from small import arguments, batch, four_by_one, rows, teacher_of, tiny_model
+from prunus.training.prepare import plan_facts, prepare
+from prunus.training.run import run
+from small import arguments, batch, four_by_one, rows, small_recipe, teacher_of, tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ALL = Contrastive(Contrast(0.3, 0.2), Snapshots(0.5, 0.1, every=0.2), Contrast(0.7, 0.4, 0.2), negatives=16)
@@ -223,3 +226,57 @@ def test_representations_of_every_architecture(architecture: str) -> None:
     half = attended.clone()
     half[:, 6:] = 0
     torch.testing.assert_close(represented((states, None), half, "mean"), states[:, :6].mean(1))
+
+
+# Recipes
+
+
+@pytest.mark.parametrize("task", ["classification", "question-answering"])
+def test_a_recipe_with_all_terms(
+    task: str, small_data: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
+    term = {"weight": 0.3, "supervised": 0.1 if task == "classification" else 0.0}
+    contrast = {"prc": term, "snc": {**term, "every": 0.2}, "fic": {**term, "temperature": 0.2}, "negatives": 8}
+    distill = {"teacher": "dense", "weight": 0.9, "hard_weight": 0.1, "contrast": contrast}
+    recipe = read_recipe(small_recipe(tiny_bert, small_data, task, distill=distill))
+    prepared = prepare(recipe)
+    rows_, width = len(prepared.train_features), prepared.config.hidden_size
+    assert plan_facts(prepared)["bytes"]["banks"] == 2 * rows_ * width * 4  # PrC, FiC, two snapshots: 0.2 and 0.4
+    facts = run(recipe, tmp_path / "out")
+    assert facts["banks"]["passes"] == 4
+    assert facts["banks"]["bytes"] == 2 * rows_ * width * 4
+    last = facts["history"]["loss"][-1]
+    forms = ["loss", "label_loss"] if task == "classification" else ["loss"]
+    weights = {"hard_loss": 0.1, "distill_loss": 0.9}
+    weights |= {f"{n}_{f}": w for n in ("prc", "snc", "fic") for f, w in zip(forms, (0.3, 0.1), strict=False)}
+    assert last["loss"] == pytest.approx(sum(weight * last[name] for name, weight in weights.items()), rel=1e-3)
+    assert facts["sparse"]["sparsity"] == pytest.approx(0.5)
+    assert not (tmp_path / "out" / "checkpoints").exists()
+    assert "contrastive banks, 4 passes" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("distill", "more", "said"),
+    [
+        ({"contrast": {"prc": {"wieght": 1.0}}}, {}, r"contrast\.prc\.wieght.*\s+try distill\.contrast\.prc\.weight"),
+        (
+            {"contrast": {"snc": {"weight": 1.0}}},
+            {"prune": []},
+            r"distill\.contrast\.snc must come with a rule of prune",
+        ),
+        ({"contrast": {"bank": "disk"}}, {}, r"distill\.contrast\.bank must be one of cpu, device, mmap"),
+    ],
+)
+def test_mistakes_in_recipes(
+    distill: dict[str, Any], more: dict[str, Any], said: str, small_data: Path, tiny_bert: Path
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        read_recipe(small_recipe(tiny_bert, small_data, **{"distill": {"teacher": "dense", **distill}, **more}))
+
+
+def test_supervised_terms_want_classes(small_data: Path, tiny_bert: Path) -> None:
+    distill = {"teacher": "dense", "contrast": {"fic": {"supervised": 1.0}}}
+    recipe = read_recipe(small_recipe(tiny_bert, small_data, "question-answering", distill=distill))
+    with pytest.raises(RecipeError, match=r"distill\.contrast\.fic\.supervised must be 0 for question-answering"):
+        prepare(recipe)

@@ -39,6 +39,8 @@ DEFINITIONS: Final[dict[str, str]] = {
     "were they when the metrics were measured. The weight file holds the rounded weights as float32.",
     "bytes": "Bytes of the weight file on disk, in MB of 1,000,000 bytes. Zeros are stored like any other number, so "
     "they alone make no file smaller.",
+    "banks": "Passes of a model over all training examples for the contrastive terms, the time they took within the training, and "
+    "the memory of what they made.",
     "seconds": "Wall-clock time of the training, evaluations included, on the machine below.",
     "baseline": "What a trivial answer scores on the same validation examples. A model has to beat it to have learned.",
 }
@@ -146,6 +148,10 @@ def summary_rows(facts: Mapping[str, Any]) -> list[SummaryRow]:
     times = [duration(number(part, "seconds")) for part in (dense, sparse)]
     cached = ["from cache" if part.get("cached") is True else "" for part in (dense, sparse)]
     lines.append(SummaryRow("seconds", "training time", times[0], times[1], "", cached[0], cached[1]))
+    banks = section(facts, "banks")
+    if banks:
+        taken = f"{duration(number(banks, 'seconds'))}, {megabytes(number(banks, 'bytes'))} MB"
+        lines.append(SummaryRow("banks", f"contrastive banks, {_whole(number(banks, 'passes'))} passes", "", taken))
     baselines = section(section(facts, "task"), "baselines")
     for who in baselines:
         for name, value in numbers(baselines, who).items():
@@ -157,6 +163,10 @@ def summary_rows(facts: Mapping[str, Any]) -> list[SummaryRow]:
 def recipe_text(recipe: object) -> str:
     """``recipe`` as YAML 1.1 that reads back to the same value (control characters apart)."""
     return "\n".join(_yaml(recipe, 0))
+
+
+def _whole(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
 
 
 def _times(dense: float | None, sparse: float | None) -> str:

@@ -131,22 +131,12 @@ def size_on_disk(directory: Path) -> int:
     return sum(path.stat().st_size for path in directory.glob("model*.safetensors"))
 
 
-_LOSSES: Final = (
-    "step",
-    "loss",
-    "hard_loss",
-    "distill_loss",
-    "hidden_loss",
-    "attention_loss",
-    "feature_loss",
-    "learning_rate",
-)
-_TEACHER: Final = re.compile(r"_\d+$")  # which of several
+_LOSSES: Final = re.compile(r"step|loss|learning_rate|(?!eval_|train_)\w+_loss(_\d+)?")  # the number is which teacher
 
 
 def history(logs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """The Trainer's logs, sorted into losses, sparsity and metrics."""
-    losses = [{key: log[key] for key in log if _TEACHER.sub("", key) in _LOSSES} for log in logs if "loss" in log]
+    losses = [{key: log[key] for key in log if _LOSSES.fullmatch(key)} for log in logs if "loss" in log]
     sparsity = [
         {"step": log["step"], "due": log["sparsity_due"], "measured": log["sparsity"]}
         for log in logs

@@ -54,6 +54,8 @@ class Fit:
     callback: PruneCallback | None
     best_step: int | None = None
     """The optimizer step whose weights were kept, where the best are."""
+    banks: dict[str, Any] | None = None
+    """Of contrastive terms: encoding passes, their seconds, bytes."""
 
 
 class _StopOnSignal(TrainerCallback):  # type: ignore[misc]
@@ -115,6 +117,7 @@ def fit(
     pruning: Sequence[Pruning] = (),
     teachers: Sequence[nn.Module] = (),
     distillation: Distillation | None = None,
+    pretrained: nn.Module | None = None,
     score: Callable[[nn.Module], Metrics] | None = None,
     metric: str = "",
     resume: bool = False,
@@ -144,6 +147,7 @@ def fit(
         pruning=tuple(pruning) or None,
         teacher=teachers or None,
         distillation=distillation,
+        pretrained=pretrained,
         score=score,
         rate=_rate(train, length, pruning),
         callbacks=[TrainingBar(bars, what), stop, *([best] if best is not None else [])],
@@ -167,7 +171,8 @@ def fit(
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     kept = best.step if best is not None and best.value is not None else None
-    return Fit(seconds, list(trainer.state.log_history), trainer.prune_callback, kept)
+    banks = trainer.contrasting.facts if trainer.contrasting is not None else None
+    return Fit(seconds, list(trainer.state.log_history), trainer.prune_callback, kept, banks)
 
 
 def drop_checkpoints(directory: Path) -> None:

@@ -100,6 +100,11 @@ def prepare(recipe: Recipe, progress: Progress | None = None) -> Prepared:
             found.append(Problem(key, "start", rule, "dense, which fine-tunes one first, or a directory"))
         elif teacher not in OWN_TEACHERS:
             found += _teacher(teacher, task, tokenizer, key)
+    contrast = recipe.distill.contrast.terms if recipe.distill is not None else {}
+    for name, term in contrast.items():
+        if term.supervised and task.head != "classification":
+            rule = f"be 0 for {task.head}, which has no labels of classes"
+            found.append(Problem(f"distill.contrast.{name}.supervised", term.supervised, rule, "weight"))
     skeleton = None if config is None else _gather(found, lambda: meta_model(config, task.head))
     if config is None or dense_config is None or tokenizer is None or skeleton is None or found:
         raise RecipeError(*found)
@@ -282,6 +287,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
             "gradients": 4 * trainable,
             "optimizer": 8 * trainable,
             "teacher": 4 * prepared.parameters * len(prepared.teachers),
+            "banks": _bank_bytes(prepared),
             "masks": sum(rule["bytes"]["masks"] for rule in rules),
             "scores": sum(rule["bytes"]["scores"] for rule in rules),
             "shadow": sum(rule["bytes"]["shadow"] for rule in rules),
@@ -293,6 +299,19 @@ def _trainable(prepared: Prepared) -> int:
     frozen = [re.compile(pattern) for pattern in prepared.recipe.train.freeze]
     named = prepared.skeleton.named_parameters()
     return sum(p.numel() for name, p in named if not any(regex.search(name) for regex in frozen))
+
+
+def _bank_bytes(prepared: Prepared) -> int:
+    """What contrastive terms keep of every example: half precision, a model each, a snapshot for each step of the grid."""
+    if prepared.recipe.distill is None:
+        return 0
+    contrast, due = prepared.recipe.distill.contrast, max((rule.sparsity for rule in prepared.rules), default=0.0)
+    models = len(contrast.terms)
+    if "snc" in contrast.terms:
+        snapshots = ceil(due / contrast.snc.every) - 1
+        models += min(snapshots, contrast.snc.last or snapshots) - 1
+    width = int(prepared.config.get_text_config().hidden_size)
+    return 2 * max(0, models) * width * len(prepared.train_features)
 
 
 def _rule_bytes(rule: Rule) -> dict[str, int]:

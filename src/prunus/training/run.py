@@ -162,10 +162,13 @@ def run(
                 pruning=recipe.prune,
                 teachers=teachers,
                 distillation=recipe.distill,
+                pretrained=_pretrained(prepared),
                 score=lambda trained: score_model(trained, prepared, bars, "evaluating"),
                 metric=prepared.task.metric,
                 resume=resume,
             )
+            if result.banks is not None:
+                facts["banks"] = result.banks
             if result.best_step is not None:
                 facts["best_step"] = result.best_step
             metrics = score_model(model, prepared, bars, "evaluating")
@@ -215,6 +218,14 @@ def _dense(
     if recipe.starts_dense and dense is not None:
         starting = deepcopy(dense)
     return dense, teachers, starting
+
+
+def _pretrained(prepared: Prepared) -> PreTrainedModel | None:
+    """The model before the task, where training starts from another and PrC asks for it."""
+    recipe = prepared.recipe
+    if recipe.distill is None or "prc" not in recipe.distill.contrast.terms or not recipe.starts_dense:
+        return None
+    return load_model(prepared.source, prepared.config, prepared.task.head, recipe.model.revision)
 
 
 def _finish(
