@@ -21,6 +21,7 @@ from prunus.reading import read_dataclass
 from prunus.sparsity.allocation import Allocation
 from prunus.sparsity.pruning import Pruning
 from prunus.sparsity.schedules import Schedule, Span
+from prunus.sparsity.scores import Scores
 from prunus.sparsity.targets import Targets
 from prunus.tasks import check_task
 from prunus.tasks.spec import TaskSpec
@@ -221,6 +222,7 @@ _BLOCKS: Final[dict[str, type[Any]]] = {
     "prune.schedule": Schedule,
     "prune.allocation": Allocation,
     "prune.targets": Targets,
+    "prune.scores": Scores,
     "distill": DistillSpec,
     "distill.others": OtherSpec,
     "distill.hidden": Inside,

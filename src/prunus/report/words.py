@@ -39,8 +39,8 @@ DEFINITIONS: Final[dict[str, str]] = {
     "were they when the metrics were measured. The weight file holds the rounded weights as float32.",
     "bytes": "Bytes of the weight file on disk, in MB of 1,000,000 bytes. Zeros are stored like any other number, so "
     "they alone make no file smaller.",
-    "banks": "Passes of a model over all training examples for the contrastive terms, the time they took within the training, and "
-    "the memory of what they made.",
+    "banks": "Passes of a model over all training examples for the contrastive terms, the time they took within the "
+    "training, and the memory of what they made.",
     "seconds": "Wall-clock time of the training, evaluations included, on the machine below.",
     "baseline": "What a trivial answer scores on the same validation examples. A model has to beat it to have learned.",
 }

@@ -28,6 +28,7 @@ from prunus.sparsity.allocation import global_cuts, importance
 from prunus.sparsity.measure import TensorFacts, measure
 from prunus.sparsity.patterns import Pattern, parse_pattern
 from prunus.sparsity.pruning import Pruning, Rule, resolve
+from prunus.sparsity.scores import Scores, learn, least_kept, regularizer_gradient
 from prunus.sparsity.selection import Cut, count_of, cut_lowest, kept
 from prunus.sparsity.targets import Selection, Targets, select
 from prunus.sparsity.zeros import found_zeros
@@ -62,6 +63,7 @@ class Masker:
         self._shadow: dict[str, Tensor] = {}
         # For magnitudes: fresh memory would cost more than all that is done with them.
         self._room: dict[str, Tensor] = {}
+        self._moments: dict[str, tuple[Tensor, Tensor]] = {}  # of scores that learn
         self._planned: dict[str, int] = {}  # zeros that the last update asked for
         if state is not None:
             self._load(model, state)
@@ -99,8 +101,11 @@ class Masker:
     # What a training loop calls
 
     @torch.no_grad()
-    def observe(self, model: nn.Module) -> None:
-        """Updates the scores of gradient criteria from ``.grad``; call once per optimizer step, before it."""
+    def observe(self, model: nn.Module, rate: float = 1.0) -> None:
+        """Updates the scores of gradient criteria from ``.grad``; call once per optimizer step, before it.
+
+        ``rate`` is the share of its peak that the learning rate has now, which that of learning scores follows.
+        """
         for rule in self.rules:
             remaining = rule.timetable.events[-1] - self.steps
             # A criterion without history looks only at the step before an update; none is looked at after the last one.
@@ -109,7 +114,7 @@ class Masker:
                 for name in rule.selection.taken:
                     parameter = model.get_parameter(name)
                     if parameter.grad is not None:
-                        self._accumulate(name, rule, parameter.detach(), parameter.grad)
+                        self._accumulate(name, rule, parameter.detach(), parameter.grad, rate)
 
     def step(self, model: nn.Module) -> bool:
         """Call once after each optimizer step. True if masks were updated."""
@@ -120,8 +125,8 @@ class Masker:
             self._update(model, rule)
             if self.steps == rule.timetable.events[-1]:
                 for name in rule.selection.taken:  # no update will read them any more
-                    self._scores.pop(name, None)
-                    self._room.pop(name, None)
+                    for held in (self._scores, self._room, self._moments):
+                        held.pop(name, None)
         self.apply(model)
         return bool(due)
 
@@ -191,8 +196,19 @@ class Masker:
     def due(self, ahead: int = 0) -> float:
         """Sparsity that the schedules ask for now, or so many steps from now, over all targets."""
         weights, step = sum(rule.selection.weights for rule in self.rules), self.steps + ahead
-        zeros = sum(rule.timetable.sparsity(step, self._final(rule)) * rule.selection.weights for rule in self.rules)
+        zeros = sum(
+            (self._final(rule) if rule.pruning.learns_sparsity else rule.timetable.sparsity(step, self._final(rule)))
+            * rule.selection.weights
+            for rule in self.rules
+        )
         return zeros / weights if weights else 0.0
+
+    @property
+    def prunes_next(self) -> bool:
+        """Whether the next step may ask for more zeros than there are now."""
+        return self.due(1) > self.due() or any(
+            rule.pruning.learns_sparsity and rule.timetable.due(self.steps + 1) for rule in self.rules
+        )
 
     def measure(self, model: nn.Module) -> list[TensorFacts]:
         """Zeros counted in the weights of the targets."""
@@ -200,7 +216,8 @@ class Masker:
 
     def bytes(self) -> dict[str, int]:
         """Memory held now, by kind: masks, scores, shadow."""
-        kinds = {"masks": [self._masks], "scores": [self._scores, self._room], "shadow": [self._shadow]}
+        moments = [{name: pair[i] for name, pair in self._moments.items()} for i in (0, 1)]
+        kinds = {"masks": [self._masks], "scores": [self._scores, self._room, *moments], "shadow": [self._shadow]}
         return {
             kind: sum(t.numel() * t.element_size() for part in held for t in part.values())
             for kind, held in kinds.items()
@@ -212,6 +229,8 @@ class Masker:
         state |= {f"mask.{name}": value for name, value in self._masks.items()}
         state |= {f"score.{name}": value for name, value in self._scores.items()}
         state |= {f"shadow.{name}": value for name, value in self._shadow.items()}
+        state |= {f"first.{name}": first for name, (first, _) in self._moments.items()}
+        state |= {f"second.{name}": second for name, (_, second) in self._moments.items()}
         return state | {f"planned.{name}": torch.tensor(value) for name, value in self._planned.items()}
 
     # How it works
@@ -224,12 +243,12 @@ class Masker:
     def _final(self, rule: Rule) -> float:
         """Final sparsity of a rule over all of its weights, the user's per-tensor values counted in."""
         final, taken = rule.pruning.allocation.final, rule.selection.taken
-        if rule.pruning.lock:
+        if rule.pruning.lock or rule.pruning.learns_sparsity:
             return sum(self._planned.get(name, 0) for name in taken) / rule.selection.weights
         zeros = sum(final(name, rule.sparsity) * out * inp for name, (out, inp) in taken.items())
         return zeros / rule.selection.weights
 
-    def _accumulate(self, name: str, rule: Rule, weight: Tensor, grad: Tensor) -> None:
+    def _accumulate(self, name: str, rule: Rule, weight: Tensor, grad: Tensor, rate: float) -> None:
         contribution = rule.criterion.contribution
         if contribution is None:
             return
@@ -237,10 +256,23 @@ class Masker:
         if not rule.pattern.needs_element_scores:
             score = rule.pattern.pool(score, rule.pruning.reduce)
         held = self._scores.get(name)
-        if held is None or rule.criterion.history == 0:
+        if rule.pruning.scores is not None:
+            self._learn(name, rule, rule.pruning.scores, -score, rate)
+            if name in self._masks:
+                grad.mul_(self._masks[name])
+        elif held is None or rule.criterion.history == 0:
             self._scores[name] = score
         else:
             held.mul_(rule.criterion.history).add_(score)
+
+    def _learn(self, name: str, rule: Rule, choice: Scores, gradient: Tensor, rate: float) -> None:
+        score = self._scores.setdefault(name, torch.zeros_like(gradient))
+        if name not in self._moments:
+            self._moments[name] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+        if choice.regularization:
+            strength = choice.regularization * rule.timetable.share(self.steps)
+            gradient = gradient + regularizer_gradient(score, strength, len(rule.selection.taken))
+        learn(score, *self._moments[name], gradient, choice.learning_rate * rate, self.steps + 1)
 
     def _absorb(self, model: nn.Module) -> None:
         with torch.no_grad():
@@ -297,6 +329,15 @@ class Masker:
         return mask[:: shape[0] // rows, :: shape[1] // columns]
 
     def _cuts(self, rule: Rule, units: Mapping[str, Tensor]) -> dict[str, Cut]:
+        scores = rule.pruning.scores
+        if scores is not None and scores.threshold is not None:
+            edge = scores.threshold * rule.timetable.share(self.steps)
+            return {
+                name: cut_lowest(
+                    score, min(int((torch.sigmoid(score) <= edge).sum()), score.numel() - least_kept(score.numel()))
+                )
+                for name, score in units.items()
+            }
         allocation, most = rule.pruning.allocation, rule.pattern.max_sparsity
         if allocation.scope == "global":
             sizes = {name: rule.pattern.zeros_per_unit(shape) for name, shape in rule.selection.taken.items()}
@@ -329,5 +370,9 @@ class Masker:
                 self._masks[name] = value.to(device, torch.bool, copy=True)
             elif kind == "score":
                 self._scores[name] = value.to(device, torch.float32, copy=True)
+            elif kind in ("first", "second"):
+                pair = self._moments.get(name, (value, value))
+                moved = value.to(device, torch.float32, copy=True)
+                self._moments[name] = (moved, pair[1]) if kind == "first" else (pair[0], moved)
             elif kind == "shadow":
                 self._shadow[name] = value.to(device, copy=True)

@@ -17,6 +17,7 @@ from prunus.sparsity.allocation import Allocation
 from prunus.sparsity.criteria import CRITERIA, Criterion, criterion
 from prunus.sparsity.patterns import NofM, Pattern, Reduce, parse_pattern
 from prunus.sparsity.schedules import Schedule, Timetable
+from prunus.sparsity.scores import Scores
 from prunus.sparsity.selection import count_of
 from prunus.sparsity.targets import Selection, Targets, select
 
@@ -42,12 +43,14 @@ class Pruning:
     targets: Targets = field(default_factory=Targets)
     reduce: Reduce = "mean"
     revive: bool = False
+    scores: Scores | None = None
+    """Scores that learn (``sparsity.scores``), of criterion movement with ``revive``."""
     lock: bool = False
     """The zeros that the model has stay, and no others come; ``pattern`` and ``sparsity`` then say what is expected of them."""
 
     def final_sparsity(self) -> float:
-        """``sparsity``, or the pattern's own where it is None; of a lock only the model can say it."""
-        if self.lock:
+        """``sparsity``, or the pattern's own where it is None; of a lock or a threshold only the model can say it."""
+        if self.lock or self.learns_sparsity:
             return self.sparsity or 0.0
         return parse_pattern(self.pattern).max_sparsity if self.sparsity is None else self.sparsity
 
@@ -67,8 +70,13 @@ class Pruning:
         if self.reduce not in _REDUCTIONS:
             fix = nearest(self.reduce, _REDUCTIONS)
             found.append(Problem(f"{key}.reduce", self.reduce, "be mean, sum or max", fix))
+        found += self._scores_problems(key, pattern)
         sparsity = self.sparsity
-        if sparsity is None:
+        if self.learns_sparsity:
+            if sparsity is not None:
+                rule = "be left out with scores.threshold: what comes of it is counted"
+                found.append(Problem(f"{key}.sparsity", sparsity, rule, "scores.regularization, higher for more zeros"))
+        elif sparsity is None:
             if pattern is not None and not isinstance(pattern, NofM):
                 found.append(Problem(f"{key}.sparsity", None, f"be given for pattern {pattern}", "0.8"))
         elif not 0 <= sparsity < 1:
@@ -85,6 +93,31 @@ class Pruning:
         found += self.allocation.problems(asked if 0 <= asked < 1 else 0.0, f"{key}.allocation")
         return found
 
+    @property
+    def learns_sparsity(self) -> bool:
+        """Whether sparsity is what comes of a threshold, and not asked for."""
+        return self.scores is not None and self.scores.threshold is not None and not self.lock
+
+    def _scores_problems(self, key: str, pattern: Pattern | None) -> list[Problem]:
+        if self.scores is None:
+            return []
+        found = self.scores.problems(f"{key}.scores")
+        if self.criterion != "movement":
+            rule = "come with criterion movement: others are computed, and do not learn"
+            found.append(Problem(f"{key}.scores", self.criterion, rule, "criterion: movement"))
+        if not self.revive:
+            rule = "be true with scores that learn: a weight comes back with its score"
+            found.append(Problem(f"{key}.revive", False, rule, "true"))
+        if self.learns_sparsity and isinstance(pattern, NofM):
+            rule = f"be left out for pattern {pattern}, whose sparsity is given"
+            found.append(Problem(f"{key}.scores.threshold", self.scores.threshold, rule, "hard movement"))
+        if self.learns_sparsity and self.allocation.per_tensor:
+            rule = "be left out with scores.threshold"
+            found.append(
+                Problem(f"{key}.allocation.per_tensor", dict(self.allocation.per_tensor), rule, "scope: tensor")
+            )
+        return found
+
     def _lock_problems(self, key: str) -> list[Problem]:
         found: list[Problem] = []
         try:
@@ -94,7 +127,7 @@ class Pruning:
         if self.sparsity is not None and not 0 < self.sparsity < 1:
             found.append(Problem(f"{key}.sparsity", self.sparsity, "be a fraction in (0, 1), or left out", "0.8"))
         plain = Pruning()
-        for name in ("criterion", "schedule", "allocation", "reduce", "revive"):
+        for name in ("criterion", "schedule", "allocation", "reduce", "revive", "scores"):
             if getattr(self, name) != getattr(plain, name):
                 rule = "not come with lock: the zeros that are there stay, and no others come"
                 found.append(Problem(f"{key}.{name}", getattr(self, name), rule, f"leaving {name} out"))

@@ -44,6 +44,7 @@ KINDS: Final[tuple[Kind, ...]] = (
 )
 
 _SPAN: Final = re.compile(r"\s*(?P<value>\d+(\.\d+)?)\s*(?P<unit>steps?|epochs?|%|)\s*")
+_SMALL: Final = 2.0**-20  # so small that ``exponential``, too, is proportional to it
 _AUTO_EVENTS: Final = 40  # INC's default: a fortieth of the pruning phase between events
 
 
@@ -105,6 +106,10 @@ class Timetable:
     def prunes(self, step: int) -> bool:
         """Whether anything may be pruned after ``step`` optimizer steps; the first event of a growing schedule does not."""
         return self.sparsity(step, 0.5) > 0
+
+    def share(self, step: int) -> float:
+        """What part of the way from 0 to any small final value has been gone after ``step`` optimizer steps."""
+        return self.sparsity(step, _SMALL) / _SMALL
 
     def sparsity(self, step: int, final: float, initial: float = 0.0) -> float:
         """Sparsity due after ``step`` optimizer steps, as a fraction."""

@@ -77,9 +77,11 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Scores see the final gradient."""
+        """Scores see the final gradient, and the share of its peak that the learning rate has."""
         if self.masker is not None:
-            self.masker.observe(model)
+            group = kwargs["optimizer"].param_groups[0] if kwargs.get("optimizer") is not None else {}
+            peak = group.get("initial_lr", 0.0)
+            self.masker.observe(model, group["lr"] / peak if peak else 1.0)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any

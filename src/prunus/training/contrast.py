@@ -212,7 +212,7 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         if "snc" not in self.choice.terms or masker is None:
             return
         now, every = masker.due(), self.choice.snc.every
-        if masker.due(1) > now >= (self._grid + 1) * every - 1e-9:
+        if masker.prunes_next and now >= (self._grid + 1) * every - 1e-9:
             self._grid = int((now + 1e-9) / every)
             self._fill("snc", f"snc-{state.global_step:08d}", model)
             self._banks["snc"].latest(self.choice.snc.last)

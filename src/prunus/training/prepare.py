@@ -322,6 +322,6 @@ def _rule_bytes(rule: Rule) -> dict[str, int]:
         units += rows * columns
     return {
         "masks": rule.selection.weights,
-        "scores": 4 * units if rule.criterion.needs_gradient else 0,
+        "scores": (12 if rule.pruning.scores is not None else 4) * units if rule.criterion.needs_gradient else 0,
         "shadow": 4 * rule.selection.weights if rule.pruning.revive else 0,
     }
