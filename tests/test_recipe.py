@@ -295,7 +295,11 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ),
     ({"prune": {"pattern": "4x1"}}, "prune[0].sparsity", "be given for pattern 4x1"),
     ({"prune": {"pattern": "4:2"}}, "prune[0].pattern", "keep N of M with 0 < N < M"),
-    ({"prune": {"sparsity": 0.5, "pattern": "4×1"}}, "prune[0].pattern", "be unstructured, rows, columns, a block"),
+    (
+        {"prune": {"sparsity": 0.5, "pattern": "4×1"}},
+        "prune[0].pattern",
+        "be unstructured, rows, columns, heads, ffn, a block",
+    ),
     ({"prune": {"sparsity": 0.5, "criterion": "snipp"}}, "prune[0].criterion", "be one of "),
     ({"prune": {"sparsity": 0.5, "reduce": "median"}}, "prune[0].reduce", "be one of mean, sum, max"),
     ({"prune": {"sparsity": 0.5, "schedule": {"kind": "cubic"}}}, "prune[0].schedule.kind", "be one of one_shot"),

@@ -28,6 +28,7 @@ def contribution(name: str, weight: np.ndarray, grad: np.ndarray) -> np.ndarray:
         "snip": np.abs(weight * grad),
         "snip_momentum": np.abs(weight * grad),
         "movement": -weight * grad,
+        "first_order": weight * grad,
     }
     return parts[name]
 
@@ -52,7 +53,9 @@ def test_the_lowest_closed_form_goes(name: str, pattern: str, reduce: str) -> No
 
     rows, columns = (int(part) for part in pattern.split("x"))
     score = closed_form(name, weights, grads)
-    if name in ("snip_momentum", "movement"):  # the history is of units: it matters for max alone
+    if name == "first_order":  # the sum of a unit, whatever reduce says
+        units = sum(np.abs(pooled(weights[t] * grads[t], rows, columns, "sum")) for t in range(STEPS))
+    elif name in ("snip_momentum", "movement"):  # the history is of units: it matters for max alone
         units = np.zeros((SHAPE[0] // rows, SHAPE[1] // columns))
         for step in range(STEPS):
             decay = (0.9 if name == "snip_momentum" else 1.0) ** (STEPS - 1 - step)
@@ -62,7 +65,7 @@ def test_the_lowest_closed_form_goes(name: str, pattern: str, reduce: str) -> No
     keep = units > np.median(units)
     expected = np.kron(keep, np.ones((rows, columns))).astype(bool)
     assert (masker.masks["0.weight"].numpy() == expected).all()
-    if reduce != "max":
+    if reduce != "max" and name != "first_order":
         assert (keep == (pooled(score, rows, columns, reduce) > np.median(units))).all()
 
 

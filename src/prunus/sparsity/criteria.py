@@ -36,6 +36,8 @@ class Criterion:
     needs_gradient: bool
     history: float
     contribution: Callable[[Tensor, Tensor], Tensor] | None
+    of_units: bool = False
+    """The contributions of a unit are summed, and then their absolute value counts; a mask update begins a new sum."""
 
 
 def _magnitude(weight: Tensor, grad: Tensor) -> Tensor:
@@ -50,6 +52,10 @@ def _snip(weight: Tensor, grad: Tensor) -> Tensor:
     return (weight * grad).abs_()
 
 
+def _first_order(weight: Tensor, grad: Tensor) -> Tensor:
+    return weight * grad
+
+
 def _movement(weight: Tensor, grad: Tensor) -> Tensor:
     return (weight * grad).neg_()
 
@@ -59,6 +65,7 @@ CRITERIA: Final[dict[str, Criterion]] = {
     "gradient": Criterion("gradient", True, 0.0, _gradient),
     "snip": Criterion("snip", True, 0.0, _snip),
     "snip_momentum": Criterion("snip_momentum", True, 0.9, _snip),
+    "first_order": Criterion("first_order", True, 1.0, _first_order, of_units=True),
     "movement": Criterion("movement", True, 1.0, _movement),
     "random": Criterion("random", False, 0.0, None),
 }

@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from prunus.errors import CheckpointError, Problem, TrainingError
 from prunus.sparsity.allocation import global_cuts, importance
 from prunus.sparsity.measure import TensorFacts, measure
-from prunus.sparsity.patterns import Pattern, parse_pattern
+from prunus.sparsity.patterns import Pattern
 from prunus.sparsity.pruning import Pruning, Rule, resolve
 from prunus.sparsity.scores import Scores, learn, least_kept, regularizer_gradient
 from prunus.sparsity.selection import Cut, count_of, cut_lowest, kept
+from prunus.sparsity.structures import pattern_for
 from prunus.sparsity.targets import Selection, Targets, select
 from prunus.sparsity.zeros import found_zeros
 
@@ -92,8 +93,9 @@ class Masker:
         to be. Raises ``TargetError`` where nothing is zero, or other weights than expected.
         """
         rule = Pruning(sparsity, pattern, targets=targets or Targets(), lock=True)
-        taken = select(model, rule.targets, parse_pattern(pattern)).taken
-        zeros = found_zeros(model, taken, parse_pattern(pattern), sparsity, masks)
+        shape = pattern_for(model, pattern)
+        taken = select(model, rule.targets, shape).taken
+        zeros = found_zeros(model, taken, shape, sparsity, masks)
         masker = cls(model, rule, total_steps=1, state={})  # which does not look for them again
         masker._hold(zeros)
         return masker
@@ -123,8 +125,8 @@ class Masker:
         due = [rule for rule in self.rules if rule.timetable.due(self.steps)]
         for rule in due:
             self._update(model, rule)
-            if self.steps == rule.timetable.events[-1]:
-                for name in rule.selection.taken:  # no update will read them any more
+            if rule.criterion.of_units or self.steps == rule.timetable.events[-1]:
+                for name in rule.selection.taken:  # no update will read them any more, or the next sum begins
                     for held in (self._scores, self._room, self._moments):
                         held.pop(name, None)
         self.apply(model)
@@ -253,7 +255,9 @@ class Masker:
         if contribution is None:
             return
         score = contribution(self._shadow.get(name, weight).float(), grad.float())
-        if not rule.pattern.needs_element_scores:
+        if rule.criterion.of_units:
+            score = rule.pattern.pool(score, "sum").abs()
+        elif not rule.pattern.needs_element_scores:
             score = rule.pattern.pool(score, rule.pruning.reduce)
         held = self._scores.get(name)
         if rule.pruning.scores is not None:

@@ -13,6 +13,7 @@ pattern          a unit                                 units of ``[out, in]``  
 ``N:M``          M consecutive inputs of one output     ``[out, in/M]``             M - N (N are kept)
 ``rows``         one output with all its inputs         ``[out, 1]``                in
 ``columns``      one input with all its outputs         ``[1, in]``                 out
+``*xC``          C consecutive inputs with all outputs  ``[1, in/C]``               out * C
 ===============  =====================================  ==========================  =================
 
 Axes are those of ``torch.nn.Linear.weight``: ``4x1`` is 4 consecutive outputs x 1 input, the convention of Intel Neural
@@ -55,7 +56,9 @@ class Block:
     def __str__(self) -> str:
         if self.columns is None:
             return "rows"
-        return "columns" if self.rows is None else f"{self.rows}x{self.columns}"
+        if self.rows is None:
+            return "columns" if self.columns == 1 else f"*x{self.columns}"
+        return f"{self.rows}x{self.columns}"
 
     @property
     def max_sparsity(self) -> float:
@@ -183,12 +186,20 @@ class NofM:
 
 Pattern = Block | NofM
 
-_NAMED: Final = {"unstructured": Unstructured(), "rows": Rows(), "columns": Columns()}
-_SYNTAX: Final = re.compile(r"(?P<a>\d+)(?P<kind>[x:])(?P<b>\d+)")
+_NAMED: Final = {
+    "unstructured": Unstructured(),
+    "rows": Rows(),
+    "columns": Columns(),
+    "heads": Columns(),  # as wide as the model's heads are: structures.pattern_for
+    "ffn": Columns(),
+}
+_SYNTAX: Final = re.compile(r"(?P<a>\d+|\*(?=x))(?P<kind>[x:])(?P<b>\d+)")
 
 
 def parse_pattern(text: str, key: str = "pattern") -> Pattern:
-    """``unstructured``, ``rows``, ``columns``, ``4x1`` (outputs x inputs) or ``2:4`` (2 kept of 4 inputs).
+    """``unstructured``, ``rows``, ``columns``, ``4x1`` (outputs x inputs), ``*x64`` or ``2:4`` (2 kept of 4 inputs).
+
+    ``heads`` and ``ffn`` are columns until a model says how wide (``structures.pattern_for``).
 
     Raises ``TargetError`` naming ``key`` for anything else.
     """
@@ -196,8 +207,12 @@ def parse_pattern(text: str, key: str = "pattern") -> Pattern:
         return _NAMED[text]
     match = _SYNTAX.fullmatch(text)
     if match is None:
-        rule = "be unstructured, rows, columns, a block RxC (outputs x inputs) or N:M (N kept of M inputs)"
+        rule = "be unstructured, rows, columns, heads, ffn, a block RxC (outputs x inputs) or N:M (N kept of M inputs)"
         raise TargetError(Problem(key, text, rule, "4x1 or 2:4"))
+    if match["a"] == "*":
+        if int(match["b"]) < 1:
+            raise TargetError(Problem(key, text, "have at least one column", "*x64"))
+        return Block(None, int(match["b"]))
     a, b = int(match["a"]), int(match["b"])
     if match["kind"] == "x":
         if a < 1 or b < 1:

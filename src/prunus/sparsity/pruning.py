@@ -19,6 +19,7 @@ from prunus.sparsity.patterns import NofM, Pattern, Reduce, parse_pattern
 from prunus.sparsity.schedules import Schedule, Timetable
 from prunus.sparsity.scores import Scores
 from prunus.sparsity.selection import count_of
+from prunus.sparsity.structures import STRUCTURES, pattern_for
 from prunus.sparsity.targets import Selection, Targets, select
 
 __all__ = ["Pruning", "Rule", "resolve"]
@@ -67,6 +68,9 @@ class Pruning:
         if self.criterion not in CRITERIA:
             rule = "be one of " + ", ".join(CRITERIA)
             found.append(Problem(f"{key}.criterion", self.criterion, rule, nearest(self.criterion, CRITERIA)))
+        elif CRITERIA[self.criterion].of_units and isinstance(pattern, NofM):
+            rule = f"be another for pattern {pattern}, whose units choose among their own weights"
+            found.append(Problem(f"{key}.criterion", self.criterion, rule, "snip_momentum"))
         if self.reduce not in _REDUCTIONS:
             fix = nearest(self.reduce, _REDUCTIONS)
             found.append(Problem(f"{key}.reduce", self.reduce, "be mean, sum or max", fix))
@@ -165,6 +169,13 @@ def _shortfall(allocation: Allocation, pattern: Pattern, selection: Selection, s
     return short if short >= smallest else 0
 
 
+def _targets(pruning: Pruning) -> Targets:
+    """Of a structure without ``include``: the projections that read it."""
+    if pruning.pattern not in STRUCTURES or pruning.targets.include is not None:
+        return pruning.targets
+    return Targets((STRUCTURES[pruning.pattern],), pruning.targets.exclude)
+
+
 def resolve(
     model: nn.Module, prunings: Sequence[Pruning], total_steps: int, steps_per_epoch: float, key: str = "prune"
 ) -> list[Rule]:
@@ -180,6 +191,11 @@ def resolve(
             continue
         pattern, timetable, selection = parse_pattern(pruning.pattern), None, None
         try:
+            pattern = pattern_for(model, pruning.pattern, f"{where}.pattern")
+        except TargetError as error:
+            found += error.problems
+            continue
+        try:
             timetable = (
                 Timetable("one_shot", (0,))
                 if pruning.lock
@@ -188,7 +204,7 @@ def resolve(
         except RecipeError as error:
             found += error.problems
         try:
-            selection = select(model, pruning.targets, pattern, f"{where}.targets")
+            selection = select(model, _targets(pruning), pattern, f"{where}.targets")
         except TargetError as error:
             found += error.problems
         if timetable is None or selection is None:
