@@ -194,9 +194,9 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
                     self._banks[term].add(name, self._placed(self._read(name)))
             return
         if "prc" in terms:
-            self._fill("prc", "prc", self._pretrained if self._pretrained is not None else model)
+            self.fill("prc", "prc", self._pretrained if self._pretrained is not None else model)
         if "fic" in terms and self._teacher is not None:
-            self._fill("fic", "fic", self._teacher)
+            self.fill("fic", "fic", self._teacher)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -214,7 +214,7 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         now, every = masker.due(), self.choice.snc.every
         if masker.prunes_next and now >= (self._grid + 1) * every - 1e-9:
             self._grid = int((now + 1e-9) / every)
-            self._fill("snc", f"snc-{state.global_step:08d}", model)
+            self.fill("snc", f"snc-{state.global_step:08d}", model)
             self._banks["snc"].latest(self.choice.snc.last)
 
     def save_state(self, directory: Path) -> None:
@@ -222,7 +222,8 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         named = {f"{term}.{name}": torch.tensor(0) for term, bank in self._banks.items() for name in bank.names}
         write_tensors(directory / _STATE_FILE, {"grid": torch.tensor(self._grid), **named})
 
-    def _fill(self, term: str, name: str, model: nn.Module) -> None:
+    def fill(self, term: str, name: str, model: nn.Module) -> None:
+        """Adds what ``model`` makes of every example to the bank of a term, and keeps it as a file."""
         began = perf_counter()
         rank, processes = _rank(), _processes()
         states = filled(len(self._rows), self._encoded(model, rank, processes), "cpu", processes)
