@@ -25,9 +25,9 @@ class PrunedInOrder(InOrder, PrunusTrainer):
 
 
 def main() -> None:
-    """``lock_worker.py DIRECTORY plain|prunus ROWS-A-PROCESS``."""
+    """``lock_worker.py DIRECTORY ROWS-A-PROCESS plain|prunus``."""
     torch.set_num_threads(1)
-    place, kind, size = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    place, size, kind = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     model = locked_bert()
     more = {"per_device_train_batch_size": size, "max_steps": 6, "max_grad_norm": 0.0, "weight_decay": 0.1}
     args = arguments(place / "trainer", optim="sgd", lr_scheduler_type="constant", **{**more, "learning_rate": 0.1})

@@ -11,16 +11,17 @@ from torch import Tensor
 
 from small import locked_bert
 
-WORKER = Path(__file__).with_name("lock_worker.py")
+HERE = Path(__file__).parent
 
 
-def ended(place: Path, kind: str, processes: int) -> list[dict[str, Tensor]]:
+def ended(place: Path, worker: str, processes: int, *arguments: str) -> list[dict[str, Tensor]]:
+    """What each of the processes wrote that trained on batches of four rows together."""
     place.mkdir()
     command = [sys.executable]
     if processes > 1:
         command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [str(WORKER), str(place), kind, str(4 // processes)]
-    path = os.pathsep.join([str(WORKER.parents[1]), os.environ.get("PYTHONPATH", "")])
+    command += [str(HERE / worker), str(place), str(4 // processes), *arguments]
+    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
     ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-2000:]
     return [load_file(place / str(rank)) for rank in range(processes)]
@@ -38,13 +39,26 @@ def zeros_stay(start: dict[str, Tensor], first: dict[str, Tensor], second: dict[
 
 
 def test_locked_zeros_stay_in_the_trainer_of_transformers(tmp_path: Path) -> None:
-    first, second = ended(tmp_path / "two", "plain", 2)
+    first, second = ended(tmp_path / "two", "lock_worker.py", 2, "plain")
     zeros_stay(locked_bert().state_dict(), first, second)
 
 
 def test_zeros_stay_and_weights_are_those_of_one_process(tmp_path: Path) -> None:
-    (one,) = ended(tmp_path / "one", "prunus", 1)
-    first, second = ended(tmp_path / "two", "prunus", 2)
+    (one,) = ended(tmp_path / "one", "lock_worker.py", 1, "prunus")
+    first, second = ended(tmp_path / "two", "lock_worker.py", 2, "prunus")
     zeros_stay(locked_bert().state_dict(), first, second)
     for name, value in one.items():
         torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_contrastive_terms_see_the_right_rows_and_hold_one_bank(tmp_path: Path) -> None:
+    (one,) = ended(tmp_path / "one", "contrast_worker.py", 1, "cpu")
+    first, second = ended(tmp_path / "two", "contrast_worker.py", 2, "mmap")
+    assert sorted(one["seen"].tolist()) == list(range(32))
+    assert sorted([*first["seen"].tolist(), *second["seen"].tolist()]) == list(range(32))
+    assert first["bank.snc"].shape == (32, 1, 16)
+    for name, value in first.items():
+        if name != "seen":
+            assert torch.equal(value, second[name]), name
+    for name in ("bank.prc", "bank.fic"):
+        torch.testing.assert_close(first[name], one[name], rtol=1e-3, atol=1e-3)

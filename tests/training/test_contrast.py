@@ -167,7 +167,7 @@ def test_how_many_snapshots_count(last: int | None, tmp_path: Path) -> None:
     trainer = trainer_of(tmp_path, choice, pruning=four_by_one(0.6), max_steps=8)
     trainer.train()
     assert trainer.contrasting is not None
-    assert len(trainer.contrasting._banks["snc"]) == (last or 3)  # after 0.15, 0.3, 0.45
+    assert len(trainer.contrasting.banks["snc"]) == (last or 3)  # after 0.15, 0.3, 0.45
 
 
 @pytest.mark.parametrize("bank", ["cpu", "device", "mmap"])
@@ -180,7 +180,7 @@ def test_a_resumed_training_ends_where_a_whole_one_does(bank: Any, tmp_path: Pat
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
     assert again.contrasting is not None
     assert whole.contrasting is not None
-    assert again.contrasting._banks["snc"].names == whole.contrasting._banks["snc"].names
+    assert again.contrasting.banks["snc"].names == whole.contrasting.banks["snc"].names
     for left, right in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(left, right)
     other = trainer_of(tmp_path, choice, **more)

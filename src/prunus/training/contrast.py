@@ -111,7 +111,7 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         self.choice, self._rows, self._collate = choice, rows, collate
         self._pretrained, self._teacher, self._prune = pretrained, teacher, prune
         self._seed, self._batch_size, self._autocast = seed, batch_size, autocast
-        self._banks: dict[str, Bank] = {}
+        self.banks: dict[str, Bank] = {}
         self._labels: Tensor | None = None
         self._grid = 0  # multiples of ``every`` that have been passed
         self._drawn = 0  # micro-batches so far in this step
@@ -147,7 +147,7 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         anchors = represented(given, inputs.get("attention_mask"), self.choice.representation)
         found: dict[str, Tensor] = {}
         for name, term in self.choice.terms.items():
-            bank = self._banks.get(name)
+            bank = self.banks.get(name)
             if bank is None or not len(bank):
                 continue
             others = draw(
@@ -182,7 +182,7 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         if any(term.supervised for term in terms.values()):
             self._labels = torch.tensor([int(_label(self._rows[i])) for i in range(len(self._rows))])
         self._directory, self._digest, self._device = directory, _digest(self._rows), args.device
-        self._banks = {name: Bank(len(self._rows)) for name in terms}
+        self.banks = {name: Bank(len(self._rows)) for name in terms}
         self._grid = 0
         if state.global_step:
             path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _STATE_FILE
@@ -190,8 +190,8 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
             self._grid = int(held["grid"])
             for key in held:
                 term, _, name = key.partition(".")
-                if name and term in self._banks:
-                    self._banks[term].add(name, self._placed(self._read(name)))
+                if name and term in self.banks:
+                    self.banks[term].add(name, self._placed(self._read(name)))
             return
         if "prc" in terms:
             self.fill("prc", "prc", self._pretrained if self._pretrained is not None else model)
@@ -215,11 +215,11 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         if masker.prunes_next and now >= (self._grid + 1) * every - 1e-9:
             self._grid = int((now + 1e-9) / every)
             self.fill("snc", f"snc-{state.global_step:08d}", model)
-            self._banks["snc"].latest(self.choice.snc.last)
+            self.banks["snc"].latest(self.choice.snc.last)
 
     def save_state(self, directory: Path) -> None:
         """Names the banks of this moment, in a checkpoint."""
-        named = {f"{term}.{name}": torch.tensor(0) for term, bank in self._banks.items() for name in bank.names}
+        named = {f"{term}.{name}": torch.tensor(0) for term, bank in self.banks.items() for name in bank.names}
         write_tensors(directory / _STATE_FILE, {"grid": torch.tensor(self._grid), **named})
 
     def fill(self, term: str, name: str, model: nn.Module) -> None:
@@ -227,7 +227,7 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         began = perf_counter()
         rank, processes = _rank(), _processes()
         states = filled(len(self._rows), self._encoded(model, rank, processes), "cpu", processes)
-        for other in self._banks.values():
+        for other in self.banks.values():
             if other.width not in (0, states.shape[1]):
                 rule = f"be as wide as the other models: {other.width}"
                 raise TargetError(Problem(f"distill.contrast.{term}", states.shape[1], rule, "a teacher of that width"))
@@ -235,10 +235,10 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
             write_states(self._directory / f"{name}.safetensors", states, self._digest)
         if processes > 1:
             torch.distributed.barrier()
-        self._banks[term].add(name, self._read(name) if self.choice.bank == "mmap" else self._placed(states))
+        self.banks[term].add(name, self._read(name) if self.choice.bank == "mmap" else self._placed(states))
         self.facts["passes"] += 1
         self.facts["seconds"] += perf_counter() - began
-        self.facts["bytes"] = sum(each.bytes() for each in self._banks.values())
+        self.facts["bytes"] = sum(each.bytes() for each in self.banks.values())
 
     def _read(self, name: str) -> Tensor:
         path = self._directory / f"{name}.safetensors"
