@@ -1,0 +1,225 @@
+"""Compaction: what does nothing is taken out, and the layers become smaller.
+
+With the columns C_j of the layer that reads structure j (``structures``), x_j what the structure gives, b the reader's bias:
+
+    y = sum over j of C_j x_j + b
+
+A structure goes where its term is zero or constant; a constant goes into the bias:
+
+    C_j = 0                                           nothing to add
+    heads, value rows 0:        x_j = v_j             its value bias, whatever is attended to: b <- b + C_j v_j
+    neurons, first rows 0:      x_j = f(b_j)          f the activation: b <- b + C_j f(b_j)
+    gated neurons, one of the two rows 0 without bias: x_j = 0, for activations with f(0) = 0
+
+Rows of the layers that write it go with it. What is left is smaller Linear modules under their old names. A layer without any
+neuron gives its bias; one without any head gives the bias of its output projection, where the architecture allows it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from prunus.errors import Problem, TargetError
+from prunus.sparsity.structures import Structure, structures
+
+__all__ = ["Layout", "NoHeads", "compact", "live", "shrink"]
+
+Layout = dict[str, list[int]]
+"""Reader of a structure -> the numbers of the heads or neurons that are left; only where some are gone."""
+
+
+@torch.no_grad()
+def live(model: nn.Module, structure: Structure, fold: bool = False) -> list[int]:
+    """Numbers of the structures that do something; ``fold`` adds what the others give to the reader's bias."""
+    reader = _linear(model, structure.reader)
+    bias: Tensor | None = reader.bias
+    columns = reader.weight.reshape(reader.out_features, structure.units, structure.width)
+    read = columns.ne(0).any(2).any(0)
+    constant = _constants(model, structure, bias is not None)
+    if constant is None:
+        return [int(j) for j in torch.nonzero(read).flatten()]
+    still, values = constant
+    gone = read & still
+    if fold and bias is not None and bool(gone.any()):
+        bias.add_((columns * values).sum(2)[:, gone].sum(1))
+    return [int(j) for j in torch.nonzero(read & ~still).flatten()]
+
+
+def _constants(model: nn.Module, structure: Structure, biased: bool) -> tuple[Tensor, Tensor] | None:
+    """Which structures give the same whatever comes in (bool ``[units]``), and what (``[units, width]``)."""
+    writers = [
+        part
+        for writer in structure.writers
+        for part in _parts(_linear(model, writer.name), writer.parts, structure.units)
+    ]
+    if structure.kind == "heads":
+        rows, bias = writers[2]  # query, key, value
+        values = bias if bias is not None else rows.new_zeros(rows.shape[:2])
+        values = values.repeat(1, structure.width // values.shape[1])  # the query heads that share it
+        still = ~rows.ne(0).any(2).any(1)
+    else:
+        activation = _activation(model, structure)
+        if activation is None:
+            return None
+        empty = [~rows.ne(0).any(2).any(1) for rows, _ in writers]
+        biases = [bias if bias is not None else rows.new_zeros(rows.shape[:2]) for rows, bias in writers]
+        if len(writers) == 1:
+            still, values = empty[0], activation(biases[0])
+        else:  # gated: the product of two
+            zero = bool(activation(torch.zeros(1)).eq(0).all())
+            still = torch.zeros_like(empty[0])
+            for rows, bias in zip(empty, biases, strict=True):
+                still |= rows & ~bias.ne(0).any(1) & zero
+            values = torch.zeros_like(biases[0])
+    if not biased:
+        still = still & ~values.ne(0).any(1)
+    return still, values
+
+
+def _parts(linear: nn.Linear, parts: int, units: int) -> list[tuple[Tensor, Tensor | None]]:
+    """Rows ``[units, width, in]`` and biases ``[units, width]`` of each part of a layer that writes structures."""
+    rows = linear.weight.detach().view(parts, units, -1, linear.in_features)
+    if linear.bias is None:
+        return [(part, None) for part in rows]
+    return list(zip(rows, linear.bias.detach().view(parts, units, -1), strict=True))
+
+
+def _activation(model: nn.Module, structure: Structure) -> Any:
+    """The activation between a feed-forward network's projections, by where transformers keeps it."""
+    holder: Any = model.get_submodule(structure.writers[0].name.rpartition(".")[0])
+    for name in ("intermediate_act_fn", "activation", "activation_fn", "act", "act_fn"):
+        if callable(getattr(holder, name, None)):
+            return getattr(holder, name)
+    return None
+
+
+@torch.no_grad()
+def shrink(model: nn.Module, layout: Mapping[str, Sequence[int]]) -> None:
+    """Leaves each structure of ``layout`` what it names; also for a model without weights (on the meta device).
+
+    Raises ``TargetError`` for readers that are not there, numbers out of range, and an attention without any head in an
+    architecture that cannot do without.
+    """
+    known = {structure.reader: structure for structure in structures(model)}
+    for reader, kept in layout.items():
+        structure = known.get(reader)
+        if structure is None or len(set(kept)) != len(kept) or not all(0 <= j < structure.units for j in kept):
+            rule = (
+                "name a layer that reads heads or neurons, and some of them"
+                if structure is None
+                else (f"be different numbers in 0..{structure.units - 1}")
+            )
+            raise TargetError(Problem(f"layout: {reader}", list(kept)[:8], rule, "a layout that prunus has written"))
+        if structure.kind == "heads" and not kept and _generates(model):
+            rule = "keep a head in each layer of a decoder, whose cache counts by them"
+            raise TargetError(Problem(f"heads of {structure.owner}", 0, rule, "allocation.max_per_tensor below 1"))
+        _keep(model, structure, torch.tensor(sorted(kept), dtype=torch.int64))
+
+
+def _keep(model: nn.Module, structure: Structure, kept: Tensor) -> None:
+    reader = _linear(model, structure.reader)
+    _narrow(reader, columns=_spread(kept, structure.width))
+    for writer in structure.writers:
+        rows = _spread(kept, writer.width)
+        each = structure.units * writer.width
+        _narrow(_linear(model, writer.name), rows=torch.cat([rows + part * each for part in range(writer.parts)]))
+    if structure.kind != "heads":
+        return
+    owner: Any = model.get_submodule(structure.owner)
+    if not len(kept):
+        parent, _, name = structure.owner.rpartition(".")
+        inside = structure.reader.startswith(f"{structure.owner}.")
+        setattr(
+            model.get_submodule(parent),
+            name,
+            NoHeads({structure.reader.rpartition(".")[2]: reader} if inside else {}),
+        )
+        return
+    width = structure.width
+    for attribute, value in (("num_attention_heads", len(kept)), ("all_head_size", len(kept) * width)):
+        if isinstance(getattr(owner, attribute, None), int):
+            setattr(owner, attribute, value)
+    if len(kept) < structure.units:
+        owner.register_forward_pre_hook(_Bias(kept), with_kwargs=True)
+
+
+@final
+class NoHeads(nn.Module):
+    """An attention without heads: nothing, through the projection that reads it where that is its own."""
+
+    def __init__(self, reader: Mapping[str, nn.Linear]) -> None:
+        super().__init__()
+        for name, linear in reader.items():
+            self.add_module(name, linear)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        """``[..., 0]``, or the bias of the projection."""
+        nothing = hidden_states.new_zeros(*hidden_states.shape[:-1], 0)
+        for linear in self.children():
+            nothing = linear(nothing)
+        return nothing, None
+
+
+@final
+class _Bias:
+    """Where an attention is given a bias of positions for each head (MPNet), it gets those of the heads that are left."""
+
+    def __init__(self, kept: Tensor) -> None:
+        self._kept = kept
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        found = kwargs.get("position_bias")
+        if isinstance(found, Tensor) and found.dim() == 4 and found.shape[1] > len(self._kept):
+            kwargs = {**kwargs, "position_bias": found[:, self._kept.to(found.device)]}
+        given = tuple(
+            value[:, self._kept.to(value.device)]
+            if i == 2 and isinstance(value, Tensor) and value.dim() == 4 and value.shape[1] > len(self._kept)
+            else value
+            for i, value in enumerate(args)
+        )
+        return given, kwargs
+
+
+def compact(model: nn.Module) -> Layout:
+    """Takes the heads and neurons that do nothing out of ``model``, in place; what is left of each layer that lost some.
+
+    The outputs stay what they were, to the rounding of sums. Raises ``TargetError`` as ``shrink`` does.
+    """
+    layout: Layout = {}
+    for structure in structures(model):
+        kept = live(model, structure, fold=True)
+        if len(kept) < structure.units:
+            layout[structure.reader] = kept
+    shrink(model, layout)
+    return layout
+
+
+def _generates(model: nn.Module) -> bool:
+    ask: Any = getattr(model, "can_generate", None)
+    return bool(ask is not None and ask())
+
+
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    module = model.get_submodule(name)
+    if not isinstance(module, nn.Linear):
+        raise TargetError(Problem(name, type(module).__name__, "be a torch.nn.Linear", "another model"))
+    return module
+
+
+def _spread(kept: Tensor, width: int) -> Tensor:
+    return (kept[:, None] * width + torch.arange(width)).flatten()
+
+
+def _narrow(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+    weight = linear.weight.detach()
+    if rows is not None:
+        weight = weight[rows.to(weight.device)]
+        if linear.bias is not None:
+            bias = linear.bias.detach()[rows.to(weight.device)]
+            linear.bias = nn.Parameter(bias, linear.bias.requires_grad)
+    if columns is not None:
+        weight = weight[:, columns.to(weight.device)]
+    linear.weight = nn.Parameter(weight.contiguous(), linear.weight.requires_grad)
+    linear.out_features, linear.in_features = weight.shape
