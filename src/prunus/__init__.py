@@ -20,8 +20,10 @@ from prunus.errors import (
     TargetError,
     TrainingError,
 )
+from prunus.watch import when_imported
 
 if TYPE_CHECKING:
+    from prunus.checkpoint.compacted import compact
     from prunus.distillation.logits import Distillation, Lesson
     from prunus.sparsity import Allocation, Lock, Masker, Pruning, Schedule, Span, Targets, lock
     from prunus.training.callback import PruneCallback
@@ -49,12 +51,26 @@ __all__ = [
     "Targets",
     "TrainingError",
     "__version__",
+    "compact",
     "lock",
 ]
 
 
+def _register() -> None:
+    from prunus.checkpoint.compacted import register
+
+    register()
+
+
+when_imported("transformers.quantizers.auto", _register)  # so that from_pretrained knows compacted models
+
+
 def __getattr__(name: str) -> Any:
     # torch and transformers take seconds to import; the command line's help and listings need neither.
+    if name == "compact":
+        from prunus.checkpoint.compacted import compact
+
+        return compact
     if name in {"Allocation", "Lock", "Masker", "Pruning", "Schedule", "Span", "Targets", "lock"}:
         from prunus import sparsity
 

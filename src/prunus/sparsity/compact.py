@@ -115,10 +115,10 @@ def shrink(model: nn.Module, layout: Mapping[str, Sequence[int]]) -> None:
         if structure.kind == "heads" and not kept and _generates(model):
             rule = "keep a head in each layer of a decoder, whose cache counts by them"
             raise TargetError(Problem(f"heads of {structure.owner}", 0, rule, "allocation.max_per_tensor below 1"))
-        _keep(model, structure, torch.tensor(sorted(kept), dtype=torch.int64))
+        _keep(model, structure, sorted(kept))
 
 
-def _keep(model: nn.Module, structure: Structure, kept: Tensor) -> None:
+def _keep(model: nn.Module, structure: Structure, kept: list[int]) -> None:
     reader = _linear(model, structure.reader)
     _narrow(reader, columns=_spread(kept, structure.width))
     for writer in structure.writers:
@@ -128,7 +128,7 @@ def _keep(model: nn.Module, structure: Structure, kept: Tensor) -> None:
     if structure.kind != "heads":
         return
     owner: Any = model.get_submodule(structure.owner)
-    if not len(kept):
+    if not kept:
         parent, _, name = structure.owner.rpartition(".")
         inside = structure.reader.startswith(f"{structure.owner}.")
         setattr(
@@ -166,15 +166,15 @@ class NoHeads(nn.Module):
 class _Bias:
     """Where an attention is given a bias of positions for each head (MPNet), it gets those of the heads that are left."""
 
-    def __init__(self, kept: Tensor) -> None:
-        self._kept = kept
+    def __init__(self, kept: Sequence[int]) -> None:
+        self._kept = list(kept)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         found = kwargs.get("position_bias")
         if isinstance(found, Tensor) and found.dim() == 4 and found.shape[1] > len(self._kept):
-            kwargs = {**kwargs, "position_bias": found[:, self._kept.to(found.device)]}
+            kwargs = {**kwargs, "position_bias": found[:, self._kept]}
         given = tuple(
-            value[:, self._kept.to(value.device)]
+            value[:, self._kept]
             if i == 2 and isinstance(value, Tensor) and value.dim() == 4 and value.shape[1] > len(self._kept)
             else value
             for i, value in enumerate(args)
@@ -208,8 +208,9 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
     return module
 
 
-def _spread(kept: Tensor, width: int) -> Tensor:
-    return (kept[:, None] * width + torch.arange(width)).flatten()
+def _spread(kept: Sequence[int], width: int) -> Tensor:
+    # On the processor, whatever device models are being made on.
+    return torch.tensor([j * width + i for j in kept for i in range(width)], dtype=torch.int64, device="cpu")
 
 
 def _narrow(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:

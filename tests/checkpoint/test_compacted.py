@@ -1,0 +1,141 @@
+"""Compacted models load again in another process: shapes, outputs, training, saving once more."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModel, AutoModelForSequenceClassification, Trainer
+
+import prunus
+from prunus import Allocation, CheckpointError, Masker, Pruning, PrunusError, Schedule, Span
+from prunus.checkpoint.compacted import PrunusLayout
+from small import CONFIGS, arguments, batch, rows, tiny_model
+
+LOAD = """
+import sys, torch
+{first}
+{second}
+model = AutoModelForSequenceClassification.from_pretrained(sys.argv[1]).eval()
+held = torch.load(sys.argv[2], weights_only=True)
+got = model(**held["inputs"]).logits
+print(float((got - held["logits"]).abs().max()))
+"""
+
+
+def small(architecture: str = "bert") -> Any:
+    model = tiny_model(architecture)
+    schedule, whole = Schedule("one_shot", Span(0)), Allocation("global", "normed", 1.0)
+    Masker(model, [Pruning(0.5, kind, "magnitude", schedule, whole) for kind in ("heads", "ffn")], 1)
+    prunus.compact(model)
+    return model
+
+
+def inputs() -> dict[str, torch.Tensor]:
+    return {name: value for name, value in batch(rows(3)).items() if name != "labels"}
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_what_was_saved_is_loaded_trained_and_saved_again(architecture: str, tmp_path: Path) -> None:
+    model = small(architecture)
+    with torch.no_grad():
+        expected = model(**inputs()).logits
+    model.save_pretrained(tmp_path / "small")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small").eval()
+    with torch.no_grad():
+        assert torch.equal(again(**inputs()).logits, expected)
+    trainer = Trainer(again, arguments(tmp_path / "t", max_steps=2), train_dataset=rows(8), data_collator=batch)
+    trainer.train()
+    again.eval().save_pretrained(tmp_path / "trained")
+    third = AutoModelForSequenceClassification.from_pretrained(tmp_path / "trained").eval()
+    with torch.no_grad():
+        after = third(**inputs()).logits
+        assert torch.equal(after, again(**inputs()).logits)
+    assert not torch.equal(after, expected)
+    body = AutoModel.from_pretrained(tmp_path / "small")
+    shapes = {name: p.shape for name, p in model.base_model.named_parameters()}
+    assert all(shapes.get(name, p.shape) == p.shape for name, p in body.named_parameters())
+
+
+@pytest.mark.parametrize("order", [("import prunus", "USE"), ("USE", "import prunus")], ids=["first", "last"])
+def test_a_fresh_process_needs_import_prunus_and_no_more(order: tuple[str, str], tmp_path: Path) -> None:
+    model = small()
+    model.save_pretrained(tmp_path / "small")
+    with torch.no_grad():
+        torch.save({"inputs": inputs(), "logits": model(**inputs()).logits}, tmp_path / "held.pt")
+    use = "from transformers import AutoModelForSequenceClassification"
+    first, second = (use if each == "USE" else each for each in order)
+    command = [sys.executable, "-c", LOAD.format(first=first, second=second)]
+    ran = subprocess.run(
+        [*command, str(tmp_path / "small"), str(tmp_path / "held.pt")], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert float(ran.stdout.strip()) == 0.0
+
+
+def test_without_prunus_transformers_says_what_does_not_fit(tmp_path: Path) -> None:
+    small().save_pretrained(tmp_path / "small")
+    use = "from transformers import AutoModelForSequenceClassification"
+    command = [sys.executable, "-c", LOAD.format(first=use, second=""), str(tmp_path / "small"), "held"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode != 0
+    assert "prunus" in ran.stderr
+    assert "ismatch" in ran.stderr
+
+
+def test_compacting_twice_counts_from_the_whole_model(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    reader = "bert.encoder.layer.0.output.dense"
+    with torch.no_grad():
+        model.get_parameter(f"{reader}.weight")[:, [0, 5, 6]] = 0
+    prunus.compact(model)
+    with torch.no_grad():
+        model.get_parameter(f"{reader}.weight")[:, 1] = 0  # which was number 2
+        expected = model.eval()(**inputs()).logits
+    prunus.compact(model)
+    assert model.config.quantization_config.layout == {reader: [1, 3, 4, *range(7, 32)]}
+    model.save_pretrained(tmp_path / "small")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(**inputs()).logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_dense_model_is_saved_as_it_was(tmp_path: Path) -> None:
+    model = tiny_model("bert")
+    assert prunus.compact(model) == {}
+    model.save_pretrained(tmp_path / "plain")
+    assert "quantization_config" not in json.loads((tmp_path / "plain" / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        [1, 2],
+        {"bert.encoder.layer.0.output.dense": "all"},
+        {"bert.encoder.layer.0.output.dense": [0.5]},
+        {"bert.encoder.layer.0.output.dense": [True]},
+        {"bert.encoder.layer.0.output.dense": [0, 999]},
+        {"os.system": [0]},
+    ],
+)
+def test_layouts_from_outside_are_checked(layout: Any, tmp_path: Path) -> None:
+    small().save_pretrained(tmp_path / "small")
+    path = tmp_path / "small" / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["layout"] = layout
+    path.write_text(json.dumps(config))
+    with pytest.raises(PrunusError, match="layout"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")
+
+
+def test_another_method_is_not_overwritten() -> None:
+    model = tiny_model("bert")
+    model.config.quantization_config = {"quant_method": "other"}
+    with torch.no_grad():
+        model.get_parameter("bert.encoder.layer.0.output.dense.weight")[:, 0] = 0
+    with pytest.raises(CheckpointError, match="cannot stand beside another method"):
+        prunus.compact(model)
+    assert PrunusLayout().layout == {}
