@@ -1,4 +1,4 @@
-"""The command line: ``prunus run | plan | eval | export | bench | serve | report | convert | recipes | env``.
+"""The command line: ``prunus run | plan | eval | export | compact | bench | serve | report | convert | recipes | env``.
 
 Facts go to standard output, as text or (``--json``) as one JSON object; progress and errors go to standard error. Exit
 codes: 0 done, 2 a ``PrunusError`` (nothing was trained where it could be known), 130 stopped by Ctrl-C.
@@ -15,7 +15,7 @@ from rich.syntax import Syntax
 
 from prunus._version import __version__
 from prunus.cli_errors import errors, print_json
-from prunus.cli_runtime import bench, convert, engines_table, export, serve
+from prunus.cli_runtime import bench, compact, convert, engines_table, export, serve
 from prunus.errors import CheckpointError, Problem, RecipeError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app = typer.Typer(
 recipes_app = typer.Typer(help="The recipes that come with prunus.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes")
 app.command()(export)
+app.command()(compact)
 app.command()(bench)
 app.command()(convert)
 app.command()(serve)

@@ -1,4 +1,4 @@
-"""The verbs that need no training: ``prunus export | bench | convert | serve``; ``cli`` puts them beside the others."""
+"""The verbs without training: ``prunus export | compact | bench | convert | serve``; ``cli`` puts them beside the others."""
 
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ from rich.table import Table
 from prunus.cli_errors import errors, print_json
 from prunus.errors import CheckpointError, MissingExtra, Problem, RecipeError, nearest
 
-__all__ = ["bench", "convert", "export", "serve"]
+__all__ = ["bench", "compact", "convert", "export", "serve"]
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -227,6 +227,34 @@ def print_speed(facts: dict[str, Any]) -> None:
         out.print(table)
     for name, missing in facts["left out"].items():
         out.print(f"left out: {name} (pip install {' '.join(missing)})", highlight=False)
+
+
+def compact(
+    directory: Annotated[Path, typer.Argument(help="The output of a run, or any Hugging Face directory.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="New directory; default DIRECTORY-compact.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Takes the heads and neurons that do nothing out of a model, and checks that it gives the same."""
+    with errors(err):
+        from prunus.export.smaller import compact_directory
+
+        place = output or directory.with_name(f"{directory.name}-compact")
+        facts = compact_directory(directory, place)
+        if as_json:
+            print_json(facts)
+            return
+        table = Table("layer that reads them", "", "before", "left", box=None, pad_edge=False)
+        for layer in facts["layers"]:
+            table.add_row(layer["reader"], layer["kind"], f"{layer['before']:,}", f"{layer['after']:,}")
+        out.print(table)
+        for words, counts in (("parameters", facts["parameters"]), ("  of the layers", facts["encoder"])):
+            share = counts["after"] / counts["before"]
+            out.print(f"{words:<16}{counts['before']:,} -> {counts['after']:,}  ({share:.1%})", highlight=False)
+        gap, size = facts["largest_difference"], facts["largest_output"]
+        out.print(f"outputs differ by at most {gap:.1e}; the largest is {size:.3g}", highlight=False)
+        out.print(f"{place}: AutoModel loads it after `import prunus`", highlight=False)
 
 
 def convert(

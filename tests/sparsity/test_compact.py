@@ -108,6 +108,7 @@ def test_a_block_may_vanish(architecture: str, structure: str) -> None:
     model.train()
     out = model(**inputs_of(architecture)).logits.sum()
     out.backward()
+    assert compact(model) == {}
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

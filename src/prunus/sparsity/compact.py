@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from prunus.errors import Problem, TargetError
 from prunus.sparsity.structures import Structure, structures
 
-__all__ = ["Layout", "NoHeads", "compact", "live", "shrink"]
+__all__ = ["Emptied", "Layout", "NoHeads", "compact", "live", "shrink"]
 
 Layout = dict[str, list[int]]
 """Reader of a structure -> the numbers of the heads or neurons that are left; only where some are gone."""
@@ -119,12 +119,12 @@ def shrink(model: nn.Module, layout: Mapping[str, Sequence[int]]) -> None:
 
 
 def _keep(model: nn.Module, structure: Structure, kept: list[int]) -> None:
-    reader = _linear(model, structure.reader)
-    _narrow(reader, columns=_spread(kept, structure.width))
+    _narrow(model, structure.reader, columns=_spread(kept, structure.width))
     for writer in structure.writers:
         rows = _spread(kept, writer.width)
         each = structure.units * writer.width
-        _narrow(_linear(model, writer.name), rows=torch.cat([rows + part * each for part in range(writer.parts)]))
+        _narrow(model, writer.name, torch.cat([rows + part * each for part in range(writer.parts)]), parts=writer.parts)
+    reader = _linear(model, structure.reader)
     if structure.kind != "heads":
         return
     owner: Any = model.get_submodule(structure.owner)
@@ -146,8 +146,29 @@ def _keep(model: nn.Module, structure: Structure, kept: list[int]) -> None:
 
 
 @final
+class Emptied(nn.Linear):
+    """A Linear without outputs gives ``parts`` zeros in their place, one without inputs its bias whatever comes.
+
+    Engines that run exported graphs have no tensors without elements.
+    """
+
+    def __init__(self, linear: nn.Linear, parts: int = 1) -> None:
+        nn.Module.__init__(self)
+        self.weight, self.bias = linear.weight, linear.bias
+        self.out_features, self.in_features = linear.weight.shape
+        self._parts = parts
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - Linear's own name
+        """``[..., parts]``, or ``[..., out]``."""
+        nothing = torch.zeros_like(input[..., :1])
+        if not self.out_features:
+            return nothing.expand(*input.shape[:-1], self._parts)
+        return nothing + (self.bias if self.bias is not None else input.new_zeros(self.out_features))
+
+
+@final
 class NoHeads(nn.Module):
-    """An attention without heads: nothing, through the projection that reads it where that is its own."""
+    """An attention without heads: zeros, through the projection that reads it where that is its own."""
 
     def __init__(self, reader: Mapping[str, nn.Linear]) -> None:
         super().__init__()
@@ -155,8 +176,8 @@ class NoHeads(nn.Module):
             self.add_module(name, linear)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        """``[..., 0]``, or the bias of the projection."""
-        nothing = hidden_states.new_zeros(*hidden_states.shape[:-1], 0)
+        """``[..., 1]``, or the bias of the projection."""
+        nothing = torch.zeros_like(hidden_states[..., :1])
         for linear in self.children():
             nothing = linear(nothing)
         return nothing, None
@@ -213,7 +234,10 @@ def _spread(kept: Sequence[int], width: int) -> Tensor:
     return torch.tensor([j * width + i for j in kept for i in range(width)], dtype=torch.int64, device="cpu")
 
 
-def _narrow(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | None = None) -> None:
+def _narrow(
+    model: nn.Module, name: str, rows: Tensor | None = None, columns: Tensor | None = None, parts: int = 1
+) -> None:
+    linear = _linear(model, name)
     weight = linear.weight.detach()
     if rows is not None:
         weight = weight[rows.to(weight.device)]
@@ -224,3 +248,6 @@ def _narrow(linear: nn.Linear, rows: Tensor | None = None, columns: Tensor | Non
         weight = weight[:, columns.to(weight.device)]
     linear.weight = nn.Parameter(weight.contiguous(), linear.weight.requires_grad)
     linear.out_features, linear.in_features = weight.shape
+    if not weight.numel():
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, Emptied(linear, parts))

@@ -105,7 +105,7 @@ def structures(model: nn.Module) -> list[Structure]:
     found = []
     for name, reader in linears.items():
         for kind in kinds:
-            if reads(kind, f"{name}.weight"):
+            if reads(kind, f"{name}.weight") and reader.in_features:  # none are left in a layer that lost all
                 block = pattern_for(model, kind)
                 width = block.cell((1, reader.in_features))[1] if isinstance(block, Block) else 1
                 found.append(_structure(linears, kind, name, width))

@@ -1,0 +1,175 @@
+"""A saved model with smaller layers: what does nothing is taken out, and the outputs are compared before anything is written.
+
+    prunus compact DIR        DIR-compact: config.json with its layout, weights, tokenizer, prunus.json
+
+``DIR`` is the output of a run, or any Hugging Face directory whose heads or neurons have lost the columns that read them.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from prunus._version import __version__
+from prunus.checkpoint.compacted import compact
+from prunus.checkpoint.staged import copy_files, staged
+from prunus.checkpoint.state import RANGES_FILE
+from prunus.errors import CheckpointError, Problem
+from prunus.export.packed import COPIED
+from prunus.report.facts import FACTS_FILE, read_facts, write_facts
+from prunus.sparsity.compact import Layout
+from prunus.sparsity.structures import Structure, structures
+
+__all__ = ["compact_directory"]
+
+_CLASSES: Final[dict[str, Any]] = {
+    "ForSequenceClassification": AutoModelForSequenceClassification,
+    "ForQuestionAnswering": AutoModelForQuestionAnswering,
+    "ForTokenClassification": AutoModelForTokenClassification,
+    "ForMaskedLM": AutoModelForMaskedLM,
+    "ForCausalLM": AutoModelForCausalLM,
+    "ForImageClassification": AutoModelForImageClassification,
+}
+_ROWS, _TOKENS, _SEED = 4, 32, 0
+_TOLERANCE: Final = 1e-3
+"""Of the largest output: rounding of float32 sums is a hundredth of it."""
+
+
+def read_model(directory: Path) -> Any:
+    """The model of a directory with the head that its ``config.json`` names, in float32 and evaluation mode.
+
+    Raises ``CheckpointError`` where it cannot be read.
+    """
+    try:
+        config = AutoConfig.from_pretrained(directory)
+        name = str(next(iter(config.architectures or ()), ""))
+        auto = next((auto for suffix, auto in _CLASSES.items() if name.endswith(suffix)), AutoModel)
+        return auto.from_pretrained(directory, config=config, dtype=torch.float32).eval()
+    except Exception as error:
+        # Whatever a directory from outside lacks is told, not typed.
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+        rule = f"be a model that transformers loads ({first})"
+        raise CheckpointError(Problem("directory", str(directory), rule, "the output of a run")) from None
+
+
+def compact_directory(directory: Path, output: Path) -> dict[str, Any]:
+    """Writes the smaller model into ``output``, a new directory, and returns what was counted and compared.
+
+    Raises ``CheckpointError`` where nothing can be taken out, for a model that was trained in 8 bits, and where the outputs
+    would not stay.
+    """
+    if output.exists():
+        raise CheckpointError(Problem("--output", str(output), "be a new directory", "another name"))
+    if (directory / RANGES_FILE).is_file():
+        rule = "be in float32: learned ranges belong to layers as they are"
+        raise CheckpointError(Problem("directory", "8 bits", rule, "prunus export --to onnx or openvino"))
+    model = read_model(directory)
+    inputs, before, whole = _inputs(model), _counts(model), structures(model)
+    expected = _outputs(model, inputs)
+    layout = compact(model)
+    if not layout:
+        rule = "hold heads or neurons whose columns in the layer that reads them are all zero"
+        fix = "pattern: heads or ffn in a recipe; zeros in blocks leave every layer its size"
+        raise CheckpointError(Problem("directory", str(directory), rule, fix))
+    found = _outputs(model, inputs)
+    gap = max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
+    size = max(float(a.abs().max()) for a in expected)
+    if not gap <= _TOLERANCE * max(size, 1.0):
+        rule = f"give the same outputs, within {_TOLERANCE:g} of the largest ({size:.3g})"
+        raise CheckpointError(Problem("the smaller model", gap, rule, "a bug report"))
+    facts: dict[str, Any] = {
+        "source": directory.name,
+        "prunus": __version__,
+        "parameters": {"before": before[0], "after": _counts(model)[0]},
+        "encoder": {"before": before[1], "after": _counts(model)[1]},
+        "largest_difference": gap,
+        "largest_output": size,
+        "layers": _layers(whole, layout),
+        "layout": layout,
+    }
+    with staged(output, FACTS_FILE) as partial:
+        model.save_pretrained(partial)
+        copy_files(directory, partial, [name for name in COPIED if name != "config.json"])
+        held = read_facts(directory) if (directory / FACTS_FILE).is_file() else {}
+        # What was counted in layers of another size does not hold any more.
+        kept = {key: value for key, value in held.items() if key not in ("tensors", "skipped")}
+        write_facts(partial / FACTS_FILE, {**kept, "compacted": facts})
+        (partial / "README.md").write_text(_CARD.format(**facts["parameters"]), encoding="utf-8")
+    return facts
+
+
+_CARD: Final = """# A model with smaller layers
+
+{after:,} parameters of {before:,}: heads and neurons that did nothing were taken out by prunus. To load it:
+
+```python
+import prunus  # pip install prunus; it tells transformers how small the layers are
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("path/to/this/directory")  # or AutoModelFor... of its head
+```
+"""
+
+
+def _counts(model: nn.Module) -> tuple[int, int]:
+    """All parameters, and those of matrices outside embeddings and heads."""
+    body = f"{getattr(model, 'base_model_prefix', '')}."
+    named = dict(model.named_parameters())
+    inside = [
+        parameter.numel()
+        for name, parameter in named.items()
+        if (name.startswith(body) or not any(other.startswith(body) for other in named)) and "embedding" not in name
+    ]
+    return sum(parameter.numel() for parameter in named.values()), sum(inside)
+
+
+def _layers(whole: list[Structure], layout: Layout) -> list[dict[str, Any]]:
+    return [
+        {
+            "reader": each.reader,
+            "kind": each.kind,
+            "before": each.units,
+            "after": len(layout.get(each.reader, range(each.units))),
+        }
+        for each in whole
+    ]
+
+
+def _inputs(model: Any) -> dict[str, torch.Tensor]:
+    """Random tokens, or pixels, with some rows shorter than others."""
+    generator = torch.Generator().manual_seed(_SEED)
+    if model.main_input_name == "pixel_values":
+        side, channels = model.config.image_size, getattr(model.config, "num_channels", 3)
+        return {"pixel_values": torch.randn(_ROWS, channels, side, side, generator=generator)}
+    config = model.config.get_text_config()
+    longest = min(_TOKENS, int(getattr(config, "max_position_embeddings", _TOKENS)) - 4)
+    ids = torch.randint(0, config.vocab_size, (_ROWS, longest), generator=generator)
+    mask = torch.ones_like(ids)
+    for row in range(1, _ROWS):
+        mask[row, longest - row * longest // (2 * _ROWS) :] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.no_grad()
+def _outputs(model: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """What the head gives, or the states, where tokens are attended to."""
+    given = model(**inputs)
+    mask = inputs.get("attention_mask")
+    found = []
+    for name in ("logits", "start_logits", "end_logits", "last_hidden_state"):
+        value = given.get(name)
+        if value is not None:
+            whole = mask is not None and value.dim() > 1 and value.shape[:2] == mask.shape
+            found.append(value[mask.bool()] if whole and mask is not None else value)
+    return found
