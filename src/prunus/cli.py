@@ -48,6 +48,9 @@ LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random.")]
 Sparsity = Annotated[float | None, typer.Option(help="Fraction of zeros in the targets, 0.8 and not 80.")]
 Pattern = Annotated[str | None, typer.Option(help="4x1, 2:4, unstructured, rows, ...")]
+Params = Annotated[float | None, typer.Option(help="Share of the layers' parameters that may stay, as 0.5.")]
+Flops = Annotated[float | None, typer.Option(help="The same of their multiply-adds.")]
+Latency = Annotated[float | None, typer.Option(help="The same of the time of the dense model, measured here.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Facts as one JSON object on standard output.")]
 
 
@@ -71,6 +74,9 @@ def run(
     seed: Seed = None,
     sparsity: Sparsity = None,
     pattern: Pattern = None,
+    params: Params = None,
+    flops: Flops = None,
+    latency: Latency = None,
     set_: Set = None,
     overwrite: Annotated[bool, typer.Option(help="Replace an existing output directory.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on from the last checkpoint in the output directory.")] = False,
@@ -95,6 +101,9 @@ def run(
             train__seed=seed,
             prune__sparsity=sparsity,
             prune__pattern=pattern,
+            budget__params=params,
+            budget__flops=flops,
+            budget__latency=latency,
         )
         loaded = load_recipe(recipe, set_ or (), flags)
         directory = output or Path(loaded.output or f"runs/{Path(recipe).stem}")
@@ -118,6 +127,9 @@ def plan(
     batch_size: BatchSize = None,
     sparsity: Sparsity = None,
     pattern: Pattern = None,
+    params: Params = None,
+    flops: Flops = None,
+    latency: Latency = None,
     set_: Set = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Every tensor and every mask update.")] = False,
     as_json: AsJson = False,
@@ -126,7 +138,8 @@ def plan(
     with errors(err):
         from prunus.plan_view import plan_lines
         from prunus.recipe import load_recipe
-        from prunus.training.prepare import plan_facts, prepare
+        from prunus.training.plan import plan_facts
+        from prunus.training.prepare import prepare
         from prunus.training.progress import Bars
         from prunus.training.quiet import quiet
 
@@ -140,6 +153,9 @@ def plan(
             train__batch_size=batch_size,
             prune__sparsity=sparsity,
             prune__pattern=pattern,
+            budget__params=params,
+            budget__flops=flops,
+            budget__latency=latency,
         )
         with Bars(err) as bars:
             facts = plan_facts(prepare(load_recipe(recipe, set_ or (), flags), bars))

@@ -8,7 +8,7 @@ __all__ = ["plan_lines"]
 
 
 def plan_lines(plan: Mapping[str, Any], verbose: bool = False) -> Iterator[str]:
-    """The lines of ``prunus plan`` for the facts of ``prunus.training.prepare.plan_facts``."""
+    """The lines of ``prunus plan`` for the facts of ``prunus.training.plan.plan_facts``."""
     model, task, steps = plan["model"], plan["task"], plan["steps"]
     yield f"model    {model['name']}: {model['architecture']}, {_count(model['parameters'])} parameters"
     if model["trainable"] != model["parameters"]:
@@ -22,6 +22,12 @@ def plan_lines(plan: Mapping[str, Any], verbose: bool = False) -> Iterator[str]:
     if steps["dense"]:
         yield f"dense    {steps['dense']:,} steps first, unless kept from an earlier run"
     yield f"train    {steps['total']:,} steps, {steps['per_epoch']:,} an epoch"
+    if plan["budget"]:
+        own = plan["budget"]
+        yield (
+            f"budget   {own['share']:g} of the {own['measure']}: {own['sparsity']:.4f} of the heads and neurons go, "
+            f"{own['predicted']:.4f} is left by calculation"
+        )
     for rule in plan["rules"]:
         yield from _rule(rule, verbose)
     if not plan["rules"]:

@@ -8,7 +8,7 @@ A name in a recipe is looked up in a dict literal; none of them is ever imported
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -19,9 +19,11 @@ from prunus.errors import Problem, RecipeError, nearest
 from prunus.quantization.spec import Quantization
 from prunus.reading import read_dataclass
 from prunus.sparsity.allocation import Allocation
+from prunus.sparsity.budget import Budget
 from prunus.sparsity.pruning import Pruning
 from prunus.sparsity.schedules import Schedule, Span
 from prunus.sparsity.scores import Scores
+from prunus.sparsity.structures import STRUCTURES
 from prunus.sparsity.targets import Targets
 from prunus.tasks import check_task
 from prunus.tasks.spec import TaskSpec
@@ -159,6 +161,8 @@ class Recipe:
     prune: tuple[Pruning, ...] = ()
     distill: DistillSpec | None = None
     quantize: Quantization | None = None
+    budget: Budget | None = None
+    """What may be left of the dense model's size or time; the rules for heads and ffn then get the sparsity that it takes."""
     evaluate_dense: bool = True
     """False saves the time of scoring the dense model; its metrics then are not in the report."""
     output: str | None = None
@@ -185,13 +189,31 @@ class Recipe:
         """How the dense model is fine-tuned."""
         return self.dense or self.train
 
+    def budgets(self, pruning: Pruning) -> bool:
+        """Whether the sparsity of this rule comes from the budget."""
+        return self.budget is not None and pruning.pattern in STRUCTURES and not pruning.lock
+
+    def _budget_problems(self) -> list[Problem]:
+        if self.budget is None:
+            return []
+        found = self.budget.problems()
+        if not any(self.budgets(pruning) for pruning in self.prune):
+            rule = "come with a rule of prune for heads or ffn, which leave a smaller model"
+            found.append(Problem("budget", "given", rule, "prune: [{pattern: heads, ...}, {pattern: ffn, ...}]"))
+        for index, pruning in enumerate(self.prune):
+            if self.budgets(pruning) and pruning.sparsity is not None:
+                rule = "be left out where a budget says how much may stay"
+                found.append(Problem(f"prune[{index}].sparsity", pruning.sparsity, rule, "one of the two"))
+        return found
+
     def problems(self) -> list[Problem]:
         """Everything that is wrong before data and model are looked at."""
         found = self.train.problems("train")
         if self.dense is not None:
             found += self.dense.problems("dense")
+        found += self._budget_problems()
         for index, pruning in enumerate(self.prune):
-            found += pruning.problems(f"prune[{index}]")
+            found += (replace(pruning, sparsity=0.5) if self.budgets(pruning) else pruning).problems(f"prune[{index}]")
         if self.distill is not None:
             found += self.distill.problems("distill")
         growing = any(not pruning.lock for pruning in self.prune)
@@ -232,6 +254,7 @@ _BLOCKS: Final[dict[str, type[Any]]] = {
     "distill.contrast.snc": Snapshots,
     "distill.contrast.fic": Contrast,
     "quantize": Quantization,
+    "budget": Budget,
 }
 
 

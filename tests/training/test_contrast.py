@@ -14,7 +14,8 @@ from prunus.distillation.banks import draw
 from prunus.distillation.contrastive import Contrast, Contrastive, Snapshots, contrastive_loss, sets_of
 from prunus.recipe import read_recipe
 from prunus.training.contrast import ROW_ID, Numbered, represented, representing
-from prunus.training.prepare import plan_facts, prepare
+from prunus.training.plan import plan_facts
+from prunus.training.prepare import prepare
 from prunus.training.run import run
 from small import arguments, batch, four_by_one, rows, small_recipe, teacher_of, tiny_model
 

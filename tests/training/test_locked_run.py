@@ -13,7 +13,8 @@ from prunus import RecipeError
 from prunus.checkpoint.state import MASKS_FILE
 from prunus.recipe import read_recipe
 from prunus.training import dense as dense_module
-from prunus.training.prepare import plan_facts, prepare
+from prunus.training.plan import plan_facts
+from prunus.training.prepare import prepare
 from prunus.training.run import run
 from small import save_tiny_bert, small_recipe
 

@@ -28,6 +28,7 @@ __all__ = [
     "base_model",
     "carry_over",
     "config_for",
+    "from_config",
     "load_model",
     "load_saved",
     "load_tokenizer",
@@ -119,6 +120,11 @@ def _check_labels(config: PreTrainedConfig, task: Task, key: str) -> None:
         order = "the same labels in the same order" if sorted(own) == sorted(task.labels) else "the task's labels"
         rule = f"have {order}: {', '.join(task.labels[:8])}"
         raise DataError(Problem(f"labels of {key}", ", ".join(own[:8]), rule, "another checkpoint, or relabelled data"))
+
+
+def from_config(config: PreTrainedConfig, head: HeadKind) -> PreTrainedModel:
+    """The model with random weights."""
+    return _HEADS[head].from_config(config)
 
 
 def meta_model(config: PreTrainedConfig, head: HeadKind, key: str = "model.name") -> PreTrainedModel:

@@ -26,7 +26,7 @@ from prunus.errors import CheckpointError, Problem, PrunusError
 from prunus.quantization import quantize, strip
 from prunus.recipe import OWN_TEACHERS, Recipe
 from prunus.report.card import model_card
-from prunus.report.facts import FACTS_FILE, write_facts
+from prunus.report.facts import FACTS_FILE, read_facts, write_facts
 from prunus.report.html import render_html
 from prunus.sparsity.measure import measure
 from prunus.tasks.base import Metrics
@@ -116,7 +116,9 @@ def run(
             console.print(text, highlight=False, soft_wrap=True)
 
     with Bars(console) as bars:
-        prepared = prepare(recipe, bars)
+        held = read_facts(output) if resume and (output / FACTS_FILE).is_file() else {}
+        prepared = prepare(recipe, bars, held.get("budget"))
+        recipe = prepared.recipe
         if overwrite and not resume and output.is_dir():
             _check_inputs(prepared, output)
             shutil.rmtree(output)
@@ -136,6 +138,7 @@ def run(
             "task": task_facts(prepared.task),
             "environment": environment(recipe.train.threads),
             "seed": recipe.train.seed,
+            **({"budget": prepared.budget} if prepared.budget else {}),
             "not_measured": [_NO_SPEED],
             "warnings": [],
         }

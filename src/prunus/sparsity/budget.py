@@ -1,0 +1,142 @@
+"""Budgets: how many heads and neurons may stay in a model that is to cost a given share of the dense one.
+
+With u_l the heads (or neurons) of layer l, of which the share s goes everywhere alike, k_l = u_l - floor(s u_l) stay, and
+
+    params     sum over l of k_l x the weights and biases of one (its rows in the layers that write it, its columns in the one
+               that reads it), and the reader's bias
+    flops      2 T x those weights, and for heads 4 T^2 x the width of one (scores, and what they weigh), for T tokens
+    latency    t(dense) - sum over l of (t_l(u_l) - t_l(k_l)), by a table of measured times, linear between its points
+
+``sparsity_for`` finds the least s whose cost is within the budget. Which of a kind go is the business of the criterion.
+"""
+
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import floor
+from typing import Final, Literal
+
+from torch import nn
+
+from prunus.errors import Problem, RecipeError
+from prunus.sparsity.structures import Structure, structures
+
+__all__ = ["Budget", "Kinds", "Measure", "cost_of", "interpolated", "sparsity_for"]
+
+Measure = Literal["params", "flops", "latency"]
+Kinds = Mapping[str, Mapping[int, float]]
+"""``heads`` and ``ffn`` -> how many are left in a layer -> seconds of the whole model with so many in every layer."""
+_TINY: Final = 1e-9
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What share of the dense model's cost may be left; one of the three."""
+
+    params: float | None = None
+    flops: float | None = None
+    latency: float | None = None
+    tokens: int = 128
+    """T, for flops and latency, of one sequence."""
+
+    @property
+    def asked(self) -> tuple[Measure, float] | None:
+        """The one that is given."""
+        measures: tuple[Measure, ...] = ("params", "flops", "latency")
+        found = [(name, value) for name in measures if (value := getattr(self, name)) is not None]
+        return found[0] if len(found) == 1 else None
+
+    def problems(self, key: str = "budget") -> list[Problem]:
+        """What is wrong whatever the model."""
+        found = []
+        if self.asked is None:
+            rule = "be one of params, flops and latency"
+            given = [n for n in ("params", "flops", "latency") if getattr(self, n) is not None]
+            found.append(Problem(key, given, rule, "params: 0.5"))
+        elif not 0 < self.asked[1] < 1:
+            rule = "be a share of the dense model in (0, 1)"
+            found.append(Problem(f"{key}.{self.asked[0]}", self.asked[1], rule, "0.5"))
+        if self.tokens < 1:
+            found.append(Problem(f"{key}.tokens", self.tokens, "be at least 1", "128"))
+        return found
+
+
+def _left(structure: Structure, sparsity: Mapping[str, float]) -> int:
+    return structure.units - floor(sparsity.get(structure.kind, 0.0) * structure.units + 1e-6)
+
+
+def cost_of(
+    model: nn.Module, measure: Measure, sparsity: Mapping[str, float], tokens: int = 128, times: Kinds | None = None
+) -> float:
+    """Cost of the layers of ``model`` (shapes are enough: the meta device) with these shares of ``heads`` and ``ffn`` gone.
+
+    ``latency`` is that of the whole model, in seconds, by ``times``.
+    """
+    found = structures(model)
+    if measure == "latency":
+        if times is None:
+            raise ValueError("latency needs measured times")
+        dense = max(times["heads"].values())
+        total = dense
+        for kind, table in times.items():
+            layers = [each for each in found if each.kind == kind]
+            whole = interpolated(table, max(each.units for each in layers))
+            total -= sum((whole - interpolated(table, _left(each, sparsity))) / len(layers) for each in layers)
+        return total
+    cost = 0.0
+    for each in found:
+        reader = model.get_submodule(each.reader)
+        weight = reader.get_parameter("weight")
+        width = each.width * len(weight)
+        biases = 0
+        for writer in each.writers:
+            linear = model.get_submodule(writer.name)
+            rows = writer.parts * writer.width
+            width += rows * linear.get_parameter("weight").shape[1]
+            biases += rows if getattr(linear, "bias", None) is not None else 0
+        left = _left(each, sparsity)
+        if measure == "params":
+            own = len(weight) if getattr(reader, "bias", None) is not None else 0
+            cost += left * (width + biases) + own
+        else:
+            cost += 2 * tokens * left * width + (4 * tokens**2 * left * each.width if each.kind == "heads" else 0)
+    return cost
+
+
+def interpolated(table: Mapping[int, float], count: float) -> float:
+    """The value at ``count``, linear between the points of the table and constant beyond them."""
+    points = sorted(table)
+    place = bisect_left(points, count)
+    if place == 0:
+        return table[points[0]]
+    if place == len(points):
+        return table[points[-1]]
+    low, high = points[place - 1], points[place]
+    part = (count - low) / (high - low)
+    return table[low] + part * (table[high] - table[low])
+
+
+def sparsity_for(
+    cost: Callable[[float], float], share: float, counts: Sequence[int], key: str = "budget", most: float = 1.0
+) -> float:
+    """The least share of structures that has to go, among those that whole ones can make.
+
+    ``counts`` are the heads or neurons of the layers; ``most`` is how much may go. Raises ``RecipeError``, with the nearest
+    budget that can be met, where even that leaves too much.
+    """
+    steps = sorted({k / n for n in set(counts) for k in range(n + 1) if k / n <= most + _TINY})
+    dense = cost(0.0)
+    low, high = 0, len(steps) - 1
+    if cost(steps[high]) > share * dense * (1 + _TINY):
+        nearest = cost(steps[high]) / dense
+        rule = (
+            f"leave room for what cannot go; with {steps[high]:.3g} of the heads and neurons gone {nearest:.3f} is left"
+        )
+        raise RecipeError(Problem(key, share, rule, f"{nearest + 0.001:.3f}"))
+    while low < high:
+        middle = (low + high) // 2
+        if cost(steps[middle]) <= share * dense * (1 + _TINY):
+            high = middle
+        else:
+            low = middle + 1
+    return steps[low]

@@ -1,0 +1,117 @@
+"""What a run would do, as facts: tensors, steps, memory. Nothing is trained for it."""
+
+import re
+from dataclasses import asdict
+from math import ceil
+from typing import Any
+
+from prunus.sparsity.pruning import Rule
+from prunus.training.prepare import Prepared
+
+__all__ = ["plan_facts"]
+
+
+def plan_facts(prepared: Prepared) -> dict[str, Any]:
+    """What ``prunus plan`` prints: plain values, nothing measured by training."""
+    recipe, task = prepared.recipe, prepared.task
+    trainable = _trainable(prepared)
+    rules: list[dict[str, Any]] = []
+    for rule in prepared.rules:
+        events = rule.timetable.events
+        final = rule.pruning.allocation.final
+        zeros = sum(int(final(name, rule.sparsity) * out * inp) for name, (out, inp) in rule.selection.taken.items())
+        rules.append(
+            {
+                "pattern": str(rule.pattern),
+                "lock": rule.pruning.lock,
+                "criterion": rule.criterion.name,
+                "sparsity": rule.sparsity,
+                "scope": rule.pruning.allocation.scope,
+                "tensors": [{"name": name, "shape": list(shape)} for name, shape in rule.selection.taken.items()],
+                "skipped": [
+                    {"name": name, "shape": list(shape), "reason": reason}
+                    for name, (shape, reason) in rule.selection.skipped.items()
+                ],
+                "weights": rule.selection.weights,
+                "zeros": zeros,
+                "schedule": {
+                    "kind": rule.timetable.kind,
+                    "first": events[0],
+                    "last": events[-1],
+                    "updates": len(events),
+                    "every": events[1] - events[0] if len(events) > 1 else 0,
+                    "sparsity": [[event, rule.timetable.sparsity(event, rule.sparsity)] for event in events],
+                },
+                "bytes": _rule_bytes(rule),
+            }
+        )
+    return {
+        "recipe": asdict(recipe),
+        "model": {
+            "name": recipe.model.name,
+            "architecture": type(prepared.skeleton).__name__,
+            "parameters": prepared.parameters,
+            "trainable": trainable,
+        },
+        "task": {
+            "name": task.name,
+            "head": task.head,
+            "metric": task.metric,
+            "train_examples": task.size("train"),
+            "validation_examples": task.size("validation"),
+            "train_features": len(prepared.train_features),
+            "notes": list(task.notes),
+        },
+        "steps": {
+            "per_epoch": prepared.length.steps_per_epoch,
+            "total": prepared.length.total,
+            "dense": prepared.dense_length.total if recipe.needs_dense else 0,
+        },
+        "rules": rules,
+        "budget": prepared.budget,
+        "quantize": None
+        if recipe.quantize is None
+        else {"layers": list(prepared.quantized), "mode": recipe.quantize.mode, "samples": recipe.quantize.samples},
+        "bytes": {
+            "weights": 4 * prepared.parameters,
+            "gradients": 4 * trainable,
+            "optimizer": 8 * trainable,
+            "teacher": 4 * prepared.parameters * len(prepared.teachers),
+            "banks": _bank_bytes(prepared),
+            "masks": sum(rule["bytes"]["masks"] for rule in rules),
+            "scores": sum(rule["bytes"]["scores"] for rule in rules),
+            "shadow": sum(rule["bytes"]["shadow"] for rule in rules),
+        },
+    }
+
+
+def _trainable(prepared: Prepared) -> int:
+    frozen = [re.compile(pattern) for pattern in prepared.recipe.train.freeze]
+    named = prepared.skeleton.named_parameters()
+    return sum(p.numel() for name, p in named if not any(regex.search(name) for regex in frozen))
+
+
+def _bank_bytes(prepared: Prepared) -> int:
+    """What contrastive terms keep of every example: half precision, a model each, a snapshot for each step of the grid."""
+    if prepared.recipe.distill is None:
+        return 0
+    contrast, due = prepared.recipe.distill.contrast, max((rule.sparsity for rule in prepared.rules), default=0.0)
+    models = len(contrast.terms)
+    if "snc" in contrast.terms:
+        snapshots = ceil(due / contrast.snc.every) - 1
+        models += min(snapshots, contrast.snc.last or snapshots) - 1
+    width = int(prepared.config.get_text_config().hidden_size)
+    return 2 * max(0, models) * width * len(prepared.train_features)
+
+
+def _rule_bytes(rule: Rule) -> dict[str, int]:
+    """Memory that the masker will hold: masks (1 byte a weight), scores of weights or units, dense weights to revive."""
+    units = 0
+    for shape in rule.selection.taken.values():
+        rows, columns = shape if rule.pattern.needs_element_scores else rule.pattern.units(shape)
+        units += rows * columns
+    return {
+        "masks": rule.selection.weights,
+        "scores": (12 if rule.pruning.scores is not None else 4) * units if rule.criterion.needs_gradient else 0,
+        "shadow": 4 * rule.selection.weights if rule.pruning.revive else 0,
+    }
