@@ -56,6 +56,12 @@ class ModelSpec:
     revision: str | None = None
     dense: str | None = None
     """What the dense model is fine-tuned from, where that is not ``name``: of a sparse model, the model before pruning."""
+    layers: tuple[int, ...] = ()
+    """The layers that the training begins with, by number from 0; none: all."""
+    depth: int | None = None
+    """How many layers, those that turn what passes through them most."""
+    hidden: int | None = None
+    """How many features of the residual stream, those that weigh most."""
     start: Literal["auto", "dense", "pretrained"] = "auto"
     """``dense``: from the fine-tuned dense model; ``pretrained``: from ``name``; ``auto``: dense where one is trained, but
     ``name`` where its zeros are locked or the dense model is another."""
@@ -200,6 +206,9 @@ class Recipe:
         if not any(self.budgets(pruning) for pruning in self.prune):
             rule = "come with a rule of prune for heads or ffn, which leave a smaller model"
             found.append(Problem("budget", "given", rule, "prune: [{pattern: heads, ...}, {pattern: ffn, ...}]"))
+        if self.model.layers or self.model.depth is not None or self.model.hidden is not None:
+            rule = "be left out with model.layers, depth or hidden: it is a share of the model as it is before"
+            found.append(Problem("budget", "given", rule, "prune: [{pattern: heads, sparsity: 0.5, ...}]"))
         for index, pruning in enumerate(self.prune):
             if self.budgets(pruning) and pruning.sparsity is not None:
                 rule = "be left out where a budget says how much may stay"
@@ -224,6 +233,13 @@ class Recipe:
         if self.distill is not None and self.distill.contrast.snc.counts and not growing:
             rule = "come with a rule of prune whose masks grow: it goes by their snapshots"
             found.append(Problem("distill.contrast.snc", self.distill.contrast.snc.weight, rule, "leaving it out"))
+        if self.model.layers and self.model.depth is not None:
+            rule = "be left out where model.layers names the layers"
+            found.append(Problem("model.depth", self.model.depth, rule, "one of the two"))
+        for name in ("depth", "hidden"):
+            value = getattr(self.model, name)
+            if value is not None and value < 1:
+                found.append(Problem(f"model.{name}", value, "be at least 1", "3" if name == "depth" else "256"))
         if self.locks and self.model.start == "dense":
             rule = "be pretrained where a rule of prune locks the zeros of model.name"
             found.append(Problem("model.start", "dense", rule, "leaving it out"))

@@ -1,6 +1,8 @@
 """Smaller layers that transformers loads again: a compacted model's ``config.json`` says what is left of each layer.
 
-    "quantization_config": {"quant_method": "prunus", "layout": {reader of heads or neurons: [numbers that are left], ...}}
+    "quantization_config": {"quant_method": "prunus",
+                            "layout": {reader of heads or neurons: [numbers that are left], ...},
+                            "hidden": [numbers of the features that are left]}          where the stream is narrower
 
 transformers asks the method named there to change the model, which has no weights yet, before it reads them: the same
 ``shrink`` that made it smaller makes it smaller again. After that it is a plain model: it trains, and saves itself like this.
@@ -11,6 +13,7 @@ Without prunus transformers says that it does not know the method, and that shap
 while transformers still imports others, so this one asks for nothing else of it.
 """
 
+from collections.abc import Sequence
 from typing import Any, Final, final
 
 from torch import nn
@@ -25,8 +28,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from prunus.errors import CheckpointError, Problem
 from prunus.sparsity.compact import Layout, shrink
 from prunus.sparsity.compact import compact as take_out
+from prunus.sparsity.width import keep_features
 
-__all__ = ["METHOD", "PrunusLayout", "PrunusLoader", "compact", "mark", "register"]
+__all__ = ["METHOD", "PrunusLayout", "PrunusLoader", "compact", "mark", "narrow", "register"]
 
 METHOD: Final = "prunus"
 _READERS: Final = 100_000
@@ -36,9 +40,18 @@ _READERS: Final = 100_000
 class PrunusLayout(QuantizationConfigMixin):  # type: ignore[misc]
     """What is left of the layers of a compacted model. Raises ``CheckpointError`` for what is no layout."""
 
-    def __init__(self, layout: Any = None, **kwargs: Any) -> None:
+    def __init__(self, layout: Any = None, hidden: Any = None, **kwargs: Any) -> None:
         self.quant_method = METHOD
         self.layout: Layout = _checked(layout if layout is not None else {})
+        self.hidden: list[int] | None = hidden
+        if hidden is not None and not _numbers(hidden):
+            rule = "be a list of the numbers that are left"
+            fix = "the config.json that prunus wrote"
+            raise CheckpointError(Problem("config.json: layout: hidden", str(hidden)[:60], rule, fix))
+
+
+def _numbers(given: Any) -> bool:
+    return isinstance(given, list) and all(isinstance(j, int) and not isinstance(j, bool) for j in given)
 
 
 def _checked(layout: Any) -> Layout:
@@ -46,8 +59,7 @@ def _checked(layout: Any) -> Layout:
     if not isinstance(layout, dict) or len(layout) > _READERS:
         raise CheckpointError(Problem("config.json: layout", type(layout).__name__, "map layers to numbers", fix))
     for reader, kept in layout.items():
-        plain = isinstance(kept, list) and all(isinstance(j, int) and not isinstance(j, bool) for j in kept)
-        if not isinstance(reader, str) or not plain:
+        if not isinstance(reader, str) or not _numbers(kept):
             rule = "be a list of the numbers that are left"
             raise CheckpointError(Problem(f"config.json: layout: {reader}", str(kept)[:60], rule, fix))
     return layout
@@ -60,7 +72,10 @@ class PrunusLoader(HfQuantizer):  # type: ignore[misc]
     requires_calibration = False
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        shrink(model, fitted(model, self.quantization_config.layout))
+        own = self.quantization_config
+        shrink(model, fitted(model, own.layout))
+        if own.hidden is not None:
+            keep_features(model, own.hidden)
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
@@ -97,8 +112,8 @@ def compact(model: nn.Module) -> Layout:
     Returns what is left of each layer that lost some (``sparsity.compact``), and writes it into the model's configuration.
     Raises ``TargetError`` for a model whose heads and neurons are not found by name.
     """
-    held = getattr(getattr(model, "config", None), "quantization_config", None)
-    before: Layout = dict(held.layout) if isinstance(held, PrunusLayout) else {}
+    held = _held(model)
+    before: Layout = dict(held.layout) if held is not None else {}
     layout = take_out(model)
     for reader, kept in layout.items():  # numbers of a model that was compacted before are those of what was left of it
         before[reader] = [before[reader][j] for j in kept] if reader in before else kept
@@ -107,14 +122,32 @@ def compact(model: nn.Module) -> Layout:
     return layout
 
 
-def mark(model: nn.Module, layout: Layout) -> None:
-    """Writes into the model's configuration what is left of its layers."""
+def narrow(model: nn.Module, kept: Sequence[int]) -> None:
+    """Leaves these features of the residual stream (``sparsity.width``), and says so in the model's configuration."""
+    held = _held(model)
+    numbers = sorted(kept) if held is None or held.hidden is None else [held.hidden[i] for i in sorted(kept)]
+    keep_features(model, kept)
+    mark(model, {} if held is None else held.layout, numbers)
+
+
+def mark(model: nn.Module, layout: Layout, hidden: list[int] | None = None) -> None:
+    """Writes into the model's configuration what is left of its layers, and of its stream (None: as it says already).
+
+    Raises ``CheckpointError`` where another method's configuration stands there.
+    """
     config: Any = model.config
-    held = getattr(config, "quantization_config", None)
-    if held is not None and getattr(held, "quant_method", None) != METHOD:
+    held = _held(model)
+    if hidden is None and held is not None:
+        hidden = held.hidden
+    config.quantization_config = PrunusLayout(layout, hidden)
+
+
+def _held(model: nn.Module) -> PrunusLayout | None:
+    held = getattr(getattr(model, "config", None), "quantization_config", None)
+    if held is not None and not isinstance(held, PrunusLayout):
         rule = "be absent: a layout cannot stand beside another method's"
         raise CheckpointError(Problem("config.json: quantization_config", str(held)[:60], rule, "compacting first"))
-    config.quantization_config = PrunusLayout(layout)
+    return held
 
 
 def register() -> None:

@@ -15,6 +15,12 @@ from prunus.distillation.reuse import Reuse
 __all__ = ["Inner"]
 
 
+def _width(model: Any) -> int:
+    """Features of the residual stream: of a narrowed model, those that are left."""
+    left = getattr(getattr(model.config, "quantization_config", None), "hidden", None)
+    return len(left) if left is not None else int(model.config.get_text_config().hidden_size)
+
+
 @final
 class Inner(nn.Module):
     """Compares hidden states, attention maps and the features of the heads of two Hugging Face models.
@@ -29,7 +35,7 @@ class Inner(nn.Module):
         layers = s.num_hidden_layers, t.num_hidden_layers
         self.hidden = pairs_of(hidden, *layers) if hidden.weight else []
         self.attention = pairs_of(attention, *layers, first=1, key="distill.attention") if attention.weight else []
-        self.projectors = projectors(self.hidden, s.hidden_size, t.hidden_size)
+        self.projectors = projectors(self.hidden, _width(student), _width(teacher))
         self.reuse = Reuse(student, teacher) if reuse else None
 
     @property

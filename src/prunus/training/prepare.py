@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunus.checkpoint.state import MASKS_FILE, read_masks
 from prunus.errors import Problem, PrunusError, RecipeError
 from prunus.quantization.prepare import attach
-from prunus.recipe import OWN_TEACHERS, Recipe, TrainSpec
+from prunus.recipe import OWN_TEACHERS, ModelSpec, Recipe, TrainSpec
 from prunus.sparsity.pruning import Rule, resolve
 from prunus.sparsity.zeros import found_zeros
 from prunus.tasks import check_task, load_task
 from prunus.tasks.base import Feature, HeadKind, Task
 from prunus.training.budgeted import within_budget
 from prunus.training.models import config_for, load_model, load_tokenizer, meta_model, model_source, trained_for
+from prunus.training.shape import cut_shapes
 
 __all__ = ["Length", "Prepared", "length_of", "prepare"]
 
@@ -109,7 +110,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None, spent: Mapping[str
         if term.supervised and task.head != "classification":
             rule = f"be 0 for {task.head}, which has no labels of classes"
             found.append(Problem(f"distill.contrast.{name}.supervised", term.supervised, rule, "weight"))
-    skeleton = None if config is None else _gather(found, lambda: meta_model(config, task.head))
+    skeleton = None if config is None else _gather(found, lambda: shaped(config, task.head, recipe.model))
     if config is None or dense_config is None or tokenizer is None or skeleton is None or found:
         raise RecipeError(*found)
     features = task.features("train", tokenizer, step("tokenising"))
@@ -147,6 +148,13 @@ def prepare(recipe: Recipe, progress: Progress | None = None, spent: Mapping[str
         tuple(quantized or ()),
         budget,
     )
+
+
+def shaped(config: PreTrainedConfig, head: HeadKind, spec: ModelSpec) -> PreTrainedModel:
+    """The model without weights, of the shapes that its training begins with."""
+    skeleton = meta_model(deepcopy(config), head)
+    cut_shapes(skeleton, spec)
+    return skeleton
 
 
 def _source(name: str, key: str, found: list[Problem]) -> str | None:

@@ -46,9 +46,12 @@ from prunus.training.models import base_model, carry_over, config_for, load_mode
 from prunus.training.predict import score_task
 from prunus.training.prepare import Prepared, prepare
 from prunus.training.progress import Bars
+from prunus.training.shape import cut
 
 __all__ = ["run", "score_model"]
 
+_SAMPLES: Final = 64
+"""Training examples that say which layers matter."""
 _NO_SPEED: Final = "speed: this run measured none; zeros alone make no file smaller and no stock runtime faster"
 
 
@@ -148,6 +151,9 @@ def run(
             dense, teachers, starting = _dense(prepared, collate, bars, facts, say)
             set_seed(recipe.train.seed)
             model = starting or load_model(prepared.source, prepared.config, prepared.task.head, recipe.model.revision)
+            shape = cut(model, recipe.model, lambda: samples(prepared, collate, _SAMPLES))
+            if shape:
+                facts["shape"] = shape
             if dense is not None:
                 facts["dense"] |= weight_facts(dense, measure(dense, patterns), facts["dense"].get("metrics"))
             if recipe.quantize is not None:

@@ -1,0 +1,53 @@
+"""Depth and width of the model that a training begins with: cut before the first step, by what the model does on real examples.
+
+layers, depth     ``sparsity.depth``: those named, or those with the most influence
+hidden            ``sparsity.width``: the features that weigh most
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunus.checkpoint.compacted import narrow
+from prunus.errors import Problem, RecipeError
+from prunus.recipe import ModelSpec
+from prunus.sparsity.depth import influence, keep_layers, layers_of, spread
+from prunus.sparsity.width import keep_features, strength
+
+__all__ = ["cut", "cut_shapes"]
+
+
+def cut_shapes(skeleton: Any, spec: ModelSpec) -> None:
+    """Cuts a model without weights to the shapes that ``cut`` leaves; which layers and features they are does not matter here.
+
+    Raises ``RecipeError`` for more than there are.
+    """
+    config = skeleton.config.get_text_config()
+    _, layers = layers_of(skeleton)
+    for name, value, most in (("depth", spec.depth, len(layers)), ("hidden", spec.hidden, config.hidden_size)):
+        if value is not None and value > most:
+            raise RecipeError(Problem(f"model.{name}", value, f"be at most the {most} of the model", str(most)))
+    if spec.layers or spec.depth is not None:
+        keep_layers(skeleton, spec.layers or spread(len(layers), spec.depth or 1), "model.layers")
+    if spec.hidden is not None and spec.hidden < config.hidden_size:
+        keep_features(skeleton, range(spec.hidden))
+
+
+def cut(model: Any, spec: ModelSpec, batches: Callable[[], Iterable[Mapping[str, Tensor]]]) -> dict[str, Any]:
+    """Cuts ``model`` in place and returns which layers and how many features are left; nothing where nothing was asked."""
+    facts: dict[str, Any] = {}
+    if spec.layers or spec.depth is not None:
+        kept = list(spec.layers)
+        if spec.depth is not None:
+            turned = influence(model, batches())
+            facts["influence"] = turned
+            kept = sorted(sorted(range(len(turned)), key=lambda i: -turned[i])[: spec.depth])
+        keep_layers(model, kept, "model.layers")
+        facts["layers"] = kept
+    if spec.hidden is not None and spec.hidden < model.config.get_text_config().hidden_size:
+        order = torch.argsort(strength(model), descending=True, stable=True)
+        narrow(model, sorted(order[: spec.hidden].tolist()))
+        facts["hidden"] = spec.hidden
+    return facts
