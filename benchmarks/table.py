@@ -318,12 +318,14 @@ def export_section() -> list[str]:
 
 ONCE = {
     "dense": "dense",
-    "dense-long": "dense, trained as long as the sparse rows, with their teacher",
     "direct-4x1-80": "4x1 80 %, pruned for the task",
     "once-4x1-80": "4x1 80 %, pruned once, locked",
     "once-4x1-80-int8": "the same, fine-tuned in 8 bits",
     "direct-85": "unstructured 85 %, pruned for the task",
     "once-85": "unstructured 85 %, pruned once, locked",
+    "dense-long": "dense, trained on as long as the sparse rows, with their teacher",
+    "after-4x1-80": "4x1 80 %, pruned for the task after dense fine-tuning",
+    "after-85": "unstructured 85 %, pruned for the task after dense fine-tuning",
 }
 ONCE_METRICS = {
     "sst2": ("SST-2", "accuracy"),
