@@ -60,6 +60,12 @@ def _flags(**values: object) -> dict[str, Any]:
     return {key: str(value) if isinstance(value, Path) else value for key, value in given.items()}
 
 
+def _budget(params: float | None, flops: float | None, latency: float | None) -> dict[str, float] | None:
+    """The budget of the flags, which takes the place of the recipe's."""
+    given = {"params": params, "flops": flops, "latency": latency}
+    return {name: value for name, value in given.items() if value is not None} or None
+
+
 @app.command()
 def run(
     recipe: Recipe_,
@@ -101,9 +107,7 @@ def run(
             train__seed=seed,
             prune__sparsity=sparsity,
             prune__pattern=pattern,
-            budget__params=params,
-            budget__flops=flops,
-            budget__latency=latency,
+            budget=_budget(params, flops, latency),
         )
         loaded = load_recipe(recipe, set_ or (), flags)
         directory = output or Path(loaded.output or f"runs/{Path(recipe).stem}")
@@ -153,9 +157,7 @@ def plan(
             train__batch_size=batch_size,
             prune__sparsity=sparsity,
             prune__pattern=pattern,
-            budget__params=params,
-            budget__flops=flops,
-            budget__latency=latency,
+            budget=_budget(params, flops, latency),
         )
         with Bars(err) as bars:
             facts = plan_facts(prepare(load_recipe(recipe, set_ or (), flags), bars))

@@ -48,8 +48,7 @@ def test_half_of_the_parameters_are_left(small_data: Path, tiny_bert: Path, tmp_
 
 
 def test_the_plan_and_the_flags_say_it(small_data: Path, tiny_bert: Path, tmp_path: Path) -> None:
-    raw = with_budget(tiny_bert, small_data, {})
-    del raw["budget"]
+    raw = with_budget(tiny_bert, small_data, {"params": 0.9})  # which the flag replaces
     (tmp_path / "r.yaml").write_text(json.dumps(raw))
     result = CliRunner().invoke(app, ["plan", str(tmp_path / "r.yaml"), "--flops", "0.6"])
     assert result.exit_code == 0, result.output
