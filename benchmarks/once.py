@@ -40,7 +40,7 @@ SHARED = ["train.precision=bf16", "train.threads=2", "train.freeze=[embeddings]"
 DIRECT = [
     "prune.lock=false",
     "prune.criterion=snip_momentum",
-    "prune.schedule={kind: exponential, start: 6%, cooldown: 50%, every: 0.5%}",
+    "prune.schedule={kind: exponential, start: 6%, cooldown: 50%, every: 1%}",
     "prune.allocation={scope: global, max_per_tensor: 0.98}",
 ]
 TEACHER = "pruneofa-laptop-teacher"

@@ -67,6 +67,12 @@ def test_the_least_sparsity_within_the_budget(measure: str, share: float) -> Non
     assert all(cost(s) > share * cost(0.0) for s in every if s < found)
 
 
+def test_multiples_are_counted_as_if_every_layer_were_rounded_up() -> None:
+    model = model_of("bert")  # 32 neurons in each of two layers
+    cost = cost_of(model, "params", {"ffn": 0.4}, multiples={"ffn": 8})
+    assert cost == cost_of(model, "params", {"ffn": 0.25})  # 20 are left, rounded up to 24
+
+
 def test_a_budget_out_of_reach_names_the_nearest() -> None:
     model = model_of("bert")
     counts = [each.units for each in structures(model)]

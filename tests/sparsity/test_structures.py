@@ -181,3 +181,24 @@ def test_models_that_do_not_say_how_many_heads_they_have_are_told() -> None:
 def test_first_order_is_not_for_n_of_m() -> None:
     with pytest.raises(RecipeError, match=r"criterion must be another for pattern 2:4"):
         resolve(tiny_model(), [Pruning(None, "2:4", "first_order")], 100, 10)
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 8, 16])
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+def test_what_is_left_is_a_multiple(multiple: int, scope: Any) -> None:
+    model = tiny_model()
+    allocation = Allocation(scope, "normed", 1.0, multiple=multiple)
+    masker = Masker(model, Pruning(0.55, "ffn", "magnitude", STEPS, allocation), 8)
+    before: dict[str, Tensor] = {}
+    for _ in range(8):
+        masker.step(model)
+        for name, mask in masker.masks.items():
+            assert int(mask[0].sum()) % multiple == 0
+            assert name not in before or not bool((mask & ~before[name]).any())
+        before = masker.masks
+    facts = masker.finish(model)
+    left = sum(int(mask[0].sum()) for mask in masker.masks.values())
+    # Each tensor loses floor(0.55 x 32) = 17 units, both together floor(0.55 x 64) = 35; what is left is rounded up.
+    wanted = 64 - 35 if scope == "global" else 2 * (32 - 17)
+    assert left == -(-wanted // multiple) * multiple
+    assert sum(fact.zeros for fact in facts) == (64 - left) * 16

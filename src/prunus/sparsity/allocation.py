@@ -13,6 +13,9 @@ sum_l min(cap_l, |{score_l <= theta}|) = K. Without a cap, a gradient criterion 
 count zeros, so a cap above (M - N) / M is no cap.)
 
 Units of ``rows`` and ``columns`` differ in size between tensors; a global scope then counts weights and not units.
+
+``multiple`` m leaves each tensor a number of units that m divides (what kernels like: 8, 16, 64): the units left in all,
+rounded up to a multiple, go to the tensors whose own number is furthest above one.
 """
 
 import re
@@ -27,7 +30,7 @@ from torch import Tensor
 from prunus.errors import Problem, nearest
 from prunus.sparsity.selection import Cut, count, count_of, cut_lowest, kth_smallest
 
-__all__ = ["Allocation", "Importance", "Scope", "global_cuts", "importance"]
+__all__ = ["Allocation", "Importance", "Scope", "global_cuts", "importance", "in_multiples"]
 
 Scope = Literal["tensor", "global"]
 Importance = Literal["plain", "normed", "rms"]
@@ -44,6 +47,8 @@ class Allocation:
     max_per_tensor: float = 0.98
     per_tensor: Mapping[str, float] = field(default_factory=dict)
     """Regular expressions on parameter names -> sparsity; the first that matches counts, the rule's sparsity otherwise."""
+    multiple: int = 1
+    """Units left in a tensor are a multiple of this, or all of them."""
 
     def problems(self, sparsity: float, key: str = "allocation") -> list[Problem]:
         """What is wrong with this allocation for a rule of this final sparsity."""
@@ -61,6 +66,8 @@ class Allocation:
         if self.per_tensor and self.scope == "global":
             rule = "not be given with scope global, which spreads the sparsity itself"
             found.append(Problem(f"{key}.per_tensor", dict(self.per_tensor), rule, "scope: tensor"))
+        if self.multiple < 1:
+            found.append(Problem(f"{key}.multiple", self.multiple, "be at least 1", "8"))
         for pattern, value in self.per_tensor.items():
             try:
                 re.compile(pattern)
@@ -110,6 +117,20 @@ def global_cuts(
             cuts[name] = cut_lowest(active.pop(name), limit[name])
             left -= limit[name]
     return cuts | {name: Cut(0, -torch.inf) for name in active}
+
+
+def in_multiples(scores: Mapping[str, Tensor], cuts: Mapping[str, Cut], multiple: int) -> dict[str, Cut]:
+    """The cuts that leave each tensor a multiple of units; no tensor is left more than the multiple above what it had.
+
+    A tensor whose size is none keeps what is over it.
+    """
+    over = {name: score.numel() % multiple for name, score in scores.items()}
+    left = {name: max(0, score.numel() - over[name] - cuts[name].k) for name, score in scores.items()}
+    base = {name: number // multiple * multiple for name, number in left.items()}
+    more = -(-(sum(left.values()) - sum(base.values())) // multiple)
+    for name in sorted(left, key=lambda name: base[name] - left[name])[:more]:
+        base[name] += multiple
+    return {name: cut_lowest(score, score.numel() - over[name] - base[name]) for name, score in scores.items()}
 
 
 def _share_ties(

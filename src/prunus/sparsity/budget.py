@@ -61,18 +61,26 @@ class Budget:
         return found
 
 
-def _left(structure: Structure, sparsity: Mapping[str, float]) -> int:
-    return structure.units - floor(sparsity.get(structure.kind, 0.0) * structure.units + 1e-6)
+def _left(structure: Structure, sparsity: Mapping[str, float], multiples: Mapping[str, int]) -> int:
+    left = structure.units - floor(sparsity.get(structure.kind, 0.0) * structure.units + 1e-6)
+    multiple = multiples.get(structure.kind, 1)
+    return min(structure.units, -(-left // multiple) * multiple)
 
 
 def cost_of(
-    model: nn.Module, measure: Measure, sparsity: Mapping[str, float], tokens: int = 128, times: Kinds | None = None
+    model: nn.Module,
+    measure: Measure,
+    sparsity: Mapping[str, float],
+    tokens: int = 128,
+    times: Kinds | None = None,
+    multiples: Mapping[str, int] | None = None,
 ) -> float:
     """Cost of the layers of ``model`` (shapes are enough: the meta device) with these shares of ``heads`` and ``ffn`` gone.
 
-    ``latency`` is that of the whole model, in seconds, by ``times``.
+    ``latency`` is that of the whole model, in seconds, by ``times``; ``multiples`` are those of which a layer is left one, and
+    count as if every layer were rounded up.
     """
-    found = structures(model)
+    found, multiples = structures(model), multiples or {}
     if measure == "latency":
         if times is None:
             raise ValueError("latency needs measured times")
@@ -81,7 +89,9 @@ def cost_of(
         for kind, table in times.items():
             layers = [each for each in found if each.kind == kind]
             whole = interpolated(table, max(each.units for each in layers))
-            total -= sum((whole - interpolated(table, _left(each, sparsity))) / len(layers) for each in layers)
+            total -= sum(
+                (whole - interpolated(table, _left(each, sparsity, multiples))) / len(layers) for each in layers
+            )
         return total
     cost = 0.0
     for each in found:
@@ -94,7 +104,7 @@ def cost_of(
             rows = writer.parts * writer.width
             width += rows * linear.get_parameter("weight").shape[1]
             biases += rows if getattr(linear, "bias", None) is not None else 0
-        left = _left(each, sparsity)
+        left = _left(each, sparsity, multiples)
         if measure == "params":
             own = len(weight) if getattr(reader, "bias", None) is not None else 0
             cost += left * (width + biases) + own

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import CheckpointError, Problem, TrainingError
-from prunus.sparsity.allocation import global_cuts, importance
+from prunus.sparsity.allocation import global_cuts, importance, in_multiples
 from prunus.sparsity.measure import TensorFacts, measure
 from prunus.sparsity.patterns import Pattern
 from prunus.sparsity.pruning import Pruning, Rule, resolve
@@ -322,7 +322,10 @@ class Masker:
             else:
                 kept_units = None if held is None else self._kept_units(held, pattern, shapes[name])
                 units[name] = score if kept_units is None else score.masked_fill(~kept_units, -torch.inf)
-        for name, cut in self._cuts(rule, units).items():
+        cuts = self._cuts(rule, units)
+        if pruning.allocation.multiple > 1:
+            cuts = in_multiples(units, cuts, pruning.allocation.multiple)
+        for name, cut in cuts.items():
             keep = kept(units[name], cut)
             self._masks[name] = pattern.expand(keep, shapes[name], elements.get(name)).contiguous()
             self._planned[name] = cut.k * pattern.zeros_per_unit(shapes[name])

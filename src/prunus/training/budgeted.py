@@ -36,10 +36,11 @@ def within_budget(
     measure, share = budget.asked
     own = [pruning for pruning in recipe.prune if recipe.budgets(pruning)]
     kinds = {pruning.pattern for pruning in own}
+    multiples = {pruning.pattern: pruning.allocation.multiple for pruning in own}
     times = layer_times(config, head, budget.tokens, recipe.train.threads) if measure == "latency" else None
 
     def cost(sparsity: float) -> float:
-        return cost_of(skeleton, measure, dict.fromkeys(kinds, sparsity), budget.tokens, times)
+        return cost_of(skeleton, measure, dict.fromkeys(kinds, sparsity), budget.tokens, times, multiples)
 
     counts = [each.units for each in structures(skeleton) if each.kind in kinds]
     most = min(pruning.allocation.max_per_tensor for pruning in own)
