@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from prunus.errors import EngineError, Problem, nearest
+from prunus.runtime.layout import filled, layout_of
 
 __all__ = ["FAMILIES", "Dense", "Family", "Shape", "canonical", "read_checkpoint", "read_settings", "shape_of"]
 
@@ -57,11 +58,13 @@ class Shape:
     first_position: int = 0
     padding: int = 0
     """The id of padding; families that count positions from it skip it."""
+    head: int = 0
+    """Features of a head, where the stream was narrowed and they are not its share of it; else 0."""
 
     @property
     def size(self) -> int:
         """Features of a head."""
-        return self.hidden // self.heads
+        return self.head or self.hidden // self.heads
 
 
 BERT_ROLES = {
@@ -195,12 +198,16 @@ def shape_of(settings: Settings) -> Shape:
     if problems:
         raise EngineError(*problems)
     hidden, heads = whole["hidden_size"], whole["num_attention_heads"]
-    if hidden % heads or (hidden // heads) % 4 or hidden % 16:
-        rule = "be divisible by 16 and by the heads, each a multiple of 4 features"
+    if hidden % heads or (hidden // heads) % 4:
+        rule = "be divisible by the heads, each a multiple of 4 features"
         raise EngineError(Problem("config.json: hidden_size", f"{hidden} with {heads} heads", rule))
+    _, left = layout_of(settings)
+    own, hidden = hidden // heads if left else 0, left or hidden
+    if hidden % 16:
+        raise EngineError(Problem("config.json: hidden_size", hidden, "be divisible by 16"))
     padding = settings.get("pad_token_id")
     padding = padding if isinstance(padding, int) and not isinstance(padding, bool) else 0
-    narrow = settings.get("embedding_size", hidden) if kind == "electra" else hidden
+    narrow = settings.get("embedding_size", whole["hidden_size"]) if kind == "electra" else whole["hidden_size"]
     if not isinstance(narrow, int) or narrow < 16 or narrow % 16:
         raise EngineError(Problem("config.json: embedding_size", narrow, "be a multiple of 16"))
     return Shape(
@@ -214,10 +221,11 @@ def shape_of(settings: Settings) -> Shape:
         types if family.types else 1,
         ACTIVATION_NAMES[activation],
         float(epsilon),
-        narrow if narrow != hidden else 0,
+        narrow if narrow != whole["hidden_size"] else 0,
         whole["max_position_embeddings"] + 4 if family.relative else 0,
         padding + 1 if family.positions_from_padding else 0,
         padding,
+        own,
     )
 
 
@@ -231,6 +239,7 @@ def canonical(settings: Settings, state: dict[str, Array]) -> Dense:
     shape = shape_of(settings)
     family = FAMILIES[shape.family]
     prefix = family.prefix if any(name.startswith(family.prefix) for name in state) else ""
+    layout = {name.removeprefix(family.prefix): kept for name, kept in layout_of(settings)[0].items()}
     problems: list[Problem] = []
     found: dict[str, Array] = {}
 
@@ -259,6 +268,13 @@ def canonical(settings: Settings, state: dict[str, Array]) -> Dense:
         take("projection.bias", "embeddings_project.bias", h)
     for i in range(shape.layers):
         source = family.layer.format(i)
+        state = filled(
+            state,
+            {role: prefix + source + name for role, name in family.roles.items()},
+            layout.get(source + family.roles["out"]),
+            layout.get(source + family.roles["down"]),
+            (shape.heads if family.relative else 0, shape.size, h),
+        )
         heads = rows_of(state, prefix + source + family.roles["query"], h)  # a compacted layer has fewer
         inner = rows_of(state, prefix + source + family.roles["up"], shape.inner)
         if heads % shape.size:
