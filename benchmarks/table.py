@@ -4,13 +4,16 @@ Every figure in the page comes from a file in ``benchmarks/results/``; a row tha
 """
 
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent))
+from table_parts import RESULTS, cell, contrast_section, language_model_section, load, once_section
+
 HERE = Path(__file__).parent
-RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "results.md"
 METRICS = {"sst2": ["accuracy"], "squad": ["f1", "exact_match"]}
 ROWS = {
@@ -25,18 +28,6 @@ ROWS = {
 
 
 STARS = "; rows with a star under the bfloat16 autocast of their training, which moves a score by about 0.001"
-
-
-def load(pattern: str) -> list[dict[str, Any]]:
-    """The result files whose names match."""
-    return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob(pattern))]
-
-
-def cell(values: list[float]) -> str:
-    """One value, or mean and range of several."""
-    if len(values) == 1:
-        return f"{values[0]:.4f}"
-    return f"{mean(values):.4f} ({min(values):.4f} to {max(values):.4f})"
 
 
 def accuracy_section(task: str, title: str) -> list[str]:
@@ -316,81 +307,6 @@ def export_section() -> list[str]:
     return [*lines, "", "`benchmarks/export_latency.py`, `benchmarks/results/export_latency.json`.", ""]
 
 
-ONCE = {
-    "dense": "dense",
-    "direct-4x1-80": "4x1 80 %, pruned for the task",
-    "once-4x1-80": "4x1 80 %, pruned once, locked",
-    "once-4x1-80-int8": "the same, fine-tuned in 8 bits",
-    "direct-85": "unstructured 85 %, pruned for the task",
-    "once-85": "unstructured 85 %, pruned once, locked",
-    "dense-long": "dense, trained on as long as the sparse rows, with their teacher",
-    "after-4x1-80": "4x1 80 %, pruned for the task after dense fine-tuning",
-    "after-85": "unstructured 85 %, pruned for the task after dense fine-tuning",
-}
-ONCE_METRICS = {
-    "sst2": ("SST-2", "accuracy"),
-    "mrpc": ("MRPC", "f1"),
-    "cola": ("CoLA", "matthews"),
-    "stsb": ("STS-B", "spearman"),
-    "squad": ("SQuAD", "f1"),
-}
-
-
-def once_section() -> list[str]:
-    """One sparse language model on all tasks, beside models pruned for each."""
-    path = RESULTS / "once.json"
-    if not path.is_file():
-        return []
-    result = json.loads(path.read_text(encoding="utf-8"))
-    lines = ["## Prune once, five tasks", "", "The language models, on held-out text:", ""]
-    lines += ["| model | sparsity | perplexity | accuracy | steps | hours |", "|---|---|---|---|---|---|"]
-    for name, found in result["language_models"].items():
-        metrics = found["metrics"]
-        lines.append(
-            f"| {name} | {found['sparsity']:.4f} | {metrics['perplexity']:.1f} | {metrics['accuracy']:.4f} | "
-            f"{found['steps']} | {found['seconds'] / 3600:.1f} |"
-        )
-    some = result["language_models"]["teacher"]
-    rows = f"{some['train']['batch_size']} rows of {some['task']['max_length']} tokens"
-    lines += ["", f"Steps of {rows}; hours are those of a machine that did other work too.", ""]
-    lines += ["Each task from part of its training data, means over seeds, and their range:", ""]
-    lines += [f"| model | {' | '.join(f'{task}, {metric}' for task, metric in ONCE_METRICS.values())} | mean |"]
-    lines += ["|---|" + "---|" * (len(ONCE_METRICS) + 1)]
-    for row, words in ONCE.items():
-        cells, means = [], []
-        for task, (_, metric) in ONCE_METRICS.items():
-            values = [r["metrics"][metric] for r in result["rows"] if r["row"] == row and r["task"] == task]
-            cells.append(cell(values) if values else "")
-            means += [mean(values)] if values else []
-        average = f"{mean(means):.4f}" if len(means) == len(ONCE_METRICS) else ""
-        lines.append(f"| {words} | {' | '.join(cells)} | {average} |")
-    sizes = {r["task"]: (r["train_examples"], r["validation_examples"]) for r in result["rows"]}
-    counts = ", ".join(f"{ONCE_METRICS[task][0]} {a:,} / {b:,}" for task, (a, b) in sizes.items())
-    seeds = ", ".join(str(seed) for seed in sorted({r["seed"] for r in result["rows"]}))
-    lines += ["", f"Examples to train on / to evaluate on: {counts}. Seeds {seeds}. Language models: one seed.", ""]
-    return [*lines, f"{result['processor']}, {result['threads']} threads. `benchmarks/once.py`, `once.json`.", ""]
-
-
-def language_model_section() -> list[str]:
-    """What masked language modelling costs with masks and a teacher, and its memory."""
-    path = RESULTS / "language_model.json"
-    if not path.is_file():
-        return []
-    result = json.loads(path.read_text(encoding="utf-8"))
-    rows, tokens = result["batch"]
-    lines = ["## What a step of masked language modelling costs", ""]
-    lines += [
-        f"MiniLM, {rows} x {tokens} tokens, {result['processor']}, {result['threads']} threads, all in one run.",
-        "",
-    ]
-    lines += ["| arm | tokens a second | time / plain |", "|---|---|---|"]
-    for name, arm in result["speed"].items():
-        lines.append(f"| {name} | {arm['tokens_per_second']:.0f} | {arm['time / plain']:.3f} |")
-    peaks = ", ".join(f"{m['peak_bytes'] / 2**20:.0f} MiB for {m['text_bytes'] / 1e6:.0f} MB" for m in result["memory"])
-    lines += ["", f"Peak memory of tokenising a text and reading rows of it, beyond the imports: {peaks}.", ""]
-    return [*lines, "`benchmarks/language_model.py`, `benchmarks/results/language_model.json`.", ""]
-
-
 def main() -> None:
     """Writes the page."""
     lines = ["# Results", "", "Made by `benchmarks/table.py` from the files in `benchmarks/results/`; do not edit.", ""]
@@ -400,6 +316,7 @@ def main() -> None:
         joint_section()
         + once_section()
         + language_model_section()
+        + contrast_section()
         + peers_section()
         + overhead_section()
         + runtime_section()
