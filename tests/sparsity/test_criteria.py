@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunus.errors import TargetError
+from prunus.errors import RecipeError, TargetError, TrainingError
 from prunus.sparsity import Allocation, Masker, Pruning, Schedule, Span
 from prunus.sparsity.criteria import CRITERIA, criterion
 
@@ -35,7 +35,7 @@ def contribution(name: str, weight: np.ndarray, grad: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
 @pytest.mark.parametrize("pattern", ["1x1", "4x1", "1x4"])
-@pytest.mark.parametrize("name", [name for name in CRITERIA if name != "random"])
+@pytest.mark.parametrize("name", [name for name in CRITERIA if name not in ("random", "wanda")])
 def test_the_lowest_closed_form_goes(name: str, pattern: str, reduce: str) -> None:
     rng = np.random.default_rng(7)
     weights, grads = rng.normal(size=(2, STEPS, *SHAPE))
@@ -100,3 +100,49 @@ def test_random_differs_between_tensors_of_one_shape() -> None:
 def test_unknown_criterion_names_the_nearest() -> None:
     with pytest.raises(TargetError, match=r"criterion must be one of magnitude, .*got 'magnitud'\n    try magnitude"):
         criterion("magnitud")
+
+
+@pytest.mark.parametrize("pattern", ["1x1", "4x1", "1x4", "columns"])
+@pytest.mark.parametrize("update", [3, 6])
+def test_wanda_is_the_weight_times_the_norm_of_its_inputs_since_the_last_update(pattern: str, update: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8))
+    schedule = Schedule("linear", Span(0), end=Span(6), every=Span(3))
+    masker = Masker(model, Pruning(0.5, pattern, "wanda", schedule, Allocation("tensor")), 8)
+    draw = torch.Generator().manual_seed(1)
+    seen: dict[str, list[torch.Tensor]] = {"0.weight": [], "2.weight": []}
+    for step in range(1, update + 1):
+        for _ in range(2):
+            x = torch.randn(3, 5, 12, generator=draw)
+            if step > update - 3:
+                seen["0.weight"].append(x.flatten(0, 1))
+                seen["2.weight"].append(torch.relu(model[0].weight @ x.flatten(0, 1).T + model[0].bias[:, None]).T)
+            model(x).sum().backward()
+            model.eval()(torch.full((1, 12), 100.0))  # evaluation does not count
+            model.train()
+        masker.observe(model)
+        before = {name: model.get_parameter(name).detach().clone() for name in seen}
+        masker.step(model)
+    for name, inputs in seen.items():
+        norms = torch.cat(inputs).detach().double().square().sum(0).sqrt()
+        score = (before[name].double().abs() * norms).numpy()
+        rows, columns = (len(score), 1) if pattern == "columns" else map(int, pattern.split("x"))
+        units = score.reshape(len(score) // rows, rows, -1, columns).mean((1, 3))
+        order = np.argsort(units.flatten(), kind="stable")  # what went before has the score 0
+        expected = np.ones(units.size, dtype=bool)
+        expected[order[: int(units.size * 0.25 * update / 3)]] = False
+        expected = np.kron(expected.reshape(units.shape), np.ones((rows, columns))).astype(bool)
+        assert (masker.masks[name].numpy() == expected).all()
+    while not masker.finished:
+        model(torch.randn(2, 12))
+        masker.step(model)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_wanda_without_inputs_is_told() -> None:
+    model = nn.Sequential(nn.Linear(8, 8))
+    masker = Masker(model, Pruning(0.5, "1x1", "wanda", Schedule("one_shot", Span(1))), 2)
+    with pytest.raises(TrainingError, match=r"0\.weight must have seen inputs for criterion wanda"):
+        masker.step(model)
+    with pytest.raises(RecipeError, match="be at least 1 with criterion wanda, which has seen no input at step 0"):
+        Masker(model, Pruning(0.5, "1x1", "wanda", Schedule("one_shot", Span(0))), 2)

@@ -36,6 +36,8 @@ class Criterion:
     needs_gradient: bool
     history: float
     contribution: Callable[[Tensor, Tensor], Tensor] | None
+    needs_input: bool = False
+    """The contribution is of the weight and of the norms of its inputs ``[in]``, in the place of the gradient."""
     of_units: bool = False
     """The contributions of a unit are summed, and then their absolute value counts; a mask update begins a new sum."""
 
@@ -67,6 +69,7 @@ CRITERIA: Final[dict[str, Criterion]] = {
     "snip_momentum": Criterion("snip_momentum", True, 0.9, _snip),
     "first_order": Criterion("first_order", True, 1.0, _first_order, of_units=True),
     "movement": Criterion("movement", True, 1.0, _movement),
+    "wanda": Criterion("wanda", False, 1.0, _snip, needs_input=True),
     "random": Criterion("random", False, 0.0, None),
 }
 

@@ -18,7 +18,6 @@ Parameters are looked up by name at each use and never kept: wrappers that repla
 """
 
 from collections.abc import Mapping, Sequence
-from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,8 @@ from prunus.sparsity.allocation import global_cuts, importance, in_multiples
 from prunus.sparsity.measure import TensorFacts, measure
 from prunus.sparsity.patterns import Pattern
 from prunus.sparsity.pruning import Pruning, Rule, resolve
-from prunus.sparsity.scores import Scores, learn, least_kept, regularizer_gradient
+from prunus.sparsity.scorer import KINDS, Scorer
+from prunus.sparsity.scores import least_kept
 from prunus.sparsity.selection import Cut, count_of, cut_lowest, kept
 from prunus.sparsity.structures import pattern_for
 from prunus.sparsity.targets import Selection, Targets, select
@@ -58,13 +58,9 @@ class Masker:
         several = [prunings] if isinstance(prunings, Pruning) else list(prunings)
         self.rules: list[Rule] = resolve(model, several, total_steps, steps_per_epoch or total_steps)
         self.steps = 0
-        self._seed = seed
+        self._scorer = Scorer(seed)
         self._masks: dict[str, Tensor] = {}  # bool [out, in], True where the weight is kept
-        self._scores: dict[str, Tensor] = {}  # of units, or of weights for N:M
         self._shadow: dict[str, Tensor] = {}
-        # For magnitudes: fresh memory would cost more than all that is done with them.
-        self._room: dict[str, Tensor] = {}
-        self._moments: dict[str, tuple[Tensor, Tensor]] = {}  # of scores that learn
         self._planned: dict[str, int] = {}  # zeros that the last update asked for
         if state is not None:
             self._load(model, state)
@@ -76,6 +72,7 @@ class Masker:
                 elif rule.timetable.due(0) and rule.timetable.prunes(0):
                     self._update(model, rule)
             self.apply(model)
+        self._scorer.watch(model, self.rules, self.steps)
 
     @classmethod
     def lock(
@@ -112,11 +109,13 @@ class Masker:
             remaining = rule.timetable.events[-1] - self.steps
             # A criterion without history looks only at the step before an update; none is looked at after the last one.
             wanted = remaining > 0 if rule.criterion.history else rule.timetable.due(self.steps + 1)
-            if rule.criterion.needs_gradient and wanted and rule.criterion.contribution is not None:
-                for name in rule.selection.taken:
-                    parameter = model.get_parameter(name)
-                    if parameter.grad is not None:
-                        self._accumulate(name, rule, parameter.detach(), parameter.grad, rate)
+            for name in rule.selection.taken if rule.criterion.needs_gradient and wanted else ():
+                parameter = model.get_parameter(name)
+                if parameter.grad is not None:
+                    dense = self._shadow.get(name, parameter.detach())
+                    self._scorer.see(name, rule, dense, parameter.grad, self.steps, rate)
+                    if rule.pruning.scores is not None and name in self._masks:
+                        parameter.grad.mul_(self._masks[name])
 
     def step(self, model: nn.Module) -> bool:
         """Call once after each optimizer step. True if masks were updated."""
@@ -125,11 +124,10 @@ class Masker:
         due = [rule for rule in self.rules if rule.timetable.due(self.steps)]
         for rule in due:
             self._update(model, rule)
-            if rule.criterion.of_units or self.steps == rule.timetable.events[-1]:
-                for name in rule.selection.taken:  # no update will read them any more, or the next sum begins
-                    for held in (self._scores, self._room, self._moments):
-                        held.pop(name, None)
+            self._scorer.updated(rule, self.steps == rule.timetable.events[-1])
         self.apply(model)
+        if self.finished:
+            self._scorer.unwatch()
         return bool(due)
 
     @torch.no_grad()
@@ -143,6 +141,7 @@ class Masker:
 
     def finish(self, model: nn.Module) -> list[TensorFacts]:
         """Masks a last time and counts. Raises ``TrainingError`` where the zeros asked for are not there."""
+        self._scorer.unwatch()
         with torch.no_grad():
             for name, mask in self._masks.items():
                 # Not apply(): the weights may be those of a restored checkpoint, which no shadow may overwrite. And a
@@ -218,21 +217,14 @@ class Masker:
 
     def bytes(self) -> dict[str, int]:
         """Memory held now, by kind: masks, scores, shadow."""
-        moments = [{name: pair[i] for name, pair in self._moments.items()} for i in (0, 1)]
-        kinds = {"masks": [self._masks], "scores": [self._scores, self._room, *moments], "shadow": [self._shadow]}
-        return {
-            kind: sum(t.numel() * t.element_size() for part in held for t in part.values())
-            for kind, held in kinds.items()
-        }
+        kinds = {"masks": self._masks.values(), "scores": self._scorer.tensors(), "shadow": self._shadow.values()}
+        return {kind: sum(t.numel() * t.element_size() for t in held) for kind, held in kinds.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a later masker needs to go on, as a flat dictionary of tensors."""
-        state = {"steps": torch.tensor(self.steps), "seed": torch.tensor(self._seed)}
+        state = {"steps": torch.tensor(self.steps), "seed": torch.tensor(self._scorer.seed)}
         state |= {f"mask.{name}": value for name, value in self._masks.items()}
-        state |= {f"score.{name}": value for name, value in self._scores.items()}
-        state |= {f"shadow.{name}": value for name, value in self._shadow.items()}
-        state |= {f"first.{name}": first for name, (first, _) in self._moments.items()}
-        state |= {f"second.{name}": second for name, (_, second) in self._moments.items()}
+        state |= {f"shadow.{name}": value for name, value in self._shadow.items()} | self._scorer.state_dict()
         return state | {f"planned.{name}": torch.tensor(value) for name, value in self._planned.items()}
 
     # How it works
@@ -250,59 +242,10 @@ class Masker:
         zeros = sum(final(name, rule.sparsity) * out * inp for name, (out, inp) in taken.items())
         return zeros / rule.selection.weights
 
-    def _accumulate(self, name: str, rule: Rule, weight: Tensor, grad: Tensor, rate: float) -> None:
-        contribution = rule.criterion.contribution
-        if contribution is None:
-            return
-        score = contribution(self._shadow.get(name, weight).float(), grad.float())
-        if rule.criterion.of_units:
-            score = rule.pattern.pool(score, "sum").abs()
-        elif not rule.pattern.needs_element_scores:
-            score = rule.pattern.pool(score, rule.pruning.reduce)
-        held = self._scores.get(name)
-        if rule.pruning.scores is not None:
-            self._learn(name, rule, rule.pruning.scores, -score, rate)
-            if name in self._masks:
-                grad.mul_(self._masks[name])
-        elif held is None or rule.criterion.history == 0:
-            self._scores[name] = score
-        else:
-            held.mul_(rule.criterion.history).add_(score)
-
-    def _learn(self, name: str, rule: Rule, choice: Scores, gradient: Tensor, rate: float) -> None:
-        score = self._scores.setdefault(name, torch.zeros_like(gradient))
-        if name not in self._moments:
-            self._moments[name] = torch.zeros_like(gradient), torch.zeros_like(gradient)
-        if choice.regularization:
-            strength = choice.regularization * rule.timetable.share(self.steps)
-            gradient = gradient + regularizer_gradient(score, strength, len(rule.selection.taken))
-        learn(score, *self._moments[name], gradient, choice.learning_rate * rate, self.steps + 1)
-
     def _absorb(self, model: nn.Module) -> None:
         with torch.no_grad():
             for name, shadow in self._shadow.items():
                 shadow.mul_(~self._masks[name]).add_(model.get_parameter(name))
-
-    def _score(self, model: nn.Module, rule: Rule, name: str) -> Tensor:
-        """Scores of the weights (N:M) or of the units (blocks), before importance; checked for NaN."""
-        pattern, weight = rule.pattern, self._shadow.get(name, model.get_parameter(name).detach())
-        score = self._scores.get(name)
-        if rule.criterion.contribution is None:
-            generator = torch.Generator().manual_seed(self._seed ^ crc32(name.encode()))
-            shape = weight.shape if pattern.needs_element_scores else pattern.units(rule.selection.taken[name])
-            score = torch.rand(shape, generator=generator).to(weight.device)
-        elif not rule.criterion.needs_gradient:
-            if name not in self._room:
-                self._room[name] = torch.empty_like(weight, dtype=torch.float32)
-            score = torch.abs(weight.float(), out=self._room[name])
-            score = score if pattern.needs_element_scores else pattern.pool(score, rule.pruning.reduce)
-        if score is None:
-            rule_ = f"have a gradient for criterion {rule.criterion.name}"
-            raise TrainingError(Problem(name, "no gradient seen", rule_, "unfreezing it, or criterion: magnitude"))
-        if not all(torch.isfinite(extreme) for extreme in torch.aminmax(score)):
-            fix = "a lower learning rate, gradient clipping, or fp32"
-            raise TrainingError(Problem(name, "NaN or infinite scores", "have finite weights and gradients", fix))
-        return score
 
     @torch.no_grad()
     def _update(self, model: nn.Module, rule: Rule) -> None:
@@ -312,9 +255,9 @@ class Masker:
         for name in shapes:
             if pruning.revive and name not in self._shadow:
                 self._shadow[name] = model.get_parameter(name).detach().clone()
-            score = self._score(model, rule, name)
-            own = self._room.get(name)
-            score = importance(score, pruning.allocation.importance, in_place=score is own)
+            dense = self._shadow.get(name, model.get_parameter(name).detach())
+            score = self._scorer.score(name, rule, dense)
+            score = importance(score, pruning.allocation.importance, in_place=self._scorer.own(name, score))
             held = None if pruning.revive else self._masks.get(name)
             if pattern.needs_element_scores:
                 elements[name] = score if held is None else score.masked_fill(~held, -torch.inf)
@@ -370,16 +313,12 @@ class Masker:
             if kind == "steps":
                 self.steps = int(value)
             elif kind == "seed":
-                self._seed = int(value)
+                self._scorer.seed = int(value)
             elif kind == "planned":
                 self._planned[name] = int(value)
             elif kind == "mask":
                 self._masks[name] = value.to(device, torch.bool, copy=True)
-            elif kind == "score":
-                self._scores[name] = value.to(device, torch.float32, copy=True)
-            elif kind in ("first", "second"):
-                pair = self._moments.get(name, (value, value))
-                moved = value.to(device, torch.float32, copy=True)
-                self._moments[name] = (moved, pair[1]) if kind == "first" else (pair[0], moved)
+            elif kind in KINDS:
+                self._scorer.load(kind, name, value.to(device))
             elif kind == "shadow":
                 self._shadow[name] = value.to(device, copy=True)

@@ -210,8 +210,9 @@ def resolve(
         if timetable is None or selection is None:
             continue
         final, chosen = pruning.final_sparsity(), criterion("magnitude" if pruning.lock else pruning.criterion)
-        if chosen.needs_gradient and timetable.prunes(0):
-            rule = f"be at least 1 with criterion {chosen.name}, which has seen no gradient at step 0"
+        if (chosen.needs_gradient or chosen.needs_input) and timetable.prunes(0):
+            unseen = "input" if chosen.needs_input else "gradient"
+            rule = f"be at least 1 with criterion {chosen.name}, which has seen no {unseen} at step 0"
             found.append(Problem(f"{where}.schedule.start", 0, rule, "100, or criterion: magnitude"))
         for name, value in ((n, pruning.allocation.final(n, final)) for n in selection.taken):
             if value > pattern.max_sparsity:

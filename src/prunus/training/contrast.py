@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, final
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from prunus.checkpoint.state import read_tensors, write_tensors
 from prunus.checkpoint.states import read_states, write_states
 from prunus.distillation.banks import Bank, draw, filled
 from prunus.distillation.contrastive import Contrastive, Representation, contrastive_loss, sets_of
-from prunus.errors import Problem, TargetError
+from prunus.errors import Problem, TargetError, TrainingError
 from prunus.training.callback import PruneCallback
 
 __all__ = ["ROW_ID", "Contrasting", "Numbered", "represented", "representing"]
@@ -234,7 +235,7 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         if rank == 0:
             write_states(self._directory / f"{name}.safetensors", states, self._digest)
         if processes > 1:
-            torch.distributed.barrier()
+            _same_everywhere(states, name)
         self.banks[term].add(name, self._read(name) if self.choice.bank == "mmap" else self._placed(states))
         self.facts["passes"] += 1
         self.facts["seconds"] += perf_counter() - began
@@ -266,6 +267,17 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
                 yield ids, represented(found[0], asked.get("attention_mask"), self.choice.representation)
         finally:
             model.train(training)
+
+
+def _same_everywhere(states: Tensor, name: str) -> None:
+    """Raises ``TrainingError`` where processes do not hold the same bank; also waits until the file is written."""
+    own = torch.tensor([crc32(states.cpu().numpy().tobytes())], dtype=torch.int64)
+    every = [torch.zeros_like(own) for _ in range(_processes())]
+    torch.distributed.all_gather(every, own)
+    if any(int(other) != int(own) for other in every):
+        rule = "be the same in every process"
+        fix = "the same model, data and versions for all"
+        raise TrainingError(Problem(f"bank {name}", [f"{int(other):08x}" for other in every], rule, fix))
 
 
 def _label(row: Mapping[str, Any]) -> Any:
