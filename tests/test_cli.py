@@ -166,7 +166,8 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         text = (SHIPPED / f"{name}.yaml").read_text()
         assert prunus("recipes", "show", name).out == text
         shown = json.loads(prunus("recipes", "show", name, "--json").out)
-        patterns = [shown["prune"]["pattern"]] if "prune" in shown else []
+        given = shown.get("prune", [])
+        patterns = [rule["pattern"] for rule in (given if isinstance(given, list) else [given])]
         assert patterns == [rule.pattern for rule in load_recipe(name).prune]
     monkeypatch.chdir(tmp_path)
     assert prunus("recipes", "cp", "sst2-dense").code == 0
