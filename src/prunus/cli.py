@@ -214,13 +214,18 @@ def report(
     html: Annotated[Path | None, typer.Option(help="Write the page here instead of DIRECTORY/report.html.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Writes report.html again from a run's facts and prints its table."""
+    """Writes report.html again from a run's facts and prints its table; also of a run that is still going."""
     with errors(err):
         from prunus.report.facts import read_facts
         from prunus.report.html import render_html
         from prunus.report.tables import summary_table
 
         facts = read_facts(directory)
+        if facts.get("status") != "finished" and "history" not in facts:
+            from prunus.training.evidence import history
+            from prunus.training.logbook import LOG_FILE, read_log
+
+            facts["history"] = history(read_log(directory / LOG_FILE))
         if as_json:
             print_json(facts)
             return
@@ -230,6 +235,9 @@ def report(
         except OSError as error:
             raise CheckpointError(Problem(str(path), str(error), "be writable", "--html with another path")) from None
         out.print(summary_table(facts))
+        if facts.get("status") != "finished" and facts["history"]["loss"]:
+            last = facts["history"]["loss"][-1]
+            out.print(f"{facts.get('status')}: step {last['step']:,}, loss {last['loss']:.4g}", highlight=False)
         out.print(str(path), highlight=False)
 
 

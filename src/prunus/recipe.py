@@ -100,8 +100,13 @@ class TrainSpec:
     keep: Literal["last", "best"] = "last"
     """``best``: the weights with the highest metric among the evaluations at full sparsity, from ``best_after`` on."""
     best_after: Span = field(default_factory=lambda: Span(0))
+    on_collapse: Literal["warn", "stop", "off"] = "warn"
+    """What happens where the metric falls to less than ``collapse`` of its best value at an evaluation."""
+    collapse: float = 0.5
     checkpoint_every: Span | None = field(default_factory=lambda: Span(25, "%"))
     log_every: Span = field(default_factory=lambda: Span(20))
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml"], ...] = ()
+    """Where Trainer reports besides ``log.jsonl``; each needs its package."""
     threads: int | None = None
     """CPU threads; None leaves torch's own choice."""
 
@@ -122,6 +127,8 @@ class TrainSpec:
             found.append(Problem(f"{key}.cycles", list(self.cycles), "be one or more lengths above 0", "[11, 6]"))
         if self.keep == "best" and self.evaluate_every is None:
             found.append(Problem(f"{key}.keep", self.keep, "come with evaluate_every", f"{key}.evaluate_every: 250"))
+        if not 0 < self.collapse < 1:
+            found.append(Problem(f"{key}.collapse", self.collapse, "be a fraction in (0, 1)", "0.5"))
         if self.max_grad_norm < 0:
             found.append(Problem(f"{key}.max_grad_norm", self.max_grad_norm, "be 0 (no clipping) or above", "1.0"))
         if not 0 <= self.seed < 2**32:

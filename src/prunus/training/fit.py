@@ -10,7 +10,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -30,6 +30,8 @@ from prunus.tasks.base import Feature, Metrics
 from prunus.tasks.collate import Collate
 from prunus.training.best import KeepBest
 from prunus.training.callback import STATE_FILE, PruneCallback
+from prunus.training.guard import Guard
+from prunus.training.logbook import LOG_FILE, Logbook
 from prunus.training.prepare import Length
 from prunus.training.progress import Bars, TrainingBar
 from prunus.training.rates import cosine_cycles, linear_rewinding
@@ -56,6 +58,7 @@ class Fit:
     """The optimizer step whose weights were kept, where the best are."""
     banks: dict[str, Any] | None = None
     """Of contrastive terms: encoding passes, their seconds, bytes."""
+    warnings: list[str] = field(default_factory=list)
 
 
 class _StopOnSignal(TrainerCallback):  # type: ignore[misc]
@@ -121,8 +124,9 @@ def fit(
     score: Callable[[nn.Module], Metrics] | None = None,
     metric: str = "",
     resume: bool = False,
+    logged: bool = False,
 ) -> Fit:
-    """Trains ``model`` in place, with checkpoints in ``directory / "checkpoints"``.
+    """Trains ``model`` in place, with checkpoints in ``directory / "checkpoints"``; ``logged``: and a file of its logs.
 
     Raises ``Interrupted`` after Ctrl-C, ``TrainingError`` for a loss that is not finite or zeros that are missing, and
     ``CheckpointError`` where ``resume`` finds nothing to go on from.
@@ -135,6 +139,7 @@ def fit(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(regex.search(name) for regex in frozen))
     stop = _StopOnSignal()
+    logbook = Logbook(directory / LOG_FILE) if logged else None
     best = None
     if train.keep == "best" and score is not None:
         best = KeepBest(checkpoints, metric, train.best_after.steps(length.total, length.steps_per_epoch))
@@ -150,10 +155,12 @@ def fit(
         pretrained=pretrained,
         score=score,
         rate=_rate(train, length, pruning),
-        callbacks=[TrainingBar(bars, what), stop, *([best] if best is not None else [])],
+        callbacks=[TrainingBar(bars, what), stop, *(each for each in (best, logbook) if each is not None)],
     )
     if best is not None:
         best.pruning = trainer.prune_callback
+    guard = Guard(metric, 1 - train.collapse, train.on_collapse, trainer.prune_callback)
+    trainer.add_callback(guard)
     trainer.remove_callback(PrinterCallback)
     began = perf_counter()
     with stop.listening():
@@ -172,7 +179,10 @@ def fit(
         parameter.requires_grad_(True)
     kept = best.step if best is not None and best.value is not None else None
     banks = trainer.contrasting.facts if trainer.contrasting is not None else None
-    return Fit(seconds, list(trainer.state.log_history), trainer.prune_callback, kept, banks)
+    warnings = list(guard.warnings)
+    if logbook is not None and logbook.warning is not None:
+        warnings.append(logbook.warning)
+    return Fit(seconds, list(trainer.state.log_history), trainer.prune_callback, kept, banks, warnings)
 
 
 def drop_checkpoints(directory: Path) -> None:
@@ -227,7 +237,7 @@ def _arguments(train: TrainSpec, length: Length, checkpoints: Path, evaluate: bo
         eval_strategy="steps" if evaluate and train.evaluate_every is not None else "no",
         eval_steps=check,
         use_cpu=not torch.accelerator.is_available(),
-        report_to="none",
+        report_to=list(train.report_to) or "none",
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
@@ -78,7 +79,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None, spent: Mapping[str
     ``spent`` is the ``budget`` of the run that goes on. Raises one ``PrunusError`` with every problem that can be known before
     training.
     """
-    found: list[Problem] = list(recipe.problems()) + check_task(recipe.task)
+    found: list[Problem] = list(recipe.problems()) + check_task(recipe.task) + _reporters(recipe.train)
     source = _source(recipe.model.name, "model.name", found)
     other = recipe.model.dense
     dense_source = source if other is None else _source(other, "model.dense", found)
@@ -148,6 +149,16 @@ def prepare(recipe: Recipe, progress: Progress | None = None, spent: Mapping[str
         tuple(quantized or ()),
         budget,
     )
+
+
+def _reporters(train: TrainSpec) -> list[Problem]:
+    """Those that are asked for and not installed."""
+    rule = "be installed"
+    return [
+        Problem("train.report_to", name, rule, f"pip install {name}")
+        for name in train.report_to
+        if find_spec(name) is None
+    ]
 
 
 def shaped(config: PreTrainedConfig, head: HeadKind, spec: ModelSpec) -> PreTrainedModel:

@@ -175,7 +175,9 @@ def run(
                 score=lambda trained: score_model(trained, prepared, bars, "evaluating"),
                 metric=prepared.task.metric,
                 resume=resume,
+                logged=True,
             )
+            facts["warnings"] += result.warnings
             if result.banks is not None:
                 facts["banks"] = result.banks
             if result.best_step is not None:
