@@ -6,6 +6,7 @@ Start with ``Pruning`` (what becomes zero, and when) and ``PruneCallback`` (in a
 (in a loop of your own); or with ``prunus run quickstart`` on the command line.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 from prunus._version import __version__
@@ -57,6 +58,8 @@ __all__ = [
 
 
 def _register() -> None:
+    if "prunus.checkpoint.compacted" in sys.modules:  # it is just being imported, and does this itself
+        return
     from prunus.checkpoint.compacted import register
 
     register()

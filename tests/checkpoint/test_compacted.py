@@ -60,7 +60,11 @@ def test_what_was_saved_is_loaded_trained_and_saved_again(architecture: str, tmp
     assert all(shapes.get(name, p.shape) == p.shape for name, p in body.named_parameters())
 
 
-@pytest.mark.parametrize("order", [("import prunus", "USE"), ("USE", "import prunus")], ids=["first", "last"])
+@pytest.mark.parametrize(
+    "order",
+    [("import prunus", "USE"), ("USE", "import prunus"), ("from prunus.checkpoint.compacted import narrow", "USE")],
+    ids=["first", "last", "by its module"],
+)
 def test_a_fresh_process_needs_import_prunus_and_no_more(order: tuple[str, str], tmp_path: Path) -> None:
     model = small()
     model.save_pretrained(tmp_path / "small")

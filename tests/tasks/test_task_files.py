@@ -141,6 +141,7 @@ def test_skip_short_rows(tmp_path: Path) -> None:
             "be JSON, got Expecting ':' delimiter",
         ),
         ("cut.json", b'[{"text": "x", "label": 1}\n', " line 2", "be JSON"),
+        ("ends.json", b'{"data":', "", "be a list of objects"),
         ("comma.json", b'[{"text": "x", "label": 1}\n{"text": "x", "label": 1}]', " line 2", "be JSON"),
         ("items.json", b'[{"text": "x", "label": 1},\n7]', " line 2 item 1", "be a JSON object, got '7'"),
         ("number.json", b"7", "", "be a list of objects"),

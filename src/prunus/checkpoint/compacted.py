@@ -155,3 +155,6 @@ def register() -> None:
     if METHOD not in AUTO_QUANTIZATION_CONFIG_MAPPING:
         register_quantization_config(METHOD)(PrunusLayout)
         register_quantizer(METHOD)(PrunusLoader)
+
+
+register()  # where this module was imported before transformers; see prunus/__init__.py

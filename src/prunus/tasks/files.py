@@ -331,9 +331,9 @@ def _elements(path: Path, text: str, complaints: Complaints) -> Iterator[tuple[i
         return _past_space(text, at + 1)
 
     at = _past_space(text, 0)
-    if text[at] == "{":
+    if text[at : at + 1] == "{":
         at = _find_data(text, skip(at, "{"), skip)
-    if at < 0 or text[at] != "[":
+    if at < 0 or text[at : at + 1] != "[":
         rule = 'be a list of objects, or an object with such a list under "data"'
         complaints.fatal(str(path), text[:40].strip(), rule)
     at = skip(at, "[")
