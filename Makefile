@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test benchmarks results clean
+.PHONY: demo test test-distributed fuzz benchmarks results clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -19,6 +19,12 @@ test: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 2
+
+test-distributed: $(STAMP)
+	PRUNUS_DISTRIBUTED=1 $(BIN)/python -m pytest tests/distributed
+
+fuzz: $(STAMP)
+	$(BIN)/python benchmarks/fuzz.py
 
 benchmarks: $(STAMP)
 	$(BIN)/python benchmarks/overhead.py

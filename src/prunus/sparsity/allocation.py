@@ -28,9 +28,10 @@ import torch
 from torch import Tensor
 
 from prunus.errors import Problem, nearest
-from prunus.sparsity.selection import Cut, count, count_of, cut_lowest, kth_smallest
+from prunus.sparsity.selection import Cut, count_of, cut_lowest
+from prunus.sparsity.world import LOCAL, World
 
-__all__ = ["Allocation", "Importance", "Scope", "global_cuts", "importance", "in_multiples"]
+__all__ = ["Allocation", "Importance", "Scope", "global_cuts", "importance", "in_multiples", "lowest"]
 
 Scope = Literal["tensor", "global"]
 Importance = Literal["plain", "normed", "rms"]
@@ -84,17 +85,23 @@ class Allocation:
         return next((value for pattern, value in self.per_tensor.items() if re.search(pattern, name)), sparsity)
 
 
-def importance(score: Tensor, kind: Importance, in_place: bool = False) -> Tensor:
+def importance(score: Tensor, kind: Importance, in_place: bool = False, name: str = "", world: World = LOCAL) -> Tensor:
     """Scores of one tensor, scaled so that tensors can be compared; a tensor of zeros stays zeros."""
     if kind == "plain":
         return score
-    norm = score.norm() if kind == "normed" else score.square().mean().sqrt()
+    norm = world.norm(name, score)
+    if kind == "rms":
+        norm = norm / world.size(name, score) ** 0.5
     norm = norm.clamp_min(torch.finfo(score.dtype).tiny)
     return score.div_(norm) if in_place else score / norm
 
 
 def global_cuts(
-    scores: Mapping[str, Tensor], fraction: float, cap: float = 1.0, weights_per_unit: Mapping[str, int] | None = None
+    scores: Mapping[str, Tensor],
+    fraction: float,
+    cap: float = 1.0,
+    weights_per_unit: Mapping[str, int] | None = None,
+    world: World = LOCAL,
 ) -> dict[str, Cut]:
     """One cut per tensor, from scores that are comparable.
 
@@ -103,38 +110,47 @@ def global_cuts(
     """
     if weights_per_unit is not None and len(set(weights_per_unit.values())) > 1:
         return _cuts_by_weight(scores, fraction, cap, weights_per_unit)
-    limit = {name: count_of(cap, score.numel()) for name, score in scores.items()}
-    left = min(count_of(fraction, sum(score.numel() for score in scores.values())), sum(limit.values()))
+    sizes = {name: world.size(name, score) for name, score in scores.items()}
+    limit = {name: count_of(cap, size) for name, size in sizes.items()}
+    left = min(count_of(fraction, sum(sizes.values())), sum(limit.values()))
     cuts: dict[str, Cut] = {}
     active = dict(scores)
     while active and left:
-        theta = kth_smallest(list(active.values()), left)
-        at_or_below = {name: count(score, le, theta) for name, score in active.items()}
+        theta = world.kth(active, left)
+        at_or_below = {name: world.count(name, score, le, theta) for name, score in active.items()}
         room = {name: min(number, limit[name]) for name, number in at_or_below.items()}
         if sum(room.values()) >= left:
-            return cuts | _share_ties(active, theta, room, limit, sum(room.values()) - left)
+            return cuts | _share_ties(active, theta, room, limit, sum(room.values()) - left, world)
         for name in [name for name in active if at_or_below[name] > limit[name]]:
-            cuts[name] = cut_lowest(active.pop(name), limit[name])
+            cuts[name] = lowest(name, active.pop(name), limit[name], world)
             left -= limit[name]
     return cuts | {name: Cut(0, -torch.inf) for name in active}
 
 
-def in_multiples(scores: Mapping[str, Tensor], cuts: Mapping[str, Cut], multiple: int) -> dict[str, Cut]:
+def in_multiples(
+    scores: Mapping[str, Tensor], cuts: Mapping[str, Cut], multiple: int, world: World = LOCAL
+) -> dict[str, Cut]:
     """The cuts that leave each tensor a multiple of units; no tensor is left more than the multiple above what it had.
 
     A tensor whose size is none keeps what is over it.
     """
-    over = {name: score.numel() % multiple for name, score in scores.items()}
-    left = {name: max(0, score.numel() - over[name] - cuts[name].k) for name, score in scores.items()}
+    sizes = {name: world.size(name, score) for name, score in scores.items()}
+    over = {name: size % multiple for name, size in sizes.items()}
+    left = {name: max(0, sizes[name] - over[name] - cuts[name].k) for name in scores}
     base = {name: number // multiple * multiple for name, number in left.items()}
     more = -(-(sum(left.values()) - sum(base.values())) // multiple)
     for name in sorted(left, key=lambda name: base[name] - left[name])[:more]:
         base[name] += multiple
-    return {name: cut_lowest(score, score.numel() - over[name] - base[name]) for name, score in scores.items()}
+    return {name: lowest(name, score, sizes[name] - over[name] - base[name], world) for name, score in scores.items()}
 
 
 def _share_ties(
-    scores: Mapping[str, Tensor], theta: float, room: Mapping[str, int], limit: Mapping[str, int], excess: int
+    scores: Mapping[str, Tensor],
+    theta: float,
+    room: Mapping[str, int],
+    limit: Mapping[str, int],
+    excess: int,
+    world: World,
 ) -> dict[str, Cut]:
     """Cuts at one threshold: each tensor's ``room`` less ``excess`` units tied at it, which go in the tensors' order."""
     cuts = {}
@@ -142,12 +158,17 @@ def _share_ties(
         if not excess and room[name] < limit[name]:  # all at or below the threshold, and no tie to spare
             cuts[name] = Cut(room[name], theta)
             continue
-        below = count(scores[name], lt, theta)
+        below = world.count(name, scores[name], lt, theta)
         spared = min(excess, max(0, room[name] - below))
         excess -= spared
         k = room[name] - spared
-        cuts[name] = Cut(k, theta) if k >= below else cut_lowest(scores[name], k)
+        cuts[name] = Cut(k, theta) if k >= below else lowest(name, scores[name], k, world)
     return cuts
+
+
+def lowest(name: str, score: Tensor, k: int, world: World = LOCAL) -> Cut:
+    """The cut that takes the ``k`` lowest units of one tensor."""
+    return Cut(k, world.kth({name: score}, k) if k else -torch.inf)
 
 
 def _cuts_by_weight(

@@ -18,20 +18,22 @@ Parameters are looked up by name at each use and never kept: wrappers that repla
 """
 
 from collections.abc import Mapping, Sequence
+from operator import le
 
 import torch
 from torch import Tensor, nn
 
 from prunus.errors import CheckpointError, Problem, TrainingError
-from prunus.sparsity.allocation import global_cuts, importance, in_multiples
+from prunus.sparsity.allocation import global_cuts, importance, in_multiples, lowest
 from prunus.sparsity.measure import TensorFacts, measure
 from prunus.sparsity.patterns import Pattern
 from prunus.sparsity.pruning import Pruning, Rule, resolve
 from prunus.sparsity.scorer import KINDS, Scorer
 from prunus.sparsity.scores import least_kept
-from prunus.sparsity.selection import Cut, count_of, cut_lowest, kept
+from prunus.sparsity.selection import Cut, count_of, kept
 from prunus.sparsity.structures import pattern_for
 from prunus.sparsity.targets import Selection, Targets, select
+from prunus.sparsity.world import LOCAL, local, world_of
 from prunus.sparsity.zeros import found_zeros
 
 __all__ = ["Masker"]
@@ -58,7 +60,8 @@ class Masker:
         several = [prunings] if isinstance(prunings, Pruning) else list(prunings)
         self.rules: list[Rule] = resolve(model, several, total_steps, steps_per_epoch or total_steps)
         self.steps = 0
-        self._scorer = Scorer(seed)
+        self._world = world_of(model, self.patterns)
+        self._scorer = Scorer(seed, self._world)
         self._masks: dict[str, Tensor] = {}  # bool [out, in], True where the weight is kept
         self._shadow: dict[str, Tensor] = {}
         self._planned: dict[str, int] = {}  # zeros that the last update asked for
@@ -112,10 +115,10 @@ class Masker:
             for name in rule.selection.taken if rule.criterion.needs_gradient and wanted else ():
                 parameter = model.get_parameter(name)
                 if parameter.grad is not None:
-                    dense = self._shadow.get(name, parameter.detach())
-                    self._scorer.see(name, rule, dense, parameter.grad, self.steps, rate)
+                    dense, grad = self._shadow.get(name, local(parameter.detach())), local(parameter.grad)
+                    self._scorer.see(name, rule, dense, grad, self.steps, rate)
                     if rule.pruning.scores is not None and name in self._masks:
-                        parameter.grad.mul_(self._masks[name])
+                        grad.mul_(self._masks[name])
 
     def step(self, model: nn.Module) -> bool:
         """Call once after each optimizer step. True if masks were updated."""
@@ -134,7 +137,7 @@ class Masker:
     def apply(self, model: nn.Module) -> None:
         """Makes the zeros exact. May be called at any time; a second call changes nothing."""
         for name, mask in self._masks.items():
-            weight = model.get_parameter(name)
+            weight = local(model.get_parameter(name))
             if name in self._shadow:
                 weight.copy_(self._shadow[name])
             weight.mul_(mask)
@@ -146,7 +149,7 @@ class Masker:
             for name, mask in self._masks.items():
                 # Not apply(): the weights may be those of a restored checkpoint, which no shadow may overwrite. And a
                 # product would leave -0.0 where the weight was negative.
-                model.get_parameter(name).masked_fill_(~mask, 0.0)
+                local(model.get_parameter(name)).masked_fill_(~mask, 0.0)
         facts = self.measure(model)
         found = [
             Problem(
@@ -176,8 +179,13 @@ class Masker:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """Masks by name, bool ``[out, in]``, True where a weight is kept."""
-        return dict(self._masks)
+        """Masks by name, bool ``[out, in]``, True where a weight is kept; of sharded parameters put together, by all."""
+        return {name: self._world.whole(name, mask) for name, mask in self._masks.items()}
+
+    @property
+    def sharded(self) -> bool:
+        """Whether processes hold parts of the parameters."""
+        return self._world is not LOCAL
 
     @property
     def selections(self) -> list[Selection]:
@@ -221,10 +229,17 @@ class Masker:
         return {kind: sum(t.numel() * t.element_size() for t in held) for kind, held in kinds.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that a later masker needs to go on, as a flat dictionary of tensors."""
+        """Everything that a later masker needs to go on, as a flat dictionary of tensors.
+
+        Of sharded parameters it is that of the whole, and all processes call it.
+        """
         state = {"steps": torch.tensor(self.steps), "seed": torch.tensor(self._scorer.seed)}
-        state |= {f"mask.{name}": value for name, value in self._masks.items()}
-        state |= {f"shadow.{name}": value for name, value in self._shadow.items()} | self._scorer.state_dict()
+        whole = self._world.whole
+        state |= {f"mask.{name}": whole(name, value) for name, value in self._masks.items()}
+        state |= {f"shadow.{name}": whole(name, value) for name, value in self._shadow.items()}
+        for key, value in self._scorer.state_dict().items():
+            kind, _, name = key.partition(".")
+            state[key] = value if kind == "input" else whole(name, value, units=True)
         return state | {f"planned.{name}": torch.tensor(value) for name, value in self._planned.items()}
 
     # How it works
@@ -245,7 +260,7 @@ class Masker:
     def _absorb(self, model: nn.Module) -> None:
         with torch.no_grad():
             for name, shadow in self._shadow.items():
-                shadow.mul_(~self._masks[name]).add_(model.get_parameter(name))
+                shadow.mul_(~self._masks[name]).add_(local(model.get_parameter(name)))
 
     @torch.no_grad()
     def _update(self, model: nn.Module, rule: Rule) -> None:
@@ -254,49 +269,51 @@ class Masker:
         units: dict[str, Tensor] = {}
         for name in shapes:
             if pruning.revive and name not in self._shadow:
-                self._shadow[name] = model.get_parameter(name).detach().clone()
-            dense = self._shadow.get(name, model.get_parameter(name).detach())
+                self._shadow[name] = local(model.get_parameter(name).detach()).clone()
+            dense = self._shadow.get(name, local(model.get_parameter(name).detach()))
             score = self._scorer.score(name, rule, dense)
-            score = importance(score, pruning.allocation.importance, in_place=self._scorer.own(name, score))
+            kind = pruning.allocation.importance
+            score = importance(score, kind, self._scorer.own(name, score), name, self._world)
             held = None if pruning.revive else self._masks.get(name)
             if pattern.needs_element_scores:
                 elements[name] = score if held is None else score.masked_fill(~held, -torch.inf)
-                units[name] = pattern.pool(elements[name], pruning.reduce)
+                units[name] = self._world.pool(name, pattern, elements[name], pruning.reduce)
             else:
-                kept_units = None if held is None else self._kept_units(held, pattern, shapes[name])
+                kept_units = None if held is None else self._kept_units(name, held, pattern, shapes[name])
                 units[name] = score if kept_units is None else score.masked_fill(~kept_units, -torch.inf)
         cuts = self._cuts(rule, units)
         if pruning.allocation.multiple > 1:
-            cuts = in_multiples(units, cuts, pruning.allocation.multiple)
+            cuts = in_multiples(units, cuts, pruning.allocation.multiple, self._world)
         for name, cut in cuts.items():
-            keep = kept(units[name], cut)
-            self._masks[name] = pattern.expand(keep, shapes[name], elements.get(name)).contiguous()
+            keep = kept(units[name], self._world.own(name, units[name], cut))
+            self._masks[name] = self._world.expand(name, pattern, keep, elements.get(name), shapes[name]).contiguous()
             self._planned[name] = cut.k * pattern.zeros_per_unit(shapes[name])
 
-    @staticmethod
-    def _kept_units(mask: Tensor, pattern: Pattern, shape: tuple[int, int]) -> Tensor:
+    def _kept_units(self, name: str, mask: Tensor, pattern: Pattern, shape: tuple[int, int]) -> Tensor:
         rows, columns = pattern.units(shape)
-        return mask[:: shape[0] // rows, :: shape[1] // columns]
+        if not self._world.crosses(name):
+            return mask[:: shape[0] // rows, :: shape[1] // columns]
+        return self._world.pool(name, pattern, mask.float(), "max") > 0
 
     def _cuts(self, rule: Rule, units: Mapping[str, Tensor]) -> dict[str, Cut]:
         scores = rule.pruning.scores
         if scores is not None and scores.threshold is not None:
             edge = scores.threshold * rule.timetable.share(self.steps)
-            return {
-                name: cut_lowest(
-                    score, min(int((torch.sigmoid(score) <= edge).sum()), score.numel() - least_kept(score.numel()))
-                )
-                for name, score in units.items()
-            }
+            cuts = {}
+            for name, score in units.items():
+                size = self._world.size(name, score)
+                below = self._world.count(name, torch.sigmoid(score), le, edge)
+                cuts[name] = lowest(name, score, min(below, size - least_kept(size)), self._world)
+            return cuts
         allocation, most = rule.pruning.allocation, rule.pattern.max_sparsity
         if allocation.scope == "global":
             sizes = {name: rule.pattern.zeros_per_unit(shape) for name, shape in rule.selection.taken.items()}
             fraction = rule.fraction_of_units(self.steps, rule.sparsity)
-            return global_cuts(units, fraction, min(1.0, allocation.max_per_tensor / most), sizes)
+            return global_cuts(units, fraction, min(1.0, allocation.max_per_tensor / most), sizes, self._world)
         cuts = {}
         for name, score in units.items():
             fraction = rule.fraction_of_units(self.steps, allocation.final(name, rule.sparsity))
-            cuts[name] = cut_lowest(score, count_of(fraction, score.numel()))
+            cuts[name] = lowest(name, score, count_of(fraction, self._world.size(name, score)), self._world)
         return cuts
 
     def _load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
@@ -317,8 +334,9 @@ class Masker:
             elif kind == "planned":
                 self._planned[name] = int(value)
             elif kind == "mask":
-                self._masks[name] = value.to(device, torch.bool, copy=True)
+                self._masks[name] = self._world.part(name, value.to(device, torch.bool, copy=True))
             elif kind in KINDS:
-                self._scorer.load(kind, name, value.to(device))
+                own = value if kind == "input" else self._world.units(name, value)
+                self._scorer.load(kind, name, own.to(device))
             elif kind == "shadow":
-                self._shadow[name] = value.to(device, copy=True)
+                self._shadow[name] = self._world.part(name, value.to(device, copy=True))

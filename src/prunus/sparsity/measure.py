@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from prunus.sparsity.patterns import NofM, Pattern
 
@@ -34,6 +35,11 @@ class TensorFacts:
         return self.zeros / self.weights
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that several processes hold in parts, put together in each; all of them call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def zero_units(weight: Tensor, pattern: Pattern) -> int:
     """How many units of ``pattern`` in a weight ``[out, in]`` are as sparse as the pattern makes them."""
     zero = (weight == 0).float()
@@ -47,7 +53,7 @@ def measure(model: nn.Module, patterns: Mapping[str, Pattern]) -> list[TensorFac
     """Counts zeros and zero units in the named tensors of ``model``."""
     facts = []
     for name, pattern in patterns.items():
-        weight = model.get_parameter(name).detach()
+        weight = whole(model.get_parameter(name).detach())
         shape = (weight.shape[0], weight.shape[1])
         rows, columns = pattern.units(shape)
         zeros = int((weight == 0).sum())
@@ -68,6 +74,6 @@ def all_sparsity(model: nn.Module) -> float:
     """zeros / parameters over every parameter of the model, shared ones once."""
     zeros = total = 0
     for parameter in model.parameters():
-        zeros += int((parameter.detach() == 0).sum())
+        zeros += int((whole(parameter.detach()) == 0).sum())
         total += parameter.numel()
     return zeros / total if total else 0.0

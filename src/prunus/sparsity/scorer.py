@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from prunus.errors import Problem, TrainingError
 from prunus.sparsity.pruning import Rule
 from prunus.sparsity.scores import Scores, learn, regularizer_gradient
+from prunus.sparsity.world import LOCAL, World
 
 __all__ = ["KINDS", "Scorer"]
 
@@ -28,8 +29,8 @@ KINDS = ("score", "input", "first", "second")
 class Scorer:
     """The scores of one masker. ``seed`` is that of criterion random."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, world: World = LOCAL) -> None:
+        self.seed, self._world = seed, world
         self._held: dict[str, dict[str, Tensor]] = {kind: {} for kind in KINDS}
         # For magnitudes: fresh memory would cost more than all that is done with them.
         self._room: dict[str, Tensor] = {}
@@ -67,9 +68,9 @@ class Scorer:
             return
         score = contribution(weight.float(), grad.float())
         if rule.criterion.of_units:
-            score = rule.pattern.pool(score, "sum").abs()
+            score = self._world.pool(name, rule.pattern, score, "sum").abs()
         elif not rule.pattern.needs_element_scores:
-            score = rule.pattern.pool(score, rule.pruning.reduce)
+            score = self._world.pool(name, rule.pattern, score, rule.pruning.reduce)
         held = self._scores.get(name)
         if rule.pruning.scores is not None:
             self._learn(name, rule, rule.pruning.scores, -score, steps, rate)
@@ -84,7 +85,9 @@ class Scorer:
         )
         if choice.regularization:
             strength = choice.regularization * rule.timetable.share(steps)
-            gradient = gradient + regularizer_gradient(score, strength, len(rule.selection.taken))
+            shape = rule.selection.taken[name]
+            rows, columns = shape if rule.pattern.needs_element_scores else rule.pattern.units(shape)
+            gradient = gradient + regularizer_gradient(score, strength, len(rule.selection.taken), rows * columns)
         learn(score, first, second, gradient, choice.learning_rate * rate, steps + 1)
 
     def score(self, name: str, rule: Rule, weight: Tensor) -> Tensor:
@@ -95,20 +98,25 @@ class Scorer:
         pattern, score = rule.pattern, self._scores.get(name)
         if rule.criterion.contribution is None:
             generator = torch.Generator().manual_seed(self.seed ^ crc32(name.encode()))
-            shape = weight.shape if pattern.needs_element_scores else pattern.units(rule.selection.taken[name])
-            score = torch.rand(shape, generator=generator).to(weight.device)
+            shape = rule.selection.taken[name]
+            shape = shape if pattern.needs_element_scores else pattern.units(shape)
+            score = self._world.units(name, torch.rand(shape, generator=generator)).to(weight.device)
         elif rule.criterion.needs_input:
             score = rule.criterion.contribution(weight.float(), self._norms(name).to(weight.device))
-            score = score if pattern.needs_element_scores else pattern.pool(score, rule.pruning.reduce)
+            score = (
+                score if pattern.needs_element_scores else self._world.pool(name, pattern, score, rule.pruning.reduce)
+            )
         elif not rule.criterion.needs_gradient:
             if name not in self._room:
                 self._room[name] = torch.empty_like(weight, dtype=torch.float32)
             score = torch.abs(weight.float(), out=self._room[name])
-            score = score if pattern.needs_element_scores else pattern.pool(score, rule.pruning.reduce)
+            score = (
+                score if pattern.needs_element_scores else self._world.pool(name, pattern, score, rule.pruning.reduce)
+            )
         if score is None:
             rule_ = f"have a gradient for criterion {rule.criterion.name}"
             raise TrainingError(Problem(name, "no gradient seen", rule_, "unfreezing it, or criterion: magnitude"))
-        if not all(torch.isfinite(extreme) for extreme in torch.aminmax(score)):
+        if score.numel() and not all(torch.isfinite(extreme) for extreme in torch.aminmax(score)):
             fix = "a lower learning rate, gradient clipping, or fp32"
             raise TrainingError(Problem(name, "NaN or infinite scores", "have finite weights and gradients", fix))
         return score

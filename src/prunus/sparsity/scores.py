@@ -52,10 +52,13 @@ class Scores:
         return found
 
 
-def regularizer_gradient(score: Tensor, strength: float, tensors: int) -> Tensor:
-    """d/ds of ``strength`` x the mean over ``tensors`` of the mean of sigma(s), for one of them."""
+def regularizer_gradient(score: Tensor, strength: float, tensors: int, units: int | None = None) -> Tensor:
+    """d/ds of ``strength`` x the mean over ``tensors`` of the mean of sigma(s), for one of them.
+
+    ``units`` is how many scores the tensor has, where ``score`` is a part of them.
+    """
     sigma = torch.sigmoid(score)
-    return sigma * (1 - sigma) * (strength / (tensors * score.numel()))
+    return sigma * (1 - sigma) * (strength / (tensors * (units or score.numel())))
 
 
 def learn(score: Tensor, first: Tensor, second: Tensor, gradient: Tensor, rate: float, step: int) -> None:

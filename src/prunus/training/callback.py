@@ -18,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from prunus.checkpoint.state import read_tensors, write_tensors
 from prunus.errors import CheckpointError, Problem, RecipeError
 from prunus.sparsity.masker import Masker
-from prunus.sparsity.measure import TensorFacts
+from prunus.sparsity.measure import TensorFacts, whole
 from prunus.sparsity.pruning import Pruning
 
 __all__ = ["STATE_FILE", "PruneCallback"]
@@ -47,10 +47,15 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
         self._locked = masker is not None
         self._saved: Path | None = None
 
-    def save_state(self, directory: Path) -> None:
-        """Writes what a resumed run needs into a checkpoint's directory."""
-        if self.masker is not None and not self._locked:
-            write_tensors(directory / STATE_FILE, self.masker.state_dict())
+    def save_state(self, directory: Path, writes: bool = True) -> None:
+        """Writes what a resumed run needs into a checkpoint's directory.
+
+        Where parameters are sharded, all processes call it, and the one that ``writes`` does.
+        """
+        if self.masker is not None and not self._locked and (writes or self.masker.sharded):
+            state = self.masker.state_dict()
+            if writes:
+                write_tensors(directory / STATE_FILE, state)
             self._saved = directory
 
     def on_train_begin(
@@ -98,8 +103,8 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The masker's state joins the checkpoint (``PrunusTrainer`` has put it there already)."""
         directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and directory.is_dir() and self._saved != directory:
-            self.save_state(directory)
+        if self._saved != directory and (directory.is_dir() or not state.is_world_process_zero):
+            self.save_state(directory, state.is_world_process_zero)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -115,7 +120,11 @@ def _check_zeros(model: nn.Module, held: Mapping[str, Tensor], path: Path) -> No
     for key, value in held.items():
         kind, _, name = key.partition(".")
         weight = weights.get(name) if kind == "mask" else None
-        if weight is not None and weight.shape == value.shape and weight.detach()[~value.to(weight.device)].any():
+        if (
+            weight is not None
+            and weight.shape == value.shape
+            and whole(weight.detach())[~value.to(weight.device)].any()
+        ):
             rule = "belong to the weights that training resumes from"
             fix = "a checkpoint below the output_dir of this training"
             raise CheckpointError(Problem(str(path), f"a mask over nonzero weights of {name}", rule, fix))

@@ -195,8 +195,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         """The model, and beside it what a resumed run needs of the masks and of the order of rows."""
         super().save_model(output_dir, _internal_call)
         directory = Path(output_dir or self.args.output_dir)
-        if self.prune_callback is not None and self.args.should_save:
-            self.prune_callback.save_state(directory)
+        if self.prune_callback is not None:
+            self.prune_callback.save_state(directory, self.args.should_save)
         if _internal_call and self.args.should_save:
             self._order.save_state(directory)
             if self.teaching is not None:
