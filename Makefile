@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test test-distributed fuzz benchmarks results clean
+.PHONY: demo test test-distributed test-kill fuzz benchmarks results clean
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -22,6 +22,9 @@ test: $(STAMP)
 
 test-distributed: $(STAMP)
 	PRUNUS_DISTRIBUTED=1 $(BIN)/python -m pytest tests/distributed
+
+test-kill: $(STAMP)
+	PRUNUS_KILLS=200 $(BIN)/python -m pytest -s tests/kill
 
 fuzz: $(STAMP)
 	$(BIN)/python benchmarks/fuzz.py

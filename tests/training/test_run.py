@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -95,6 +95,7 @@ def test_the_directory_is_complete(task: str, finished: dict[str, Done]) -> None
         "prunus.json",
         MASKS_FILE,
         "report.html",
+        "log.jsonl",
         "README.md",
     }
     assert (finished[task].output / "report.html").read_text().startswith("<!")
@@ -324,8 +325,8 @@ def test_stopped_by_ctrl_c_and_resumed(
 def test_without_the_masks_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
     for step in (5, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").touch()
-    (tmp_path / "checkpoint-5" / STATE_FILE).touch()
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+    save_file({"steps": torch.tensor(5)}, tmp_path / "checkpoint-5" / STATE_FILE)
     assert last_checkpoint(tmp_path, pruned=True) == tmp_path / "checkpoint-5"
     assert last_checkpoint(tmp_path, pruned=False) == tmp_path / "checkpoint-10"
     assert last_checkpoint(tmp_path / "nowhere", pruned=False) is None
@@ -348,8 +349,9 @@ def test_a_second_ctrl_c_ends_at_once(
     assert not isinstance(caught.value, Interrupted)
     assert signal.getsignal(signal.SIGINT) is handler
     assert read_facts(tmp_path / "out")["status"] == "interrupted"
-    with pytest.raises(CheckpointError, match="must hold a whole checkpoint to resume from"):
-        run(done.recipe, tmp_path / "out", resume=True)
+    run(done.recipe, tmp_path / "out", resume=True)  # there is no checkpoint yet: from the beginning
+    first, second = (load_file(path / "model.safetensors") for path in (done.output, tmp_path / "out"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_loss_that_is_not_finite_fails_the_run(
@@ -411,8 +413,13 @@ def test_nothing_to_resume(finished: dict[str, Done], tmp_path: Path) -> None:
     done = finished["classification"]
     with pytest.raises(CheckpointError, match="must exist to be resumed"):
         run(done.recipe, tmp_path / "nowhere", resume=True)
-    with pytest.raises(CheckpointError, match="must hold a whole checkpoint to resume from"):
-        run(done.recipe, done.output, resume=True)
+    before = {path.name: path.stat().st_mtime_ns for path in done.output.iterdir()}
+    assert run(done.recipe, done.output, resume=True) == read_facts(done.output)  # finished
+    assert {path.name: path.stat().st_mtime_ns for path in done.output.iterdir()} == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").touch()
+    with pytest.raises(CheckpointError, match=r"must hold the prunus\.json of the run that is to go on"):
+        run(done.recipe, tmp_path / "other", resume=True)
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="must be a directory"):
         run(done.recipe, tmp_path / "file")

@@ -1,8 +1,7 @@
 """One training: a model, its features and a ``TrainSpec`` in, the trained model and its history out.
 
 Ctrl-C finishes the current step, writes a checkpoint and ends the training; a second one ends at once. Checkpoints stand
-in ``OUT/checkpoints``; one that was cut off while it was written is recognised (its ``trainer_state.json`` comes last) and
-passed over.
+in ``OUT/checkpoints``; one that was cut off while it was written is recognised (``checkpoint.whole``) and passed over.
 """
 
 import re
@@ -22,8 +21,8 @@ import torch
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prunus.checkpoint.whole import is_whole
 from prunus.distillation.logits import Distillation
-from prunus.errors import CheckpointError, Problem
 from prunus.recipe import TrainSpec
 from prunus.sparsity.pruning import Pruning
 from prunus.tasks.base import Feature, Metrics
@@ -37,7 +36,7 @@ from prunus.training.progress import Bars, TrainingBar
 from prunus.training.rates import cosine_cycles, linear_rewinding
 from prunus.training.trainer import PrunusTrainer, release
 
-__all__ = ["Fit", "Interrupted", "drop_checkpoints", "fit", "last_checkpoint", "resume_point"]
+__all__ = ["Fit", "Interrupted", "drop_checkpoints", "fit", "last_checkpoint"]
 
 _KEEP: Final = 2
 OWN_RATES: Final = ("cosine_cycles", "linear_rewinding")
@@ -92,19 +91,9 @@ def last_checkpoint(directory: Path, pruned: bool) -> Path | None:
     whole = []
     for path in directory.glob("checkpoint-*"):
         step = path.name.removeprefix("checkpoint-")
-        complete = (path / "trainer_state.json").is_file() and (not pruned or (path / STATE_FILE).is_file())
-        if step.isdecimal() and complete:
+        if step.isdecimal() and is_whole(path, STATE_FILE if pruned else None):
             whole.append((int(step), path))
     return max(whole)[1] if whole else None
-
-
-def resume_point(directory: Path, pruned: bool) -> Path:
-    """``last_checkpoint``, or ``CheckpointError`` where there is none."""
-    start = last_checkpoint(directory, pruned)
-    if start is None:
-        rule = "hold a whole checkpoint to resume from"
-        raise CheckpointError(Problem(str(directory), "none", rule, "a run without --resume"))
-    return start
 
 
 def fit(
@@ -128,13 +117,13 @@ def fit(
 ) -> Fit:
     """Trains ``model`` in place, with checkpoints in ``directory / "checkpoints"``; ``logged``: and a file of its logs.
 
-    Raises ``Interrupted`` after Ctrl-C, ``TrainingError`` for a loss that is not finite or zeros that are missing, and
-    ``CheckpointError`` where ``resume`` finds nothing to go on from.
+    ``resume`` goes on from the last whole checkpoint; where there is none yet, from the beginning. Raises ``Interrupted`` after
+    Ctrl-C, ``TrainingError`` for a loss that is not finite or zeros that are missing.
     """
     if train.threads is not None:
         torch.set_num_threads(train.threads)
     checkpoints = directory / "checkpoints"
-    start = resume_point(checkpoints, bool(pruning)) if resume else None
+    start = last_checkpoint(checkpoints, bool(pruning)) if resume else None
     frozen = [re.compile(pattern) for pattern in train.freeze]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(regex.search(name) for regex in frozen))

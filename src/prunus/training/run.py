@@ -41,7 +41,7 @@ from prunus.training.evidence import (
     tensor_facts,
     weight_facts,
 )
-from prunus.training.fit import Fit, drop_checkpoints, fit, resume_point
+from prunus.training.fit import Fit, drop_checkpoints, fit
 from prunus.training.models import base_model, carry_over, config_for, load_model, trained_for
 from prunus.training.predict import score_task
 from prunus.training.prepare import Prepared, prepare
@@ -64,7 +64,12 @@ def check_output(directory: Path, overwrite: bool, resume: bool) -> None:
         raise CheckpointError(Problem("output", str(directory), "exist to be resumed", "a run without --resume"))
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(Problem("output", str(directory), "be a directory", "another --output"))
-    if resume or not directory.is_dir() or not any(directory.iterdir()):
+    if not directory.is_dir() or not any(directory.iterdir()):
+        return
+    if resume:
+        if not (directory / FACTS_FILE).is_file():
+            rule = f"hold the {FACTS_FILE} of the run that is to go on"
+            raise CheckpointError(Problem("output", str(directory), rule, "the directory of that run"))
         return
     if not overwrite:
         fix = "--overwrite, --resume, or another --output"
@@ -108,18 +113,21 @@ def run(
 ) -> dict[str, Any]:
     """Runs ``recipe`` into ``output`` and returns the facts that ``output / "prunus.json"`` holds.
 
-    Raises ``PrunusError`` before any training for all that can be known then, and ``Interrupted`` after Ctrl-C.
+    With ``resume`` a run that was stopped or killed at any moment goes on: from its last whole checkpoint, from the beginning
+    where there is none yet; one that is finished is left as it is. Raises ``PrunusError`` before any training for all that can
+    be known then, and ``Interrupted`` after Ctrl-C.
     """
     check_output(output, overwrite, resume)
-    if resume:
-        resume_point(output / "checkpoints", bool(recipe.prune))
+    held = read_facts(output) if resume and (output / FACTS_FILE).is_file() else {}
 
     def say(text: str) -> None:
         if console is not None:
             console.print(text, highlight=False, soft_wrap=True)
 
+    if held.get("status") == "finished":
+        say(f"{output} is finished: nothing to go on with")
+        return held
     with Bars(console) as bars:
-        held = read_facts(output) if resume and (output / FACTS_FILE).is_file() else {}
         prepared = prepare(recipe, bars, held.get("budget"))
         recipe = prepared.recipe
         if overwrite and not resume and output.is_dir():
