@@ -532,17 +532,19 @@ def test_sigint_leaves_a_whole_checkpoint_and_resume_ends_as_if_never_stopped(
     assert same(read_masks(tmp_path / "whole" / "masks.safetensors"), read_masks(output / "masks.safetensors"))
 
 
-def test_ctrl_c_before_any_checkpoint_promises_none(
+def test_ctrl_c_before_any_checkpoint_begins_again(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("prunus.training.run.dense_model", stop)
-    ran = prunus("run", recipe, "-o", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr("prunus.training.run.dense_model", stop)
+        ran = prunus("run", recipe, "-o", tmp_path / "out")
     assert (ran.code, ran.out) == (130, "")
     assert ran.err.strip().endswith("stopped")
-    assert prunus("run", recipe, "-o", tmp_path / "out", "--resume").code == 2
+    assert prunus("run", recipe, "-o", tmp_path / "out", "--resume").code == 0
+    assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_the_files_of_the_table_are_there(small_data: Path) -> None:
