@@ -15,6 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from prunus.checkpoint.state import read_tensors, write_tensors
 from prunus.sparsity.masker import Masker
 from prunus.training.callback import PruneCallback
+from prunus.training.processes import first, together
 
 __all__ = ["KeepBest"]
 
@@ -71,6 +72,8 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
             return
         if self.value is None or value > self.value:
             self.value, self.step = value, step
+            if not first():
+                return
             self.path.parent.mkdir(parents=True, exist_ok=True)
             held = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}  # tied ones apart
             write_tensors(self.path, held, {"value": repr(value), "step": str(step)})
@@ -79,5 +82,6 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         """Puts the best weights back; False where none counted."""
         if self.value is None:
             return False
+        together()
         model.load_state_dict(read_tensors(self.path))
         return True

@@ -31,6 +31,7 @@ from prunus.training.fit import Interrupted, drop_checkpoints, fit
 from prunus.training.models import load_model
 from prunus.training.predict import LABEL_KEYS
 from prunus.training.prepare import Prepared
+from prunus.training.processes import count, first, together
 from prunus.training.progress import Bars
 
 __all__ = ["Dense", "dense_model"]
@@ -80,15 +81,18 @@ def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[
     """The dense model of a recipe, fine-tuned now or kept from an earlier run."""
     kept = cache_or_temporary("dense") / _digest(prepared)
     head = prepared.task.head
-    if (kept / FACTS_FILE).is_file():
+    together()  # all look before one writes
+    there = (kept / FACTS_FILE).is_file()
+    together()
+    if there:
         say(f"dense model: kept from an earlier run in {kept}")
         model = load_model(str(kept), prepared.dense_config, head)
         return Dense(model, float(read_facts(kept)["seconds"]), True, size_on_disk(kept))
     train = prepared.recipe.dense_training
     set_seed(train.seed)
     model = load_model(prepared.dense_source, prepared.dense_config, head, prepared.recipe.model.revision)
-    partial = kept.with_name(f"{kept.name}.{uuid4().hex[:8]}.partial")
-    partial.mkdir(parents=True)
+    partial = kept.with_name(f"{kept.name}.{uuid4().hex[:8] if count() == 1 else 'several'}.partial")
+    partial.mkdir(parents=True, exist_ok=count() > 1)
     try:
         result = fit(
             model,
@@ -100,12 +104,14 @@ def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[
             bars=bars,
             what="dense training",
         )
-        drop_checkpoints(partial)
-        model.save_pretrained(partial)
-        prepared.tokenizer.save_pretrained(partial)
-        write_facts(partial / FACTS_FILE, {"prunus": __version__, "seconds": result.seconds})
-        if not kept.exists():
-            partial.rename(kept)
+        if first():
+            drop_checkpoints(partial)
+            model.save_pretrained(partial)
+            prepared.tokenizer.save_pretrained(partial)
+            write_facts(partial / FACTS_FILE, {"prunus": __version__, "seconds": result.seconds})
+            if not kept.exists():
+                partial.rename(kept)
+        together()
     except Interrupted:
         # What there is of a dense model is not kept, so there is nothing to go on from.
         raise KeyboardInterrupt from None

@@ -32,6 +32,7 @@ from prunus.training.callback import STATE_FILE, PruneCallback
 from prunus.training.guard import Guard
 from prunus.training.logbook import LOG_FILE, Logbook
 from prunus.training.prepare import Length
+from prunus.training.processes import count
 from prunus.training.progress import Bars, TrainingBar
 from prunus.training.rates import cosine_cycles, linear_rewinding
 from prunus.training.trainer import PrunusTrainer, release
@@ -204,7 +205,7 @@ def _arguments(train: TrainSpec, length: Length, checkpoints: Path, evaluate: bo
         output_dir=str(checkpoints),
         num_train_epochs=train.epochs,
         max_steps=train.max_steps or -1,
-        per_device_train_batch_size=train.batch_size,
+        per_device_train_batch_size=train.batch_size // count(),
         per_device_eval_batch_size=train.eval_batch_size,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         learning_rate=train.learning_rate,

@@ -25,6 +25,7 @@ from prunus.tasks import check_task, load_task
 from prunus.tasks.base import Feature, HeadKind, Task
 from prunus.training.budgeted import within_budget
 from prunus.training.models import config_for, load_model, load_tokenizer, meta_model, model_source, trained_for
+from prunus.training.processes import count, first_before_others
 from prunus.training.shape import cut_shapes
 
 __all__ = ["Length", "Prepared", "length_of", "prepare"]
@@ -79,7 +80,8 @@ def prepare(recipe: Recipe, progress: Progress | None = None, spent: Mapping[str
     ``spent`` is the ``budget`` of the run that goes on. Raises one ``PrunusError`` with every problem that can be known before
     training.
     """
-    found: list[Problem] = list(recipe.problems()) + check_task(recipe.task) + _reporters(recipe.train)
+    found: list[Problem] = list(recipe.problems()) + check_task(recipe.task)
+    found += _reporters(recipe.train) + _divides(recipe)
     source = _source(recipe.model.name, "model.name", found)
     other = recipe.model.dense
     dense_source = source if other is None else _source(other, "model.dense", found)
@@ -114,7 +116,8 @@ def prepare(recipe: Recipe, progress: Progress | None = None, spent: Mapping[str
     skeleton = None if config is None else _gather(found, lambda: shaped(config, task.head, recipe.model))
     if config is None or dense_config is None or tokenizer is None or skeleton is None or found:
         raise RecipeError(*found)
-    features = task.features("train", tokenizer, step("tokenising"))
+    with first_before_others():
+        features = task.features("train", tokenizer, step("tokenising"))
     length = length_of(len(features), recipe.train)
     recipe, budget = within_budget(recipe, skeleton, config, task.head, spent)
     try:
@@ -149,6 +152,17 @@ def prepare(recipe: Recipe, progress: Progress | None = None, spent: Mapping[str
         tuple(quantized or ()),
         budget,
     )
+
+
+def _divides(recipe: Recipe) -> list[Problem]:
+    """A batch is shared by the processes."""
+    found = []
+    for key, train in (("train", recipe.train), ("dense", recipe.dense)):
+        if train is not None and train.batch_size % count():
+            rule = f"be a multiple of the {count()} processes, which share it"
+            nearest_ = max(1, round(train.batch_size / count())) * count()
+            found.append(Problem(f"{key}.batch_size", train.batch_size, rule, str(nearest_)))
+    return found
 
 
 def _reporters(train: TrainSpec) -> list[Problem]:

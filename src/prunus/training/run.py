@@ -45,6 +45,7 @@ from prunus.training.fit import Fit, drop_checkpoints, fit
 from prunus.training.models import base_model, carry_over, config_for, load_model, trained_for
 from prunus.training.predict import score_task
 from prunus.training.prepare import Prepared, prepare
+from prunus.training.processes import first, together
 from prunus.training.progress import Bars
 from prunus.training.shape import cut
 
@@ -117,7 +118,10 @@ def run(
     where there is none yet; one that is finished is left as it is. Raises ``PrunusError`` before any training for all that can
     be known then, and ``Interrupted`` after Ctrl-C.
     """
-    check_output(output, overwrite, resume)
+    console = console if first() else None
+    if first():
+        check_output(output, overwrite, resume)
+    together()
     held = read_facts(output) if resume and (output / FACTS_FILE).is_file() else {}
 
     def say(text: str) -> None:
@@ -130,9 +134,10 @@ def run(
     with Bars(console) as bars:
         prepared = prepare(recipe, bars, held.get("budget"))
         recipe = prepared.recipe
-        if overwrite and not resume and output.is_dir():
+        if overwrite and not resume and output.is_dir() and first():
             _check_inputs(prepared, output)
             shutil.rmtree(output)
+        together()
         output.mkdir(parents=True, exist_ok=True)
         collate = Collate(prepared.tokenizer)
         facts: dict[str, Any] = {
@@ -153,7 +158,7 @@ def run(
             "not_measured": [_NO_SPEED],
             "warnings": [],
         }
-        write_facts(output / FACTS_FILE, facts)
+        _write(output, facts)
         patterns = {name: rule.pattern for rule in prepared.rules for name in rule.selection.taken}
         try:
             dense, teachers, starting = _dense(prepared, collate, bars, facts, say)
@@ -193,10 +198,15 @@ def run(
             metrics = score_model(model, prepared, bars, "evaluating")
         except (KeyboardInterrupt, PrunusError) as error:
             status = "failed" if isinstance(error, PrunusError) else "interrupted"
-            write_facts(output / FACTS_FILE, facts | {"status": status})
+            _write(output, facts | {"status": status})
             raise
         _finish(prepared, model, result, metrics, facts, output)
     return facts
+
+
+def _write(output: Path, facts: dict[str, Any]) -> None:
+    if first():
+        write_facts(output / FACTS_FILE, facts)
 
 
 def samples(prepared: Prepared, collate: Collate, count: int) -> list[dict[str, Any]]:
@@ -251,6 +261,9 @@ def _finish(
     prepared: Prepared, model: PreTrainedModel, result: Fit, metrics: Metrics, facts: dict[str, Any], output: Path
 ) -> None:
     """Counts, writes everything beside the output and moves it there, the facts last."""
+    if not first():
+        together()
+        return
     with staged(output, FACTS_FILE) as partial:
         column = "sparse" if prepared.recipe.prune else "dense"
         masker = result.callback.masker if result.callback is not None else None
@@ -284,6 +297,7 @@ def _finish(
         (partial / "README.md").write_text(model_card(facts), encoding="utf-8")
         write_facts(partial / FACTS_FILE, facts)
     drop_checkpoints(output)
+    together()
 
 
 def _add_ends(points: list[dict[str, Any]], facts: dict[str, Any], column: str, prepared: Prepared) -> None:

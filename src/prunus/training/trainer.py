@@ -25,6 +25,7 @@ from prunus.sparsity.pruning import Pruning
 from prunus.training.callback import PruneCallback
 from prunus.training.contrast import ROW_ID, Contrasting, Numbered, representing
 from prunus.training.masked import is_masked, masked_outputs
+from prunus.training.order import SeededOrder
 from prunus.training.teaching import Projectors, Teaching
 
 __all__ = ["PrunusTrainer", "release"]
@@ -137,7 +138,13 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         """The rows' own order, where they have one."""
         rows = self.train_dataset if train_dataset is None else train_dataset
         rows = rows.rows if isinstance(rows, Numbered) else rows
-        return rows.sampler(self.args.seed) if hasattr(rows, "sampler") else super()._get_train_sampler(train_dataset)
+        if hasattr(rows, "sampler"):
+            return rows.sampler(self.args.seed)
+        if not callable(getattr(rows, "lengths", None)):
+            return super()._get_train_sampler(train_dataset)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        grouped = str(self.args.train_sampling_strategy) == "group_by_length"
+        return SeededOrder(rows.lengths(), size, self.args.seed, grouped)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """``rate`` where it was given."""
