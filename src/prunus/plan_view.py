@@ -44,12 +44,14 @@ def plan_lines(plan: Mapping[str, Any], verbose: bool = False) -> Iterator[str]:
 
 
 def _rule(rule: Mapping[str, Any], verbose: bool) -> Iterator[str]:
-    schedule = rule["schedule"]
+    schedule, pattern = rule["schedule"], rule["pattern"]
+    if rule["asked"] in ("heads", "ffn"):
+        pattern = f"{rule['asked']} ({pattern})"
     if rule["lock"]:
         yield f"prune    the zeros of {len(rule['tensors'])} tensors stay: {rule['pattern']}, checked against the weights"
         return
     yield (
-        f"prune    {len(rule['tensors'])} tensors, {_count(rule['weights'])} weights: {rule['pattern']} by "
+        f"prune    {len(rule['tensors'])} tensors, {_count(rule['weights'])} weights: {pattern} by "
         f"{rule['criterion']}, {rule['scope']} scope, to {rule['sparsity']:g} ({rule['zeros']:,} zeros)"
     )
     when = f"at step {schedule['first']}"

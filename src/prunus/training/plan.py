@@ -23,6 +23,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         rules.append(
             {
                 "pattern": str(rule.pattern),
+                "asked": rule.pruning.pattern,
                 "lock": rule.pruning.lock,
                 "criterion": rule.criterion.name,
                 "sparsity": rule.sparsity,
