@@ -93,12 +93,17 @@ def teacher_of(width: int = 32, layers: int = 4) -> BertForSequenceClassificatio
     return BertForSequenceClassification(config)
 
 
-def locked_bert() -> Any:
-    """A random model with half of its encoder's weights zero in blocks of 4 x 1, and without dropout."""
-    model = tiny_model()
+def without_dropout(model: Any) -> Any:
+    """The same model, whose outputs in training are those of its weights alone."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
+    return model
+
+
+def locked_bert() -> Any:
+    """A random model with half of its encoder's weights zero in blocks of 4 x 1, and without dropout."""
+    model = without_dropout(tiny_model())
     Masker(model, Pruning(0.5, "4x1", "magnitude", Schedule("one_shot", Span(0))), 1)
     return model
 

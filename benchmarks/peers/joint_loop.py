@@ -9,7 +9,6 @@ calls its ``update_pruning_ratio`` with prunus' ramp, and stops calling it when 
 off, because after pruning it distorts the norms that the threshold compares. Needs nncf>=3.4 beside prunus.
 """
 
-import argparse
 import json
 import platform
 import sys
@@ -24,7 +23,7 @@ from torch.nn import functional
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sst2_loop import batches, collate, examples, right_answers, taught_loss
+from sst2_loop import batches, collate, examples, options_of, right_answers, taught_loss
 
 ROWS, BATCH, RATE, SAMPLES = 16_000, 32, 1.5e-4, 300
 TARGET, WEIGHT = 0.8, 0.95
@@ -114,18 +113,7 @@ def rate(step: int, total: int) -> float:
 
 def main() -> None:
     """Trains with one engine and writes its result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", choices=("nncf", "prunus"), required=True)
-    parser.add_argument("--dense", required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--rows", type=int, default=ROWS)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
+    options = options_of(__doc__, "nncf", ROWS, 5)
     tokenizer = AutoTokenizer.from_pretrained(options.dense)
     train, dev = examples(options.data, tokenizer, options.rows)
     model = AutoModelForSequenceClassification.from_pretrained(options.dense, attn_implementation="eager").eval()

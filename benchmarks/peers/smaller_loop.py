@@ -10,7 +10,6 @@ that write the residual stream are ignored, so that only heads and neurons go. I
 makes the optimizer anew; prunus masks, and cuts at the end. Needs ``pip install torch-pruning==1.6.1``.
 """
 
-import argparse
 import json
 import platform
 import sys
@@ -24,7 +23,18 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
-from sst2_loop import EPOCHS, RATE, WARMUP, batches, collate, examples, optimizer_of, right_answers, taught_loss
+from sst2_loop import (
+    EPOCHS,
+    RATE,
+    batches,
+    collate,
+    examples,
+    linear,
+    optimizer_of,
+    options_of,
+    right_answers,
+    taught_loss,
+)
 
 SHARE, UPDATES, START, END = 0.5, 10, 0.03, 0.48
 
@@ -121,18 +131,7 @@ class Prunus:
 
 def main() -> None:
     """Trains with one engine and writes its result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", choices=("torch-pruning", "prunus"), required=True)
-    parser.add_argument("--dense", required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--rows", type=int, default=8000)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
+    options = options_of(__doc__, "torch-pruning", 8000, EPOCHS)
     tokenizer = AutoTokenizer.from_pretrained(options.dense)
     train, dev = examples(options.data, tokenizer, options.rows)
     model = AutoModelForSequenceClassification.from_pretrained(options.dense)
@@ -146,16 +145,15 @@ def main() -> None:
     model.train()
     optimizer = optimizer_of(model)
     first, last = int(START * total), int(END * total)
-    every, warm = (last - first) // UPDATES, int(WARMUP * total)
+    every = (last - first) // UPDATES
     generator = torch.Generator().manual_seed(options.seed)
     began, step = time.perf_counter(), 0
     for _ in range(options.epochs):
         for rows in batches(train, generator):
             batch = collate(rows, tokenizer.pad_token_id)
             batch.pop("labels")
-            scale = min(1.0, step / max(1, warm)) * (total - step) / total if step >= warm else step / max(1, warm)
             for group in optimizer.param_groups:
-                group["lr"] = RATE * scale
+                group["lr"] = RATE * linear(step, total)
             _, loss = taught_loss(model, teacher, batch)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

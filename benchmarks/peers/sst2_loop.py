@@ -152,34 +152,45 @@ def right_answers(model: torch.nn.Module, rows: list[dict], pad: int) -> int:
     return right
 
 
-def main() -> None:
-    """Trains with one engine and writes its result."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--engine", choices=("inc", "prunus"), required=True)
+def options_of(doc: str | None, peer: str, rows: int, epochs: int) -> argparse.Namespace:
+    """The command line of each of these loops; threads and seeds are set."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=(peer, "prunus"), required=True)
     parser.add_argument("--dense", required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=epochs)
+    parser.add_argument("--rows", type=int, default=rows)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
+    return options
+
+
+def linear(step: int, total: int) -> float:
+    """Up over the warm-up, then down to 0."""
+    warm = int(WARMUP * total)
+    return step / warm if step < warm else (total - step) / (total - warm)
+
+
+def main() -> None:
+    """Trains with one engine and writes its result."""
+    options = options_of(__doc__, "inc", ROWS, EPOCHS)
     tokenizer = AutoTokenizer.from_pretrained(options.dense)
-    train, dev = examples(options.data, tokenizer, ROWS)
+    train, dev = examples(options.data, tokenizer, options.rows)
     model = AutoModelForSequenceClassification.from_pretrained(options.dense).train()
     teacher = AutoModelForSequenceClassification.from_pretrained(options.dense).eval().requires_grad_(False)
     optimizer = optimizer_of(model)
     per_epoch = -(-len(train) // BATCH)
-    total = EPOCHS * per_epoch
+    total = options.epochs * per_epoch
     start, end, every = int(0.06 * total), total - int(0.5 * total), max(1, int(0.005 * total))
-    warm = int(WARMUP * total)
-    rates = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: step / warm if step < warm else (total - step) / (total - warm)
-    )
+    rates = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: linear(step, total))
     engine = Inc(model, start, end, every) if options.engine == "inc" else Prunus(model, start, end, every, total)
     generator = torch.Generator().manual_seed(options.seed)
     began, step = time.perf_counter(), 0
-    for _ in range(EPOCHS):
+    for _ in range(options.epochs):
         for rows in batches(train, generator):
             batch = collate(rows, tokenizer.pad_token_id)
             del batch["labels"]  # the teacher replaces them
@@ -210,8 +221,15 @@ def main() -> None:
         "training_seconds": seconds,
         "seed": options.seed,
         "rows": [len(train), len(dev)],
-        "settings": {"epochs": EPOCHS, "batch": BATCH, "rate": RATE, "start": start, "end": end, "every": every},
-        "notes": "16,000 of 67,349 sentences (seed 0), embeddings frozen, bfloat16 autocast, length 64, whole dev set",
+        "settings": {
+            "epochs": options.epochs,
+            "batch": BATCH,
+            "rate": RATE,
+            "start": start,
+            "end": end,
+            "every": every,
+        },
+        "notes": f"{len(train):,} of 67,349 sentences (seed 0), embeddings frozen, bfloat16 autocast, length 64, whole dev set",
         "command": f"benchmarks/peers/sst2_loop.py --engine {options.engine} --seed {options.seed}",
         "threads": options.threads,
         "python": platform.python_version(),

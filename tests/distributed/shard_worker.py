@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from prunus import Allocation, Masker, Pruning, Schedule, Span
 from prunus.sparsity.scores import Scores
-from small import batch, rows, tiny_model
+from small import batch, rows, tiny_model, without_dropout
 
 STEPS = 6
 GROWING = Schedule("linear", Span(1), end=Span(5), every=Span(1))
@@ -41,10 +41,7 @@ CASES: dict[str, Any] = {
 
 def model_of(case: str) -> Any:
     """Double precision, so that the order of sums does not decide."""
-    model = tiny_model().double()
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
+    model = without_dropout(tiny_model().double())
     if case == "ties":
         with torch.no_grad():
             for name, parameter in model.named_parameters():

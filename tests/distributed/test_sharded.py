@@ -1,35 +1,20 @@
 """Masks of replicated and sharded models are those of one process, for every pattern, scope and criterion."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from launch import ended
 from torch import Tensor
 
-HERE = Path(__file__).parent
 MORE = pytest.mark.skipif(not os.environ.get("PRUNUS_DISTRIBUTED"), reason="make test-distributed")
-
-
-def ended(place: Path, kind: str, processes: int) -> list[dict[str, Tensor]]:
-    place.mkdir()
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [str(HERE / "shard_worker.py"), str(place), kind]
-    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    return [load_file(place / str(rank)) for rank in range(processes)]
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     """All cases in one process."""
-    return ended(tmp_path_factory.mktemp("whole") / "one", "one", 1)[0]
+    return ended(tmp_path_factory.mktemp("whole") / "one", "shard_worker.py", 1, "one")[0]
 
 
 @pytest.mark.parametrize(
@@ -43,7 +28,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     ],
 )
 def test_masks_are_those_of_one_process(kind: str, processes: int, one: dict[str, Tensor], tmp_path: Path) -> None:
-    held = ended(tmp_path / "many", kind, processes)
+    held = ended(tmp_path / "many", "shard_worker.py", processes, kind)
     assert len({key.partition("|")[0] for key in one}) == 15
     for key, value in one.items():
         for other in held:

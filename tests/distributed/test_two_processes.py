@@ -1,30 +1,12 @@
 """Two processes on gloo end where one ends that sees the same batches."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from launch import ended
 from torch import Tensor
 
 from small import locked_bert
-
-HERE = Path(__file__).parent
-
-
-def ended(place: Path, worker: str, processes: int, *arguments: str) -> list[dict[str, Tensor]]:
-    """What each of the processes wrote that trained on batches of four rows together."""
-    place.mkdir()
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    command += [str(HERE / worker), str(place), str(4 // processes), *arguments]
-    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-2000:]
-    return [load_file(place / str(rank)) for rank in range(processes)]
 
 
 def zeros_stay(start: dict[str, Tensor], first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
@@ -39,21 +21,21 @@ def zeros_stay(start: dict[str, Tensor], first: dict[str, Tensor], second: dict[
 
 
 def test_locked_zeros_stay_in_the_trainer_of_transformers(tmp_path: Path) -> None:
-    first, second = ended(tmp_path / "two", "lock_worker.py", 2, "plain")
+    first, second = ended(tmp_path / "two", "lock_worker.py", 2, "2", "plain")
     zeros_stay(locked_bert().state_dict(), first, second)
 
 
 def test_zeros_stay_and_weights_are_those_of_one_process(tmp_path: Path) -> None:
-    (one,) = ended(tmp_path / "one", "lock_worker.py", 1, "prunus")
-    first, second = ended(tmp_path / "two", "lock_worker.py", 2, "prunus")
+    (one,) = ended(tmp_path / "one", "lock_worker.py", 1, "4", "prunus")
+    first, second = ended(tmp_path / "two", "lock_worker.py", 2, "2", "prunus")
     zeros_stay(locked_bert().state_dict(), first, second)
     for name, value in one.items():
         torch.testing.assert_close(first[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_contrastive_terms_see_the_right_rows_and_hold_one_bank(tmp_path: Path) -> None:
-    (one,) = ended(tmp_path / "one", "contrast_worker.py", 1, "cpu")
-    first, second = ended(tmp_path / "two", "contrast_worker.py", 2, "mmap")
+    (one,) = ended(tmp_path / "one", "contrast_worker.py", 1, "4", "cpu")
+    first, second = ended(tmp_path / "two", "contrast_worker.py", 2, "2", "mmap")
     assert sorted(one["seen"].tolist()) == list(range(32))
     assert sorted([*first["seen"].tolist(), *second["seen"].tolist()]) == list(range(32))
     assert first["bank.snc"].shape == (32, 1, 16)

@@ -25,16 +25,15 @@ from small import (
     same,
     tiny_model,
     weights,
+    without_dropout,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def without_dropout(seed: int = 0) -> Any:
-    model = tiny_model(seed=seed)
+def calm(seed: int = 0) -> Any:
+    model = without_dropout(tiny_model(seed=seed))
     for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
         if isinstance(module, nn.Linear):  # with initial weights, attention is uniform and its gradients are noise
             module.weight.data *= 10
     return model
@@ -51,7 +50,7 @@ LATE = Schedule("one_shot", Span(3))
 
 def scores_after_one_step(tmp_path: Path, **more: Any) -> tuple[dict[str, torch.Tensor], float]:
     """Scores |w g| that the callback saw at the first of several optimizer steps, and the gradient's norm."""
-    model = without_dropout()
+    model = calm()
     callback = PruneCallback(four_by_one(0.5, schedule=LATE, criterion="snip_momentum"))
 
     class Stop(TrainerCallback):  # type: ignore[misc]

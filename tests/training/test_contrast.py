@@ -17,18 +17,14 @@ from prunus.training.contrast import ROW_ID, Numbered, represented, representing
 from prunus.training.plan import plan_facts
 from prunus.training.prepare import prepare
 from prunus.training.run import run
-from small import arguments, batch, four_by_one, rows, small_recipe, teacher_of, tiny_model
+from small import arguments, batch, four_by_one, rows, small_recipe, teacher_of, tiny_model, without_dropout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 ALL = Contrastive(Contrast(0.3, 0.2), Snapshots(0.5, 0.1, every=0.2), Contrast(0.7, 0.4, 0.2), negatives=16)
 
 
 def calm(architecture: str = "bert", head: str = "classification", seed: int = 0) -> Any:
-    model = tiny_model(architecture, head, seed)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
+    return without_dropout(tiny_model(architecture, head, seed))
 
 
 def trainer_of(place: Path, contrast: Contrastive, head: str = "classification", **more: Any) -> PrunusTrainer:

@@ -12,17 +12,14 @@ from prunus import Distillation, Lesson, PrunusTrainer, RecipeError, TargetError
 from prunus.distillation.hidden import Inside
 from prunus.recipe import read_recipe
 from prunus.training.run import run
-from small import arguments, batch, rows, small_recipe, teacher_of, tiny_model
+from small import arguments, batch, rows, small_recipe, teacher_of, tiny_model, without_dropout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BOTH = Distillation(0.5, 0.25, 2.0, Inside(0.7, "uniform"), Inside(0.3, "last"))
 
 
 def trainer_of(place: Path, distillation: Distillation, teacher: Any, **more: Any) -> PrunusTrainer:
-    model = tiny_model("bert")
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    model = without_dropout(tiny_model("bert"))
     features = rows(24)
     return PrunusTrainer(
         model,
@@ -238,9 +235,7 @@ def test_the_loss_is_that_of_the_features_the_head_reads(head: str, tmp_path: Pa
     student, teacher = tiny_model("bert", head), tiny_model("bert", head, seed=5)
     distillation = Distillation(0.0, 0.0, reuse=2.0)
     trainer = PrunusTrainer(student, arguments(tmp_path), teacher=teacher, distillation=distillation)
-    for module in student.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    without_dropout(student)
     inputs = batch(rows(6, head))
     got = float(trainer.compute_loss(student.train(), dict(inputs)).detach())
     asked = {k: v for k, v in inputs.items() if k in ("input_ids", "attention_mask")}

@@ -26,6 +26,7 @@ from small import (
     tiny_model,
     tiny_tokenizer,
     weights,
+    without_dropout,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -59,14 +60,6 @@ _SETTINGS = frozenset(
 )
 
 
-def without_dropout(seed: int = 0) -> Any:
-    model = tiny_model(seed=seed)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model
-
-
 # The loss
 
 SGD = {"optim": "sgd", "learning_rate": 0.5, "lr_scheduler_type": "constant", "weight_decay": 0.0, "max_grad_norm": 0.0}
@@ -78,7 +71,7 @@ def test_a_step_is_that_of_the_weighted_loss_over_the_whole_batch(
     weight: float, hard_weight: float, split: tuple[int, int], tmp_path: Path
 ) -> None:
     features, temperature = rows(4), 3.0
-    student, teacher, reference = without_dropout(), without_dropout(1), without_dropout()
+    student, teacher, reference = (without_dropout(tiny_model(seed=seed)) for seed in (0, 1, 0))
     size, parts = split
     prunus_trainer(
         student,
@@ -311,7 +304,7 @@ def accelerate_loop(model: Any, steps: int, parts: int = 1) -> Masker:
 
 
 def test_loops_with_and_without_accelerate_end_alike() -> None:
-    one, two, three = without_dropout(), without_dropout(), without_dropout()
+    one, two, three = (without_dropout(tiny_model()) for _ in range(3))
     first, second, third = plain_loop(one, 6), accelerate_loop(two, 6), accelerate_loop(three, 6, parts=2)
     assert same(weights(one), weights(two))
     assert same(first.masks, second.masks)

@@ -37,8 +37,6 @@ def is_whole(directory: Path, needs: str | None = None) -> bool:
 def _reaches_its_end(path: Path) -> bool:
     if path.suffix in (".pt", ".pth"):
         return zipfile.is_zipfile(path)
-    if path.suffix == ".partial":
-        return True  # what was being written beside its place belongs to nothing
     if path.suffix != ".safetensors":
         return True
     with path.open("rb") as file:

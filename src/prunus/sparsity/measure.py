@@ -8,13 +8,13 @@ zero units                     units of the pattern whose zeros are all there (a
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from prunus.sparsity.patterns import NofM, Pattern
 
-__all__ = ["TensorFacts", "all_sparsity", "measure", "sparsity_of", "zero_units"]
+__all__ = ["TensorFacts", "all_sparsity", "is_sharded", "measure", "sparsity_of", "whole", "zero_units"]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,13 @@ class TensorFacts:
 
 def whole(tensor: Tensor) -> Tensor:
     """A tensor that several processes hold in parts, put together in each; all of them call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    sharded: Any = tensor
+    return tensor if not is_sharded(tensor) else sharded.full_tensor()
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a ``DTensor``, whose class takes half a second to import and is not needed elsewhere."""
+    return hasattr(tensor, "placements")
 
 
 def zero_units(weight: Tensor, pattern: Pattern) -> int:

@@ -19,9 +19,9 @@ from typing import Any, Final, Protocol, final
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Shard
 
 from prunus.errors import Problem, RecipeError
+from prunus.sparsity.measure import is_sharded
 from prunus.sparsity.patterns import Block, Pattern, Reduce
 from prunus.sparsity.selection import Cut, count, kth_smallest
 
@@ -30,7 +30,8 @@ __all__ = ["LOCAL", "Local", "Sharded", "World", "local", "world_of"]
 
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds; the same memory."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    sharded: Any = tensor
+    return tensor if not is_sharded(tensor) else sharded.to_local()
 
 
 class World(Protocol):
@@ -260,13 +261,13 @@ def world_of(model: nn.Module, patterns: Mapping[str, Pattern]) -> World:
     Raises ``RecipeError`` for a sharding that is not by rows.
     """
     parameters = {name: model.get_parameter(name) for name in patterns}
-    sharded = {name: p for name, p in parameters.items() if isinstance(p, DTensor)}
+    sharded: dict[str, Any] = {name: p for name, p in parameters.items() if is_sharded(p)}
     if not sharded:
         return LOCAL
     found = [
         Problem(name, str(p.placements), "be sharded by rows over one dimension of processes", "FSDP2: fully_shard")
         for name, p in sharded.items()
-        if len(p.placements) != 1 or not isinstance(p.placements[0], Shard) or p.placements[0].dim != 0
+        if len(p.placements) != 1 or not p.placements[0].is_shard(0)
     ]
     if len(sharded) != len(parameters):
         name = next(name for name in parameters if name not in sharded)

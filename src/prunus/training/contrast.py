@@ -26,11 +26,12 @@ from prunus.distillation.banks import Bank, draw, filled
 from prunus.distillation.contrastive import Contrastive, Representation, contrastive_loss, sets_of
 from prunus.errors import Problem, TargetError, TrainingError
 from prunus.training.callback import PruneCallback
+from prunus.training.predict import LABEL_KEYS
 
 __all__ = ["ROW_ID", "Contrasting", "Numbered", "represented", "representing"]
 
 ROW_ID: Final = "row_id"
-_LABELS: Final = frozenset({"labels", "label", "label_ids", "start_positions", "end_positions", ROW_ID})
+_NOT_ASKED: Final = LABEL_KEYS | {"label", "label_ids", ROW_ID}
 _STATE_FILE: Final = "banks.safetensors"
 _BANKS: Final = "banks"
 
@@ -46,8 +47,6 @@ class Numbered(Sequence[dict[str, Any]]):
         return len(self.rows)
 
     def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
         position = range(len(self))[int(index)]
         return {**self.rows[position], ROW_ID: position}
 
@@ -118,6 +117,8 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         self._drawn = 0  # micro-batches so far in this step
         self.facts: dict[str, Any] = {"passes": 0, "seconds": 0.0}
         self._directory, self._digest, self._device = Path(), "", torch.device("cpu")
+        self._lengths: list[int] = []
+        self._rank, self._processes = 0, 1
         found = []
         terms = choice.terms
         if "fic" in terms and teacher is None:
@@ -152,7 +153,11 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
             if bank is None or not len(bank):
                 continue
             others = draw(
-                f"{name} {_rank()} {self._drawn}", self._seed, step, bank.examples, self.choice.negatives // len(bank)
+                f"{name} {self._rank} {self._drawn}",
+                self._seed,
+                step,
+                bank.examples,
+                self.choice.negatives // len(bank),
             ).to(ids.device)
             chosen = torch.cat([ids, others])
             states = bank.take(chosen, anchors.device).flatten(0, 1)
@@ -179,10 +184,10 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
         """PrC and FiC; on a resumed run, what the checkpoint names."""
-        terms, directory = self.choice.terms, Path(args.output_dir) / _BANKS
-        if any(term.supervised for term in terms.values()):
-            self._labels = torch.tensor([int(_label(self._rows[i])) for i in range(len(self._rows))])
-        self._directory, self._digest, self._device = directory, _digest(self._rows), args.device
+        terms = self.choice.terms
+        self._directory, self._device = Path(args.output_dir) / _BANKS, args.device
+        self._rank, self._processes = args.process_index, args.world_size
+        self._read_rows()
         self.banks = {name: Bank(len(self._rows)) for name in terms}
         self._grid = 0
         if state.global_step:
@@ -226,20 +231,32 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
     def fill(self, term: str, name: str, model: nn.Module) -> None:
         """Adds what ``model`` makes of every example to the bank of a term, and keeps it as a file."""
         began = perf_counter()
-        rank, processes = _rank(), _processes()
-        states = filled(len(self._rows), self._encoded(model, rank, processes), "cpu", processes)
+        states = filled(len(self._rows), self._encoded(model), "cpu", self._processes)
         for other in self.banks.values():
             if other.width not in (0, states.shape[1]):
                 rule = f"be as wide as the other models: {other.width}"
                 raise TargetError(Problem(f"distill.contrast.{term}", states.shape[1], rule, "a teacher of that width"))
-        if rank == 0:
+        if self._rank == 0:
             write_states(self._directory / f"{name}.safetensors", states, self._digest)
-        if processes > 1:
-            _same_everywhere(states, name)
+        if self._processes > 1:
+            _same_everywhere(states, name, self._processes)
         self.banks[term].add(name, self._read(name) if self.choice.bank == "mmap" else self._placed(states))
         self.facts["passes"] += 1
         self.facts["seconds"] += perf_counter() - began
         self.facts["bytes"] = sum(each.bytes() for each in self.banks.values())
+
+    def _read_rows(self) -> None:
+        """Lengths, labels of classes where a term asks for them, and a digest of both, in one pass."""
+        sha, labels, self._lengths = sha256(), [], []
+        for i in range(len(self._rows)):
+            row = self._rows[i]
+            tokens, label = list(map(int, row.get("input_ids", ()))), _label(row)
+            sha.update(repr([tokens, label]).encode())
+            self._lengths.append(len(tokens))
+            labels.append(label)
+        self._digest = sha.hexdigest()[:16]
+        if any(term.supervised for term in self.choice.terms.values()):
+            self._labels = torch.tensor([int(label) for label in labels])
 
     def _read(self, name: str) -> Tensor:
         path = self._directory / f"{name}.safetensors"
@@ -249,19 +266,18 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         return states.to(self._device) if self.choice.bank == "device" else states
 
     @torch.no_grad()
-    def _encoded(self, model: nn.Module, rank: int, processes: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _encoded(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         """Ids and representations of this process's examples, in batches of similar length."""
         training, device = model.training, next(model.parameters()).device
         body: Any = getattr(model, "module", model)
-        own = range(rank, len(self._rows), processes)
-        order = sorted(own, key=lambda i: (len(self._rows[i].get("input_ids", ())), i))
+        order = sorted(range(self._rank, len(self._rows), self._processes), key=lambda i: (self._lengths[i], i))
         model.eval()
         try:
             for first in range(0, len(order), self._batch_size):
                 rows = [self._rows[i] for i in order[first : first + self._batch_size]]
                 batch = self._collate(rows)
                 ids = batch[ROW_ID]
-                asked = {name: value.to(device) for name, value in batch.items() if name not in _LABELS}
+                asked = {name: value.to(device) for name, value in batch.items() if name not in _NOT_ASKED}
                 with representing(body) as found, self._autocast():
                     body.base_model(**asked)
                 yield ids, represented(found[0], asked.get("attention_mask"), self.choice.representation)
@@ -269,10 +285,10 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
             model.train(training)
 
 
-def _same_everywhere(states: Tensor, name: str) -> None:
+def _same_everywhere(states: Tensor, name: str, processes: int) -> None:
     """Raises ``TrainingError`` where processes do not hold the same bank; also waits until the file is written."""
     own = torch.tensor([crc32(states.cpu().numpy().tobytes())], dtype=torch.int64)
-    every = [torch.zeros_like(own) for _ in range(_processes())]
+    every = [torch.zeros_like(own) for _ in range(processes)]
     torch.distributed.all_gather(every, own)
     if any(int(other) != int(own) for other in every):
         rule = "be the same in every process"
@@ -290,21 +306,3 @@ def _is_class(rows: Numbered) -> bool:
     if isinstance(label, Tensor):
         return label.dim() == 0 and not label.is_floating_point()
     return isinstance(label, int) and not isinstance(label, bool)
-
-
-def _digest(rows: Numbered) -> str:
-    sha = sha256()
-    for i in range(len(rows)):
-        row = rows[i]
-        sha.update(repr([list(map(int, row.get("input_ids", ()))), _label(row)]).encode())
-    return sha.hexdigest()[:16]
-
-
-def _processes() -> int:
-    there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if there else 1
-
-
-def _rank() -> int:
-    there = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if there else 0

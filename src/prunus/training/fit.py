@@ -149,7 +149,7 @@ def fit(
     )
     if best is not None:
         best.pruning = trainer.prune_callback
-    guard = Guard(metric, 1 - train.collapse, train.on_collapse, trainer.prune_callback)
+    guard = Guard(metric, train.collapse, train.on_collapse, trainer.prune_callback)
     trainer.add_callback(guard)
     trainer.remove_callback(PrinterCallback)
     began = perf_counter()

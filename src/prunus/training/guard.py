@@ -1,7 +1,7 @@
 """A watch over the metric: one that falls to a fraction of what it was says that something broke.
 
     best      the highest value so far, and its step
-    collapse  value < (1 - drop) * best, at an evaluation after at least one other
+    collapse  value < share * best, at an evaluation after at least one other
 
 The message names both values, the latest mask update between them, and the sparsity. ``on_collapse: warn`` notes it in the
 facts and in the report; ``stop`` ends the training with an error, and the checkpoints stay as they are: the one from before is
@@ -25,8 +25,8 @@ _PREFIX: Final = "checkpoint-"
 class Guard(TrainerCallback):  # type: ignore[misc]
     """Watches ``metric``; ``warnings`` are what was found. Raises ``TrainingError`` at a collapse where it is to ``stop``."""
 
-    def __init__(self, metric: str, drop: float, action: OnCollapse, prune: PruneCallback | None) -> None:
-        self._metric, self._drop, self._action, self._prune = metric, drop, action, prune
+    def __init__(self, metric: str, share: float, action: OnCollapse, prune: PruneCallback | None) -> None:
+        self._metric, self._share, self._action, self._prune = metric, share, action, prune
         self._best: tuple[float, int] | None = None
         self._fallen = False
         self.warnings: list[str] = []
@@ -47,7 +47,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]
             self._best, self._fallen = (value, state.global_step), False
             return
         best, step = self._best
-        if value >= (1 - self._drop) * best or self._fallen:
+        if value >= self._share * best or self._fallen:
             return
         self._fallen = True
         found = (
@@ -58,7 +58,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         if self._action == "stop":
             good = [p for p in Path(args.output_dir).glob(f"{_PREFIX}*") if _step(p) is not None and _step(p) <= step]  # type: ignore[operator]
             kept = f"; {max(good, key=lambda p: _step(p) or 0).name} is from before" if good else ""
-            rule = f"keep at least {1 - self._drop:.0%} of its best value"
+            rule = f"keep at least {self._share:.0%} of its best value"
             fix = "a slower schedule, a lower sparsity or learning rate, or train.on_collapse: warn"
             raise TrainingError(Problem(f"{found}{kept}: {self._metric}", value, rule, fix))
 

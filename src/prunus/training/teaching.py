@@ -22,11 +22,11 @@ from prunus.distillation.inner import Inner
 from prunus.distillation.logits import Distillation, Lesson, distill, logit_loss
 from prunus.errors import Problem, RecipeError
 from prunus.training.masked import is_masked, masked_outputs
+from prunus.training.predict import LABEL_KEYS
 
 __all__ = ["Projectors", "Teaching"]
 
 _PROJECTORS_FILE = "projectors.safetensors"
-_LABELS = frozenset({"labels", "start_positions", "end_positions"})
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Teaching:
                 if is_masked(inputs):
                     taught, _ = masked_outputs(each.teacher, inputs, asks)
                 else:
-                    taught = each.teacher(**{k: v for k, v in inputs.items() if k not in _LABELS}, **asks)
+                    taught = each.teacher(**{k: v for k, v in inputs.items() if k not in LABEL_KEYS}, **asks)
             parts = {} if each.inner is None else each.inner(outputs, taught, inputs)
             temperature = each.lesson.temperature
             if is_masked(inputs):
@@ -144,11 +144,11 @@ class Projectors(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """The student's gradients were averaged by DistributedDataParallel, which does not know the projectors."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if args.world_size > 1:
             for parameter in self._teaching.projectors.parameters():
                 if parameter.grad is not None:
                     torch.distributed.all_reduce(parameter.grad)
-                    parameter.grad /= torch.distributed.get_world_size()
+                    parameter.grad /= args.world_size
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any

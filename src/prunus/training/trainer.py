@@ -69,7 +69,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
                 self.add_callback(Projectors(self.teaching))
         self.contrasting: Contrasting | None = None
         if own.contrast.terms:
-            numbered = Numbered(kwargs.get("train_dataset", args[3] if len(args) > 3 else None))
+            numbered = Numbered(self.__dict__["train_dataset"])
             self.train_dataset: Any = numbered
             self.contrasting = Contrasting(
                 own.contrast,
