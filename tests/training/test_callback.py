@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import IterableDataset
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback
 
 from prunus import CheckpointError, Masker, PruneCallback, Pruning, RecipeError, Schedule, Span, TrainingError
 from prunus.training.callback import STATE_FILE
@@ -242,17 +242,6 @@ def test_a_second_training_replaces_the_state_of_the_first(tmp_path: Path) -> No
 
 
 # What is refused
-
-
-@pytest.mark.parametrize("asked", [{"deepspeed": "ds.json"}, {"deepspeed_plugin": object()}])
-def test_deepspeed_is_refused(asked: dict[str, Any], tmp_path: Path) -> None:
-    args = arguments(tmp_path)
-    for name, value in asked.items():
-        setattr(args, name, value)
-    with pytest.raises(RecipeError, match=r"deepspeed must be absent[\s\S]*try DDP"):
-        PruneCallback(four_by_one()).on_train_begin(
-            args, TrainerState(max_steps=8), TrainerControl(), tiny_model(), train_dataloader=[1] * 8
-        )
 
 
 @pytest.mark.parametrize(

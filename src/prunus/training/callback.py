@@ -20,6 +20,7 @@ from prunus.errors import CheckpointError, Problem, RecipeError
 from prunus.sparsity.masker import Masker
 from prunus.sparsity.measure import TensorFacts, whole
 from prunus.sparsity.pruning import Pruning
+from prunus.training.deepspeed import deepspeed_problems, stage_of
 
 __all__ = ["STATE_FILE", "PruneCallback"]
 
@@ -64,7 +65,9 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
         """Resolves the rules; on a resumed run goes on from the checkpoint's masks."""
         if self._locked:
             return
-        _refuse_deepspeed(args)
+        found = deepspeed_problems(self.prunings, stage_of(args))
+        if found:
+            raise RecipeError(*found)
         try:
             steps_per_epoch = ceil(len(kwargs["train_dataloader"]) / args.gradient_accumulation_steps)
         except TypeError:  # a stream has no length, and its training has max_steps and no epochs
@@ -128,10 +131,3 @@ def _check_zeros(model: nn.Module, held: Mapping[str, Tensor], path: Path) -> No
             rule = "belong to the weights that training resumes from"
             fix = "a checkpoint below the output_dir of this training"
             raise CheckpointError(Problem(str(path), f"a mask over nonzero weights of {name}", rule, fix))
-
-
-def _refuse_deepspeed(args: TrainingArguments) -> None:
-    # The plugin is also there without the argument, when accelerate's own configuration asks for it.
-    if args.deepspeed or args.deepspeed_plugin is not None:
-        rule = "be absent: its backward pass already steps the optimizer, before scores or masks can act"
-        raise RecipeError(Problem("deepspeed", args.deepspeed or "a plugin", rule, "DDP (accelerate launch)"))

@@ -24,6 +24,7 @@ from prunus.sparsity.zeros import found_zeros
 from prunus.tasks import check_task, load_task
 from prunus.tasks.base import Feature, HeadKind, Task
 from prunus.training.budgeted import within_budget
+from prunus.training.deepspeed import asked_stage, deepspeed_problems
 from prunus.training.models import config_for, load_model, load_tokenizer, meta_model, model_source, trained_for
 from prunus.training.processes import count, first_before_others
 from prunus.training.shape import cut_shapes
@@ -125,6 +126,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None, spent: Mapping[str
     except PrunusError as error:
         found += error.problems
         rules = ()
+    found += deepspeed_problems(recipe.prune, asked_stage())
     found += _other_epochs(recipe.train, length, len(features))
     found += _frozen_targets(recipe.train, rules, skeleton)
     found += _other_zeros(recipe, rules, source, config, task.head)

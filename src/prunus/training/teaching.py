@@ -21,6 +21,7 @@ from prunus.checkpoint.state import read_tensors, write_tensors
 from prunus.distillation.inner import Inner
 from prunus.distillation.logits import Distillation, Lesson, distill, logit_loss
 from prunus.errors import Problem, RecipeError
+from prunus.training.deepspeed import stage_of
 from prunus.training.masked import is_masked, masked_outputs
 from prunus.training.predict import LABEL_KEYS
 
@@ -136,7 +137,13 @@ class Projectors(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Reads them from the checkpoint."""
+        """Reads them from the checkpoint. Raises ``RecipeError`` under DeepSpeed, which knows the model's parameters alone."""
+        stage = stage_of(args)
+        if stage is not None:
+            rule = "need no projector under DeepSpeed, which steps before their gradients are averaged"
+            raise RecipeError(
+                Problem("distill", f"ZeRO-{stage}", rule, "layers of one width, or DDP (accelerate launch)")
+            )
         if state.global_step:
             self._teaching.load_state(Path(args.output_dir) / f"checkpoint-{state.global_step}", model)
 
