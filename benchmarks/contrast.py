@@ -50,35 +50,36 @@ LOSSES = {
     "all": [f"distill={{{KD}, contrast: {{{', '.join(TERMS.values())}}}}}"],
 }
 TASKS = {
-    "sst2": ["task.max_train_samples=2000", "task.max_length=64", "train.epochs=4"],
-    "mrpc": ["task.max_train_samples=2000", "train.epochs=4"],
+    "sst2": ["task.max_train_samples=2000", "task.max_length=64", "train.epochs=3"],
+    "mrpc": ["task.max_train_samples=1500", "train.epochs=3"],
     "squad": [
-        "task.max_train_samples=1000",
-        "task.max_validation_samples=1000",
+        "task.max_train_samples=700",
+        "task.max_validation_samples=500",
         "task.max_length=192",
         "train.batch_size=16",
         "train.epochs=3",
     ],
 }
-SHARED = ["train.precision=bf16", "train.threads=2", "train.freeze=[embeddings]", "train.checkpoint_every=null"]
+SHARED = ["train.precision=bf16", "train.freeze=[embeddings]", "train.checkpoint_every=null"]
 
 
-def settings_of(task: str, loss: str, sparsity: float, seed: int) -> list[str]:
+def settings_of(task: str, loss: str, sparsity: float, seed: int, threads: int) -> list[str]:
     """What is set over ``cap-4x1-80``."""
     own = [f"task.name={task}", f"prune.sparsity={sparsity}", f"train.seed={seed}", f"dense.seed={seed}"]
+    own.append(f"train.threads={threads}")
     return [*own, *SHARED, *TASKS[task], *LOSSES[loss], "dense.epochs=3", f"evaluate_dense={str(loss == 'CE').lower()}"]
 
 
 def ablation(options: argparse.Namespace) -> None:
     """Runs what is missing, a row a loss."""
-    path = HERE / "results" / "contrast.json"
+    path = options.results
     held = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": []}
     done = {(row["task"], row["loss"], row["sparsity_asked"], row["seed"]) for row in held["rows"]}
     cases = [(s, t, p, x) for s in options.seeds for t in options.tasks for p in options.sparsities for x in LOSSES]
     for seed, task, sparsity, loss in cases:
         if (task, loss, sparsity, seed) in done:
             continue
-        settings = settings_of(task, loss, sparsity, seed)
+        settings = settings_of(task, loss, sparsity, seed, options.threads)
         data = options.squad if task == "squad" else options.glue
         recipe = load_recipe("cap-4x1-80", settings, {"task.data": data})
         with TemporaryDirectory() as place:
@@ -104,7 +105,7 @@ def ablation(options: argparse.Namespace) -> None:
             "command": f"python benchmarks/contrast.py --part ablation --glue DIR --squad DIR --seeds {seeds}",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "processor": processor(),
-            "threads": THREADS,
+            "threads": options.threads,
             "versions": versions(),
         }
         path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
@@ -214,6 +215,8 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--sparsities", type=float, nargs="+", default=[0.8, 0.9])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=THREADS)
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "contrast.json")
     options = parser.parse_args()
     quiet()
     if options.part == "cost":

@@ -36,7 +36,7 @@ from prunus.training.quiet import quiet
 from prunus.training.run import run
 
 HERE = Path(__file__).parent
-SHARED = ["train.precision=bf16", "train.threads=2", "train.freeze=[embeddings]", "train.checkpoint_every=null"]
+SHARED = ["train.precision=bf16", "train.freeze=[embeddings]", "train.checkpoint_every=null"]
 DIRECT = [
     "prune.lock=false",
     "prune.criterion=snip_momentum",
@@ -72,15 +72,21 @@ TASKS = {
 }
 
 
-def settings_of(task: str, row: str, seed: int) -> list[str]:
+def settings_of(task: str, row: str, seed: int, threads: int = 2) -> list[str]:
     """What is set over ``pruneofa-laptop-task``."""
-    own = [f"task.name={task}", f"train.seed={seed}", f"dense.seed={seed}", "train.epochs=3"]
+    own = [
+        f"task.name={task}",
+        f"train.seed={seed}",
+        f"dense.seed={seed}",
+        f"train.threads={threads}",
+        "train.epochs=3",
+    ]
     return [*own, *SHARED, *TASKS[task], *ROWS[row][1], f"evaluate_dense={str(row == DENSE_FROM).lower()}"]
 
 
-def measured(task: str, row: str, seed: int, models: Path, data: str) -> list[dict[str, Any]]:
+def measured(task: str, row: str, seed: int, models: Path, data: str, threads: int) -> list[dict[str, Any]]:
     """The facts of one run; that of ``DENSE_FROM`` also has the dense model's."""
-    settings = settings_of(task, row, seed)
+    settings = settings_of(task, row, seed, threads)
     flags: dict[str, Any] = {"task.data": data, "model.name": str(models / ROWS[row][0]), "model.dense": None}
     if row.startswith("once"):
         flags["model.dense"] = str(models / TEACHER)
@@ -124,6 +130,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--rows", nargs="+", default=[row for row in ROWS if not row.endswith("int8")], choices=ROWS)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "once.json")
     options = parser.parse_args()
     quiet()
@@ -134,13 +141,13 @@ def main() -> None:
                 if any((r["row"], r["task"], r["seed"]) == (row, task, seed) for r in held["rows"]):
                     continue
                 data = options.squad if task == "squad" else options.glue
-                held["rows"] += measured(task, row, seed, options.models, data)
+                held["rows"] += measured(task, row, seed, options.models, data, options.threads)
                 held |= {
                     "command": "python benchmarks/once.py --models runs --glue DIR --squad DIR --seeds "
                     + " ".join(str(each) for each in options.seeds),
                     "date": datetime.now(UTC).isoformat(timespec="seconds"),
                     "processor": processor(),
-                    "threads": 2,
+                    "threads": options.threads,
                     "versions": versions(),
                     "language_models": language_models(options.models),
                 }
