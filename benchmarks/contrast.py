@@ -60,7 +60,12 @@ TASKS = {
         "train.epochs=3",
     ],
 }
-SHARED = ["train.precision=bf16", "train.freeze=[embeddings]", "train.checkpoint_every=null"]
+SHARED = [
+    "train.precision=bf16",
+    "train.freeze=[embeddings]",
+    "train.checkpoint_every=null",
+    "prune.schedule={kind: exponential, start: 6%, cooldown: 50%, every: 1%}",
+]
 
 
 def settings_of(task: str, loss: str, sparsity: float, seed: int, threads: int) -> list[str]:

@@ -170,6 +170,11 @@ class Masker:
             raise TrainingError(*found)
         return facts
 
+    def collect(self) -> None:
+        """Puts masks of sharded parameters together, once training is over and the model is whole; all processes call it."""
+        self._masks = self.masks
+        self._shadow, self._world = {}, LOCAL
+
     # What a report asks
 
     @property

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from prunus.checkpoint.state import read_tensors, write_tensors
 from prunus.sparsity.masker import Masker
+from prunus.sparsity.measure import whole
 from prunus.training.callback import PruneCallback
 from prunus.training.processes import first, together
 
@@ -72,10 +73,13 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
             return
         if self.value is None or value > self.value:
             self.value, self.step = value, step
+            held = {
+                name: whole(tensor.detach()) for name, tensor in model.state_dict().items()
+            }  # all processes collect it
             if not first():
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            held = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}  # tied ones apart
+            held = {name: tensor.clone() for name, tensor in held.items()}  # tied ones apart
             write_tensors(self.path, held, {"value": repr(value), "step": str(step)})
 
     def restore(self, model: nn.Module) -> bool:

@@ -35,6 +35,7 @@ from prunus.training.prepare import Length
 from prunus.training.processes import count
 from prunus.training.progress import Bars, TrainingBar
 from prunus.training.rates import cosine_cycles, linear_rewinding
+from prunus.training.sharded import Whole
 from prunus.training.trainer import PrunusTrainer, release
 
 __all__ = ["Fit", "Interrupted", "drop_checkpoints", "fit", "last_checkpoint"]
@@ -152,12 +153,16 @@ def fit(
     guard = Guard(metric, train.collapse, train.on_collapse, trainer.prune_callback)
     trainer.add_callback(guard)
     trainer.remove_callback(PrinterCallback)
+    before = Whole(model)
     began = perf_counter()
     with stop.listening():
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     seconds = perf_counter() - began
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted("the last checkpoint is whole; go on with --resume")
+    before.restore(model)
+    if trainer.prune_callback is not None and trainer.prune_callback.masker is not None:
+        trainer.prune_callback.masker.collect()
     release(model)
     if best is not None and score is not None:
         if best.looked != trainer.state.global_step:
