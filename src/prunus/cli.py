@@ -92,6 +92,7 @@ def run(
     with errors(err):
         from prunus.recipe import load_recipe
         from prunus.report.tables import summary_table
+        from prunus.training.processes import first
         from prunus.training.quiet import quiet
         from prunus.training.run import run as run_recipe
 
@@ -113,6 +114,8 @@ def run(
         directory = output or Path(loaded.output or f"runs/{Path(recipe).stem}")
         command = "prunus " + shlex.join(sys.argv[1:])
         facts = run_recipe(loaded, directory, command=command, overwrite=overwrite, resume=resume, console=err)
+        if not first():
+            return
         if as_json:
             print_json(facts)
         else:

@@ -18,6 +18,8 @@ from small import TEXT_FILE, save_tiny_bert, small_recipe, write_texts
 
 MORE = pytest.mark.skipif(not os.environ.get("PRUNUS_DISTRIBUTED"), reason="make test-distributed")
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "prunus"]
+HERE = Path(__file__).parent
+SHARDED = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(HERE / "fsdp_worker.py")]
 ACCELERATE = [
     "-m",
     "accelerate.commands.launch",
@@ -39,28 +41,38 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def ran(place: Path, name: str, launcher: list[str], more: list[str], **change: Any) -> dict[str, Any]:
+def ran(place: Path, name: str, launcher: list[str], more: list[str], stop: int = -1, **change: Any) -> dict[str, Any]:
     raw = small_recipe(place / "model", place, **change)
     raw["train"] |= {"learning_rate": 1e-3, "keep": "best"}
     (place / f"{name}.yaml").write_text(yaml.safe_dump(raw))
     command = [sys.executable, *launcher, "run", str(place / f"{name}.yaml"), "-o", str(place / name), "--json", *more]
-    env = os.environ | {"PRUNUS_CACHE": str(place / f"cache-{name}"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    env = os.environ | {"PRUNUS_CACHE": str(place / f"cache-{name}"), "OMP_NUM_THREADS": "1", "FSDP_STOP": str(stop)}
+    env["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
+    assert (done.returncode == 0) == (stop < 0), done.stderr[-3000:]
+    if stop < 0:
+        json.loads(done.stdout)  # one process alone prints
     return dict(json.loads((place / name / "prunus.json").read_text()))
+
+
+def same_end(place: Path, first: str, second: str) -> None:
+    """The same masks, and weights but for the order of sums."""
+    masks = [read_masks(place / name / "masks.safetensors") for name in (first, second)]
+    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
+    left, right = (load_file(place / name / "model.safetensors") for name in (first, second))
+    assert left.keys() == right.keys()
+    for name, value in left.items():
+        torch.testing.assert_close(right[name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, pytest.param(ACCELERATE, marks=MORE)], ids=["torchrun", "accelerate"])
 def test_two_processes_end_where_one_ends(launcher: list[str], place: Path) -> None:
     one = ran(place, "one", ["-m", "prunus"], ["--overwrite"])
     two = ran(place, "two", launcher, ["--overwrite"])
-    masks = [read_masks(place / name / "masks.safetensors") for name in ("one", "two")]
-    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
-    left, right = (load_file(place / name / "model.safetensors") for name in ("one", "two"))
-    for name, value in left.items():
-        torch.testing.assert_close(right[name], value, rtol=1e-3, atol=1e-5)
+    same_end(place, "one", "two")
     assert two["tensors"] == one["tensors"]
     assert two["sparse"]["metrics"] == one["sparse"]["metrics"]
+    assert two["status"] == "finished"
     steps = [
         [line["step"] for line in read_log(place / name / "log.jsonl") if "loss" in line] for name in ("one", "two")
     ]
@@ -75,3 +87,23 @@ def test_two_processes_go_on_after_a_stop(place: Path) -> None:
     assert raw["train"]["checkpoint_every"] == 5
     again = ran(place, "whole", TORCHRUN, ["--resume"])  # finished: nothing to go on with
     assert again["status"] == "finished"
+
+
+@MORE
+@pytest.mark.parametrize("criterion", ["snip_momentum", "magnitude"])
+def test_a_sharded_run_ends_where_one_process_ends(criterion: str, place: Path) -> None:
+    change = {"prune": small_recipe(place, place)["prune"] | {"criterion": criterion}}
+    one = ran(place, "one", ["-m", "prunus"], ["--overwrite"], **change)
+    two = ran(place, "two", SHARDED, ["--overwrite"], **change)
+    same_end(place, "one", "two")
+    assert two["tensors"] == one["tensors"]
+    assert two["sparse"]["metrics"] == one["sparse"]["metrics"]
+
+
+@MORE
+def test_a_sharded_run_goes_on_after_a_stop(place: Path) -> None:
+    ran(place, "one", ["-m", "prunus"], ["--overwrite"])
+    stopped = ran(place, "stopped", SHARDED, ["--overwrite"], stop=13)
+    assert stopped["status"] != "finished"
+    ran(place, "stopped", SHARDED, ["--resume"])
+    same_end(place, "one", "stopped")

@@ -8,6 +8,7 @@ shorter micro-batch therefore counts as much as the others. Evaluation asks no t
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,15 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         rows = self.train_dataset if train_dataset is None else train_dataset
         rows = rows.rows if isinstance(rows, Numbered) else rows
         if hasattr(rows, "sampler"):
-            return rows.sampler(self.args.seed)
-        if not callable(getattr(rows, "lengths", None)):
+            sampler = rows.sampler(self.args.seed)
+        elif callable(getattr(rows, "lengths", None)):
+            size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+            grouped = str(self.args.train_sampling_strategy) == "group_by_length"
+            sampler = SeededOrder(rows.lengths(), size, self.args.seed, grouped)
+        else:
             return super()._get_train_sampler(train_dataset)
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        grouped = str(self.args.train_sampling_strategy) == "group_by_length"
-        return SeededOrder(rows.lengths(), size, self.args.seed, grouped)
+        self._order.sampler = sampler
+        return sampler
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """``rate`` where it was given."""
@@ -241,6 +245,8 @@ class _EpochOrder(TrainerCallback):  # type: ignore[misc]
     def __init__(self) -> None:
         self._began: Tensor | None = None
         self._restored: Tensor | None = None
+        self.sampler: Any = None
+        """Is told the epoch here: accelerate's loaders do not reach it where several processes skip rows of an epoch."""
 
     def save_state(self, directory: Path) -> None:
         """Writes the generator's state at the beginning of this epoch."""
@@ -260,6 +266,8 @@ class _EpochOrder(TrainerCallback):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Just before the order is drawn."""
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(floor((state.epoch or 0.0) + 1e-6))
         if self._restored is not None:
             torch.set_rng_state(self._restored)
             self._restored = None
