@@ -11,7 +11,16 @@ from statistics import mean
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from table_parts import RESULTS, cell, contrast_section, language_model_section, load, once_section
+from table_parts import (
+    RESULTS,
+    cell,
+    contrast_section,
+    language_model_section,
+    load,
+    once_section,
+    scale_section,
+    smaller_section,
+)
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
@@ -317,6 +326,8 @@ def main() -> None:
         + once_section()
         + language_model_section()
         + contrast_section()
+        + smaller_section()
+        + scale_section()
         + peers_section()
         + overhead_section()
         + runtime_section()

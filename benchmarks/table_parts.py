@@ -157,3 +157,122 @@ def contrast_section() -> list[str]:
             "",
         ]
     return [*lines, "`benchmarks/contrast.py`, `contrast.json`, `contrast_cost.json`.", ""]
+
+
+SMALLER = {
+    "dense": "dense",
+    "dense-long": "dense, trained on as long, with the same teacher",
+    "params 0.5": "`--params 0.5`",
+    "latency 0.5": "`--latency 0.5`",
+}
+
+
+def smaller_section() -> list[str]:
+    """Half of the parameters and half of the time: the metric, and the time on every runtime."""
+    found = load("smaller.json")
+    if not found:
+        return []
+    result = found[0]
+    tasks = list(dict.fromkeys(row["task"] for row in result["rows"]))
+    names = " | ".join(f"{ONCE_METRICS[task][0]}, {ONCE_METRICS[task][1]}" for task in tasks)
+    lines = [
+        "## Smaller models",
+        "",
+        f"| MiniLM | {names} | parameters of the layers left |",
+        "|---|" + "---|" * (len(tasks) + 1),
+    ]
+    for row, words in SMALLER.items():
+        own = [r for r in result["rows"] if r["row"] == row]
+        cells = []
+        for task in tasks:
+            metric = ONCE_METRICS[task][1]
+            values = [r.get("metrics_compacted", r["metrics"])[metric] for r in own if r["task"] == task]
+            cells.append(cell(values) if values else "")
+        counts = [r["compacted"]["encoder"] for r in own if "compacted" in r]
+        left = cell([count["after"] / count["before"] for count in counts]) if counts else "1"
+        lines.append(f"| {words} | {' | '.join(cells)} | {left} |")
+    sizes = {row["task"]: (row["train_examples"], row["validation_examples"]) for row in result["rows"]}
+    counts = ", ".join(f"{ONCE_METRICS[task][0]} {a:,} / {b:,}" for task, (a, b) in sizes.items())
+    seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in result["rows"]}))
+    lines += ["", f"Means over seeds {seeds} and their range; compacted models, loaded again. Examples: {counts}.", ""]
+    if "timings" in result:
+        cases = [case for case in result["timings"] if case != "command"]
+        engines = list(result["timings"][cases[0]])
+        rows = [name for name in result["timings"][cases[0]][engines[0]] if name != "dense"]
+        lines += ["Time of the compacted model / time of the dense one, on the same runtime, in the same run:", ""]
+        lines += [f"| float32 | {' | '.join(f'{case} {row}' for case in cases for row in rows)} |"]
+        lines += ["|---|" + "---|" * (len(cases) * len(rows))]
+        for engine in engines:
+            ratios = [f"{result['timings'][case][engine][row]['ratio']:.2f}" for case in cases for row in rows]
+            lines.append(f"| {engine.removesuffix(' float32')} | {' | '.join(ratios)} |")
+        lines.append("")
+    peers = load("peer-smaller-*.json")
+    if peers:
+        lines += ["Beside Torch-Pruning in one plain loop (`benchmarks/peers/smaller_loop.py`), SST-2:", ""]
+        lines += ["| engine | accuracy | of the dense | parameters of the layers left |", "|---|---|---|---|"]
+        for engine in dict.fromkeys(peer["engine"] for peer in peers):
+            own = [peer for peer in peers if peer["engine"] == engine]
+            columns = [cell([peer[key] for peer in own]) for key in ("accuracy", "dense", "layer_parameters")]
+            lines.append(f"| {engine} | {' | '.join(columns)} |")
+        lines.append("")
+    return [*lines, f"{result['processor']}, {result['threads']} threads. `benchmarks/smaller.py`, `smaller.json`.", ""]
+
+
+def scale_section() -> list[str]:
+    """Cost against size and processes; kills; damaged files."""
+    lines: list[str] = []
+    for result in load("scaling.json"):
+        lines += ["## Cost of masks against size", "", "A mask update, global selection at 80 %:", ""]
+        lines += [
+            "| rule | weights (M) | processes | seconds | seconds a 100 M weights | memory a weight beyond it (bytes) |"
+        ]
+        lines += ["|---|---|---|---|---|---|"]
+        for row in (row for row in result["rows"] if row["part"] == "update"):
+            start = f"| {row['rule']} | {row['millions']} | {row['processes']} |"
+            if "failed" in row:
+                lines.append(f"{start} does not fit | | |")
+                continue
+            each = row["weights"] / 1e8
+            held = row["more_bytes"] / row["weights"] * row["processes"]
+            lines.append(f"{start} {row['seconds']:.2f} | {row['seconds'] / each:.2f} | {held:.1f} |")
+        lines += ["", "A training step of 256 tokens, masks updated in every tenth:", ""]
+        lines += ["| rule | weights (M) | time / plain |", "|---|---|---|"]
+        for row in (row for row in result["rows"] if row["part"] == "step" and "ratio" in row):
+            lines.append(f"| {row['rule']} | {row['millions']} | {row['ratio']:.3f} |")
+        lines += ["", f"{result['processor']}. `benchmarks/scaling.py`, `scaling.json`.", ""]
+    for result in load("kills.json"):
+        lines += [
+            "## Kills",
+            "",
+            "| kind of run | kills | runs | cannot resume | other masks | other weights |",
+            "|---|---|---|---|---|---|",
+        ]
+        for kind, found in result["kinds"].items():
+            counts = " | ".join(
+                str(found[key]) for key in ("kills", "runs", "not resumed", "other masks", "other weights")
+            )
+            lines.append(f"| {kind} | {counts} |")
+        lines += ["", "SIGKILL at a random moment of a run, or of its resumption. `make test-kill`, `kills.json`.", ""]
+    for result in load("fuzz.json"):
+        lines += [
+            "## Damaged files",
+            "",
+            "| reader | inputs | refused | findings | most memory gained (MiB) |",
+            "|---|---|---|---|---|",
+        ]
+        for reader, found in result["mutate"].items():
+            gained = found["peak_growth_bytes"] / 2**20
+            lines.append(
+                f"| {reader} | {found['inputs']:,} | {found['refused']:,} | {found['findings']} | {gained:.0f} |"
+            )
+        lines += [
+            "",
+            "A finding is an error that is not one of prunus', more than 5 seconds, or more than 512 MiB.",
+            "",
+        ]
+        if "atheris" in result:
+            runs = ", ".join(f"{name} {found['inputs']:,}" for name, found in result["atheris"].items())
+            total = sum(found["findings"] for found in result["atheris"].values())
+            lines += [f"Guided by coverage (atheris): {runs} inputs; findings {total}.", ""]
+        lines += ["`make fuzz`, `fuzz.json`.", ""]
+    return lines
