@@ -91,6 +91,10 @@ class TrainSpec:
     max_grad_norm: float = 1.0
     seed: int = 42
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    gradient_checkpointing: bool = False
+    """Activations are computed again in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """``torch.compile``: faster steps after minutes of compilation."""
     group_by_length: bool = True
     """Batches of rows of similar length: less padding, the usual speed-up on a CPU."""
     freeze: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import IterableDataset
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from prunus import CheckpointError, Masker, PruneCallback, Pruning, RecipeError, Schedule, Span, TrainingError
 from prunus.training.callback import STATE_FILE
@@ -62,6 +62,49 @@ def scores_after_one_step(tmp_path: Path, **more: Any) -> tuple[dict[str, torch.
     assert callback.masker is not None
     found = {key: value for key, value in callback.masker.state_dict().items() if key.startswith("score.")}
     return found, float(trainer.state.log_history[0]["grad_norm"])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"gradient_checkpointing": True},
+        {"torch_compile": True, "torch_compile_backend": "eager"},
+    ],
+    ids=["gradient checkpointing", "compiled"],
+)
+@pytest.mark.filterwarnings("ignore")  # of the compiler
+def test_scores_are_those_of_the_plain_training(more: dict[str, Any], tmp_path: Path) -> None:
+    plain, norm = scores_after_one_step(tmp_path)
+    found, other = scores_after_one_step(tmp_path, **more)
+    assert other == pytest.approx(norm, rel=1e-4)
+    assert found.keys() == plain.keys()
+    for name, score in plain.items():
+        torch.testing.assert_close(found[name], score, rtol=1e-3, atol=1e-8)
+
+
+@pytest.mark.parametrize("fp16", [True, False])
+def test_a_step_that_overflows_in_fp16_is_not_seen(fp16: bool, tmp_path: Path) -> None:
+    model, args = calm(), arguments(tmp_path)
+    callback = PruneCallback(four_by_one(0.5, schedule=LATE, criterion="snip_momentum"))
+    state, control = TrainerState(max_steps=8), TrainerControl()
+    callback.on_train_begin(args, state, control, model, train_dataloader=[1] * 8)
+    args.fp16 = fp16
+    assert callback.masker is not None
+    for step in range(3):
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        if step == 1:
+            for name, parameter in model.named_parameters():
+                if ".encoder." in name:
+                    parameter.grad.fill_(torch.inf)
+        callback.on_pre_optimizer_step(args, state, control, model, optimizer=None)
+        if step == 2 and not fp16:
+            with pytest.raises(TrainingError, match="NaN or infinite scores"):
+                callback.on_optimizer_step(args, state, control, model)
+            return
+        callback.on_optimizer_step(args, state, control, model)
+    assert callback.masker.finished
+    assert zeros(model) > 0
 
 
 def test_scores_see_the_accumulated_gradient(tmp_path: Path) -> None:

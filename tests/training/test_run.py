@@ -126,6 +126,15 @@ def test_the_facts_are_what_is_counted_again(task: str, finished: dict[str, Done
     assert read_recipe(facts["recipe"]).prune == done.recipe.prune
 
 
+def test_activations_computed_again_leave_the_same_weights(finished: dict[str, Done], tmp_path: Path) -> None:
+    done = finished["classification"]
+    again = replace(done.recipe, train=replace(done.recipe.train, gradient_checkpointing=True))
+    run(again, tmp_path / "again")
+    left, right = (load_file(place / "model.safetensors") for place in (done.output, tmp_path / "again"))
+    for name, value in left.items():
+        torch.testing.assert_close(right[name], value, rtol=1e-5, atol=1e-6)
+
+
 @both
 def test_the_history_follows_the_schedule(task: str, finished: dict[str, Done]) -> None:
     history = finished[task].facts["history"]

@@ -12,6 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -85,8 +86,11 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Scores see the final gradient, and the share of its peak that the learning rate has."""
-        if self.masker is not None:
+        """Scores see the final gradient, and the share of its peak that the learning rate has.
+
+        In fp16 they do not see one that the loss scale made overflow: the optimizer does not take that step either.
+        """
+        if self.masker is not None and not (args.fp16 and _overflowed(model)):
             group = kwargs["optimizer"].param_groups[0] if kwargs.get("optimizer") is not None else {}
             peak = group.get("initial_lr", 0.0)
             self.masker.observe(model, group["lr"] / peak if peak else 1.0)
@@ -115,6 +119,11 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
         """Counts the zeros; a miss is an error. A training that was stopped on purpose is not counted."""
         if self.masker is not None and (self._locked or state.global_step >= state.max_steps):
             self.facts = self.masker.finish(model)
+
+
+def _overflowed(model: nn.Module) -> bool:
+    found = [p.grad.detach().abs().max() for p in model.parameters() if p.grad is not None and p.grad.numel()]
+    return bool(found) and not bool(torch.isfinite(torch.stack([whole(value) for value in found])).all())
 
 
 def _check_zeros(model: nn.Module, held: Mapping[str, Tensor], path: Path) -> None:

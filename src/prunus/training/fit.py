@@ -9,7 +9,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -205,6 +205,11 @@ def _arguments(train: TrainSpec, length: Length, checkpoints: Path, evaluate: bo
         span = getattr(train, name)
         return 0 if span is None else int(span.steps(length.total, length.steps_per_epoch))
 
+    more: dict[str, Any] = {}
+    if train.gradient_checkpointing:
+        known = {each.name for each in fields(TrainingArguments)}
+        name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
+        more = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
     save, check = max(1, steps("checkpoint_every")), max(1, steps("evaluate_every"))
     return TrainingArguments(
         output_dir=str(checkpoints),
@@ -223,6 +228,7 @@ def _arguments(train: TrainSpec, length: Length, checkpoints: Path, evaluate: bo
         seed=train.seed,
         bf16=train.precision == "bf16" or (train.precision == "auto" and multiplies_bf16()),
         fp16=train.precision == "fp16",
+        torch_compile=train.compile,
         train_sampling_strategy="group_by_length" if train.group_by_length else "random",
         logging_strategy="steps",
         logging_steps=max(1, steps("log_every")),
@@ -236,6 +242,7 @@ def _arguments(train: TrainSpec, length: Length, checkpoints: Path, evaluate: bo
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        **more,
     )
 
 

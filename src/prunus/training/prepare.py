@@ -12,6 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -82,7 +83,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None, spent: Mapping[str
     training.
     """
     found: list[Problem] = list(recipe.problems()) + check_task(recipe.task)
-    found += _reporters(recipe.train) + _divides(recipe)
+    found += _reporters(recipe.train) + _divides(recipe) + _not_here(recipe)
     source = _source(recipe.model.name, "model.name", found)
     other = recipe.model.dense
     dense_source = source if other is None else _source(other, "model.dense", found)
@@ -164,6 +165,20 @@ def _divides(recipe: Recipe) -> list[Problem]:
             rule = f"be a multiple of the {count()} processes, which share it"
             nearest_ = max(1, round(train.batch_size / count())) * count()
             found.append(Problem(f"{key}.batch_size", train.batch_size, rule, str(nearest_)))
+    return found
+
+
+def _not_here(recipe: Recipe) -> list[Problem]:
+    """What this device, or this recipe's other choices, cannot do."""
+    found = []
+    scaled = {key: train for key, train in (("train", recipe.train), ("dense", recipe.dense)) if train is not None}
+    key = next((key for key, train in scaled.items() if train.precision == "fp16"), None)  # dense follows train
+    if key is not None and not torch.accelerator.is_available():
+        rule = "be used on an accelerator: the loss is not scaled on a CPU"
+        found.append(Problem(f"{key}.precision", "fp16", rule, "bf16"))
+    if recipe.train.compile and recipe.distill is not None and recipe.distill.contrast.terms:
+        rule = "be false with distill.contrast, which looks into the model at each step"
+        found.append(Problem("train.compile", True, rule, "false"))
     return found
 
 
