@@ -56,6 +56,7 @@ TASKS = {
         "task.max_train_samples=700",
         "task.max_validation_samples=500",
         "task.max_length=192",
+        "task.doc_stride=64",
         "train.batch_size=16",
         "train.epochs=3",
     ],

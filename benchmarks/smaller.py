@@ -55,6 +55,7 @@ TASKS = {
         "task.max_train_samples=2500",
         "task.max_validation_samples=1000",
         "task.max_length=192",
+        "task.doc_stride=64",
         "train.batch_size=16",
         "train.epochs=4",
     ],

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 
 from prunus import Distillation, Masker, PrunusTrainer, Schedule, Span, TrainingError
-from prunus.tasks.collate import Collate
+from prunus.tasks.collate import Collate, Rows
 from prunus.training.callback import STATE_FILE
 from small import (
     arguments,
@@ -332,3 +332,29 @@ def test_a_loop_in_four_lines(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     assert sum(block_zeros(w)[0] for w in encoder_linears(again).values()) == 4 * int(0.6 * 1024)
+
+
+def test_processes_that_resume_within_an_epoch_see_its_rows(tmp_path: Path) -> None:
+    """accelerate's loaders do not tell the epoch to a sampler below a share of the batches with some of them skipped."""
+    from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
+    from torch.utils.data import BatchSampler
+
+    features = Rows()
+    for row in rows(32):
+        features.append(row)
+    trainer = PrunusTrainer(tiny_model(), arguments(tmp_path), train_dataset=features, data_collator=list)
+    sampler = trainer._get_train_sampler()
+    share = BatchSamplerShard(BatchSampler(sampler, 4, False), num_processes=2, process_index=1)
+    loader = DataLoaderShard(features, batch_sampler=share, collate_fn=list)
+    state = trainer.state
+    state.epoch = 2.625
+    trainer.callback_handler.on_epoch_begin(trainer.args, state, trainer.control)
+    expected = [features[i]["input_ids"] for i in list(sampler)]
+    for skipped in (0, 2):
+        again = skip_first_batches(loader, skipped)
+        again.set_epoch(2)
+        trainer.callback_handler.on_epoch_begin(trainer.args, state, trainer.control)
+        seen = [row["input_ids"] for batch in again for row in batch]
+        assert seen == [row for i in range(skipped, 4) for row in expected[8 * i + 4 : 8 * i + 8]]
+    other = trainer._get_train_sampler()
+    assert [features[i]["input_ids"] for i in list(other)] != expected  # of the epoch before any was told
