@@ -74,6 +74,7 @@ def test_a_name_that_is_no_model_of_the_hub_is_no_base_model(name: str) -> None:
         ("classification", "", "text-classification", "AutoModelForSequenceClassification"),
         ("regression", "", "text-classification", "AutoModelForSequenceClassification"),
         ("question-answering", "X", "question-answering", "AutoModelForQuestionAnswering"),
+        ("masked-language", "X", "fill-mask", "AutoModelForMaskedLM"),
         ("", "BertForMaskedLM", None, "AutoModelForMaskedLM"),
         ("", "BertForQuestionAnswering", None, "AutoModelForQuestionAnswering"),
         ("monkey", "BertModel", None, "AutoModel"),

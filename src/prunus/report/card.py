@@ -18,7 +18,7 @@ _HEADS: Final[dict[str, tuple[str, str]]] = {
     "classification": ("text-classification", "AutoModelForSequenceClassification"),
     "regression": ("text-classification", "AutoModelForSequenceClassification"),
     "question-answering": ("question-answering", "AutoModelForQuestionAnswering"),
-    "masked-lm": ("fill-mask", "AutoModelForMaskedLM"),
+    "masked-language": ("fill-mask", "AutoModelForMaskedLM"),
 }
 # End of the architecture's name -> the class that loads it, where the head is not recorded.
 _ENDINGS: Final[tuple[str, ...]] = (
