@@ -18,7 +18,6 @@ snapshots. And the memory of the banks, and the time of a pass that encodes the 
 import argparse
 import json
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -28,13 +27,12 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainingArguments
 
+from headers import header
 from prunus import Distillation, Pruning, PrunusTrainer, Schedule, Span
-from prunus.bench.command import versions
 from prunus.distillation.contrastive import Contrast, Contrastive, Snapshots
 from prunus.recipe import load_recipe
 from prunus.tasks import TaskSpec, load_task
 from prunus.tasks.collate import Collate
-from prunus.training.evidence import processor
 from prunus.training.models import MINILM, model_source
 from prunus.training.quiet import quiet
 from prunus.training.run import run
@@ -108,11 +106,10 @@ def ablation(options: argparse.Namespace) -> None:
         )
         seeds = " ".join(str(each) for each in options.seeds)
         held |= {
-            "command": f"python benchmarks/contrast.py --part ablation --glue DIR --squad DIR --seeds {seeds}",
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "processor": processor(),
-            "threads": options.threads,
-            "versions": versions(),
+            **header(
+                f"python benchmarks/contrast.py --part ablation --glue DIR --squad DIR --seeds {seeds}",
+                threads=options.threads,
+            ),
         }
         path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
         print(seed, task, sparsity, loss, held["rows"][-1]["metrics"], flush=True)
@@ -192,11 +189,7 @@ def cost(options: argparse.Namespace) -> None:
     seconds = {name: median(each[1:]) for name, each in times.items()}  # the first round warms up
     parameters = sum(p.numel() for p in arms["KD"].model.parameters())
     result = {
-        "command": f"python benchmarks/contrast.py --part cost --glue DIR --rounds {options.rounds}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": processor(),
-        "threads": THREADS,
-        "versions": versions(),
+        **header(f"python benchmarks/contrast.py --part cost --glue DIR --rounds {options.rounds}", threads=THREADS),
         "batch": ROWS,
         "examples": len(rows),
         "snapshots": SNAPSHOTS,

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from copy import deepcopy
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from prunus.bench.command import versions
+from headers import header
 from prunus.bench.rounds import compare, timed
 from prunus.export.onnx import export_onnx
 from prunus.export.running import Running
 from prunus.quantization import Quantization, quantize
-from prunus.training.evidence import processor
 
 HERE = Path(__file__).parent
 CASES = [(batch, tokens) for batch in (1, 8) for tokens in (16, 128, 384)]
@@ -76,10 +74,7 @@ def main() -> None:
         write(options.write)
         return
     result: dict[str, Any] = {
-        "command": f"python benchmarks/export_latency.py --rounds {options.rounds} --seconds {options.seconds}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": processor(),
-        "versions": versions(),
+        **header(f"python benchmarks/export_latency.py --rounds {options.rounds} --seconds {options.seconds}"),
         "ratio": f"time / time of {AGAINST}, median over the rounds",
         "results": {},
     }

@@ -19,7 +19,6 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from headers import header
 from prunus import Pruning, PrunusError
-from prunus.bench.command import versions
 from prunus.checkpoint.compacted import PrunusLayout
 from prunus.checkpoint.state import read_masks, read_tensors, write_masks
 from prunus.checkpoint.states import read_states, write_states
@@ -41,7 +40,6 @@ from prunus.report.html import render_html
 from prunus.runtime.families import read_settings, shape_of
 from prunus.sparsity.masker import Masker
 from prunus.tasks import TaskSpec, load_task
-from prunus.training.evidence import processor
 from prunus.training.logbook import read_log
 
 HERE = Path(__file__).parent
@@ -373,10 +371,7 @@ def main() -> None:
         for example in found[name]["examples"]:
             print("   ", example)
     held |= {
-        "command": f"python benchmarks/fuzz.py --inputs {options.inputs}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": processor(),
-        "versions": versions(),
+        **header(f"python benchmarks/fuzz.py --inputs {options.inputs}"),
         "bounds": {"seconds": SECONDS, "bytes": BYTES},
     }
     path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")

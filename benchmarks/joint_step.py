@@ -11,17 +11,15 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
 import torch
 from transformers import AutoModelForSequenceClassification
 
+from headers import header
 from prunus import Allocation, Masker, Pruning, Schedule, Span
-from prunus.bench.command import versions
 from prunus.quantization import Quantization, quantize
-from prunus.training.evidence import processor
 from prunus.training.models import MINILM, model_source
 from prunus.training.quiet import quiet
 
@@ -75,11 +73,7 @@ def main() -> None:
             times[name].append(time.perf_counter() - began)
     seconds = {name: median(each[1:]) for name, each in times.items()}  # the first round warms up
     result = {
-        "command": f"python benchmarks/joint_step.py --rounds {options.rounds}",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": processor(),
-        "threads": THREADS,
-        "versions": versions(),
+        **header(f"python benchmarks/joint_step.py --rounds {options.rounds}", threads=THREADS),
         "batch": [ROWS, TOKENS],
         "weights": sum(rule.selection.weights for rule in masker.rules),
         "seconds": seconds,

@@ -21,17 +21,15 @@ Results go to ``benchmarks/results/once.json`` after each row; those that are th
 
 import argparse
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.console import Console
 
-from prunus.bench.command import versions
+from headers import header
 from prunus.recipe import load_recipe
 from prunus.report.facts import read_facts
-from prunus.training.evidence import processor
 from prunus.training.quiet import quiet
 from prunus.training.run import run
 
@@ -144,12 +142,11 @@ def main() -> None:
                 data = options.squad if task == "squad" else options.glue
                 held["rows"] += measured(task, row, seed, options.models, data, options.threads)
                 held |= {
-                    "command": "python benchmarks/once.py --models runs --glue DIR --squad DIR --seeds "
-                    + " ".join(str(each) for each in options.seeds),
-                    "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                    "processor": processor(),
-                    "threads": options.threads,
-                    "versions": versions(),
+                    **header(
+                        "python benchmarks/once.py --models runs --glue DIR --squad DIR --seeds "
+                        + " ".join(str(each) for each in options.seeds),
+                        threads=options.threads,
+                    ),
                     "language_models": language_models(options.models),
                 }
                 options.results.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")

@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,9 +25,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from headers import header
 from prunus import Allocation, Masker, Pruning, Schedule, Span
-from prunus.bench.command import versions
-from prunus.training.evidence import processor
 
 HERE = Path(__file__).parent
 SIDE, TOKENS, STEPS, EVERY, LARGEST_STEP = 1024, 256, 20, 10, 300
@@ -157,10 +155,7 @@ def main() -> None:
             rows.append(case | found)
             print(rows[-1], flush=True)
     result = {
-        "command": "python benchmarks/scaling.py --millions " + " ".join(map(str, options.millions)),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": processor(),
-        "versions": versions(),
+        **header("python benchmarks/scaling.py --millions " + " ".join(map(str, options.millions))),
         "rows": rows,
     }
     (HERE / "results" / "scaling.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

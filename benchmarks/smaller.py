@@ -17,7 +17,6 @@ Results go to ``benchmarks/results/smaller.json`` after each row; those that are
 import argparse
 import json
 import shutil
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,13 +27,12 @@ import torch
 from rich.console import Console
 from transformers import AutoModel
 
-import prunus
-from prunus.bench.command import padded_batch, versions
+from headers import header
+from prunus.bench.command import padded_batch
 from prunus.bench.engines import Subject, make_engines
 from prunus.bench.rounds import compare, timed
 from prunus.export.smaller import compact_directory
 from prunus.recipe import load_recipe
-from prunus.training.evidence import processor
 from prunus.training.quiet import quiet
 from prunus.training.rescore import rescore
 from prunus.training.run import run
@@ -146,12 +144,7 @@ def main() -> None:
     options.keep.mkdir(parents=True, exist_ok=True)
     held = json.loads(options.results.read_text(encoding="utf-8")) if options.results.is_file() else {"rows": []}
     seeds = " ".join(str(each) for each in options.seeds)
-    common = {
-        "command": f"python benchmarks/smaller.py --part train --keep DIR --glue DIR --squad DIR --seeds {seeds}",
-        "processor": processor(),
-        "threads": THREADS,
-        "versions": versions() | {"prunus": prunus.__version__},
-    }
+    command = f"python benchmarks/smaller.py --part train --keep DIR --glue DIR --squad DIR --seeds {seeds}"
     cases = [(seed, task, row) for seed in options.seeds for task in options.tasks for row in options.rows]
     if options.part == "time":
         held["timings"] = timings(options) | {"command": f"{Path(__file__).name} --part time --rounds {options.rounds}"}
@@ -160,7 +153,7 @@ def main() -> None:
         if any((r["row"], r["task"], r["seed"]) == (row, task, seed) for r in held["rows"]):
             continue
         held["rows"] += trained(options, task, row, seed)
-        held |= common | {"date": datetime.now(UTC).isoformat(timespec="seconds")}
+        held |= header(command, threads=THREADS)
         options.results.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
         print(seed, task, row, [each["metrics"] for each in held["rows"][-2:]], flush=True)
     options.results.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
