@@ -1,10 +1,11 @@
 """How every verb ends badly, and how it prints facts."""
 
+import errno
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import typer
 from rich.console import Console
@@ -13,13 +14,22 @@ from prunus.errors import EXIT_CODE, PrunusError
 
 __all__ = ["errors", "print_json"]
 
+REFUSED: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""A device that is full, or may not be written to."""
+
 
 @contextmanager
 def errors(console: Console) -> Iterator[None]:
-    """A ``PrunusError`` becomes its text and exit code 2, Ctrl-C exit code 130."""
+    """A ``PrunusError``, or a device that does not take what is written, becomes its text and exit code 2, Ctrl-C 130."""
     try:
         yield
     except PrunusError as error:
+        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        console.print(str(error), highlight=False, markup=False)
+        raise typer.Exit(EXIT_CODE) from None
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), highlight=False, markup=False)
         raise typer.Exit(EXIT_CODE) from None

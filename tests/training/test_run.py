@@ -1,5 +1,6 @@
 """``run``: a recipe in, a directory out; loaded elsewhere, counted again, stopped and resumed."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ from prunus.training.fit import Interrupted, last_checkpoint
 from prunus.training.models import load_model
 from prunus.training.rescore import rescore
 from prunus.training.run import run
+from prunus.training.trainer import PrunusTrainer
 from small import (
     HEADS,
     QA_FILE,
@@ -329,6 +332,41 @@ def test_stopped_by_ctrl_c_and_resumed(
     assert same(read_masks(output / MASKS_FILE), read_masks(done.output / MASKS_FILE))
     assert facts["tensors"] == done.facts["tensors"]
     assert not checkpoints.exists()
+
+
+def no_space(*args: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("where", ["a checkpoint", "the end"])
+def test_a_full_disk_leaves_the_last_checkpoint(
+    where: str, finished: dict[str, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done, output = finished["classification"], tmp_path / "out"
+
+    def full(self: Any, *args: Any, **kwargs: Any) -> None:
+        if where == "a checkpoint" and self.state.global_step == 10:
+            raise RuntimeError(
+                "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"
+            )  # what torch.save says
+        whole(self, *args, **kwargs)
+
+    whole = PrunusTrainer._save_optimizer_and_scheduler
+    with monkeypatch.context() as patch:
+        patch.setattr(PrunusTrainer, "_save_optimizer_and_scheduler", full)
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
+        if where == "the end":
+            patch.setattr(run_module, "write_masks", no_space)
+        error = TrainingError if where == "a checkpoint" else CheckpointError
+        with pytest.raises(error, match=r"must be written whole, got [\s\S]*[Nn]o space left on"):
+            run(done.recipe, output)
+    left = last_checkpoint(output / "checkpoints", pruned=True)
+    assert left is not None
+    assert left.name == ("checkpoint-5" if where == "a checkpoint" else "checkpoint-24")
+    assert not (output / "checkpoints" / "checkpoint-10").exists() or where == "the end"
+    run(done.recipe, output, resume=True)
+    first, second = (load_file(path / "model.safetensors") for path in (done.output, output))
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_without_the_masks_a_checkpoint_is_passed_over(tmp_path: Path) -> None:

@@ -1,12 +1,21 @@
 """A directory that is filled beside its place: what goes wrong on the way leaves what was there."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
+
+from safetensors import SafetensorError
+
+from prunus.errors import CheckpointError, Problem
 
 __all__ = ["copy_files", "staged"]
+
+REFUSED: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+"""Errors of a device that is full, broken, or not ours to write to."""
 
 
 def copy_files(directory: Path, output: Path, names: Iterable[str]) -> None:
@@ -20,7 +29,8 @@ def copy_files(directory: Path, output: Path, names: Iterable[str]) -> None:
 def staged(output: Path, last: str = "") -> Iterator[Path]:
     """A new directory inside ``output``; at the end its files replace those of ``output``, the one named ``last`` last.
 
-    After an exception nothing of it is left, and an ``output`` that this made is gone too.
+    After an exception nothing of it is left, and an ``output`` that this made is gone too. Raises ``CheckpointError`` where the
+    device does not take what is written.
     """
     made = not output.exists()
     partial = output / ".partial"
@@ -31,8 +41,11 @@ def staged(output: Path, last: str = "") -> Iterator[Path]:
         for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
             os.replace(path, output / path.name)
         partial.rmdir()
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         if made and not any(output.iterdir()):
             output.rmdir()
+        if isinstance(error, SafetensorError) or getattr(error, "errno", None) in REFUSED:
+            fix = "space, or another directory; what was there before is whole"
+            raise CheckpointError(Problem(str(output), str(error), "be written whole", fix)) from None
         raise

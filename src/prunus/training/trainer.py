@@ -6,6 +6,7 @@ Each micro-batch contributes the mean over its own rows, and gradient accumulati
 shorter micro-batch therefore counts as much as the others. Evaluation asks no teacher.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import floor
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunus.checkpoint.state import read_tensors, write_tensors
 from prunus.distillation.logits import Distillation
-from prunus.errors import Problem, TrainingError
+from prunus.errors import Problem, PrunusError, TrainingError
 from prunus.quantization.layers import RANGES
 from prunus.sparsity.measure import sparsity_of
 from prunus.sparsity.pruning import Pruning
@@ -202,6 +204,18 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """One that cannot be written is taken away, and said; the one before it stays."""
+        directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, RuntimeError, SafetensorError, PrunusError) as error:
+            full = shutil.disk_usage(self.args.output_dir).free < _ROOM
+            shutil.rmtree(directory, ignore_errors=True)
+            why = "no space left on the device" if full else str(error).splitlines()[0][:160]
+            fix = "space, then --resume: it goes on from the checkpoint before"
+            raise TrainingError(Problem(str(directory), why, "be written whole", fix)) from None
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model, and beside it what a resumed run needs of the masks and of the order of rows."""
         super().save_model(output_dir, _internal_call)
@@ -275,3 +289,5 @@ class _EpochOrder(TrainerCallback):  # type: ignore[misc]
 
 
 _ORDER_FILE = "epoch_order.safetensors"
+_ROOM = 1 << 20
+"""Bytes; torch does not say that a disk is full, and leaves less."""
