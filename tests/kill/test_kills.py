@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ import torch
 from kill_worker import KINDS
 from safetensors.torch import load_file
 
+from prunus.bench.command import versions
 from prunus.checkpoint.state import read_masks
 from prunus.report.facts import read_facts
+from prunus.training.evidence import processor
 from small import TEXT_FILE, save_tiny_bert, write_texts
 
 HERE = Path(__file__).parent
@@ -100,5 +103,7 @@ def note(kind: str, found: dict[str, object]) -> None:
             if path.is_file()
             else {"command": f"PRUNUS_KILLS={KILLS} make test-kill", "kinds": {}}
         )
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        held |= {"date": now, "processor": processor(), "versions": versions(), "seed": f"the kind and {KILLS}"}
         held["kinds"][kind] = found | {"other weights": 0, "other masks": 0, "not resumed": 0}
         path.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")

@@ -19,9 +19,21 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-__all__ = ["Cut", "compared", "count", "count_of", "cut_lowest", "kept", "kth_smallest"]
+__all__ = [
+    "SMALL",
+    "Cut",
+    "bracket",
+    "compared",
+    "count",
+    "count_of",
+    "cut_lowest",
+    "kept",
+    "kth_smallest",
+    "sampled",
+    "within",
+]
 
-_SMALL: Final = 1 << 18  # below this many scores, selecting directly is faster than bracketing
+SMALL: Final = 1 << 18  # below this many scores, selecting directly is faster than bracketing
 _SAMPLE: Final = 1 << 17
 
 
@@ -44,18 +56,33 @@ def kth_smallest(scores: Sequence[Tensor], k: int) -> float:
     n = sum(score.numel() for score in flat)
     if not 1 <= k <= n:
         raise ValueError(f"k must be in 1..{n}, got {k}")
-    if n > _SMALL:
-        stride = n // _SAMPLE | 1  # odd, so that it does not march along one column of a power-of-two matrix
-        sample = _ascending(torch.cat([score[::stride] for score in flat]))
-        # A margin of six standard deviations of the rank, or more.
-        rank, margin = k * sample.numel() // n, 3 * isqrt(sample.numel())
-        low = float(sample[max(0, rank - margin)]) if rank > margin else -torch.inf
-        high = float(sample[rank + margin]) if rank + margin < sample.numel() else torch.inf
-        below = sum(count(score, lt, low) for score in flat)
-        inside = torch.cat([score[compared(score, ge, low) & compared(score, le, high)] for score in flat])
+    if n > SMALL:
+        below, inside = within(flat, *bracket(sampled(flat, n), k, n))
         if below < k <= below + inside.numel():
             return float(_ascending(inside)[k - below - 1])
     return float(torch.cat(flat).kthvalue(k).values)
+
+
+def sampled(flat: Sequence[Tensor], n: int) -> Tensor:
+    """A share of the scores that is the same of every part of all ``n``."""
+    stride = n // _SAMPLE | 1  # odd, so that it does not march along one column of a power-of-two matrix
+    return torch.cat([score[::stride] for score in flat])
+
+
+def bracket(sample: Tensor, k: int, n: int) -> tuple[float, float]:
+    """Two values that the k-th smallest of ``n`` lies between, as far as a sample of them can tell."""
+    sample = _ascending(sample)
+    # A margin of six standard deviations of the rank, or more.
+    rank, margin = k * sample.numel() // n, 3 * isqrt(sample.numel())
+    low = float(sample[max(0, rank - margin)]) if rank > margin else -torch.inf
+    high = float(sample[rank + margin]) if rank + margin < sample.numel() else torch.inf
+    return low, high
+
+
+def within(flat: Sequence[Tensor], low: float, high: float) -> tuple[int, Tensor]:
+    """How many scores are below ``low``, and those in ``low .. high``."""
+    below = sum(count(score, lt, low) for score in flat)
+    return below, torch.cat([score[compared(score, ge, low) & compared(score, le, high)] for score in flat])
 
 
 def compared(score: Tensor, operator: Callable[[Any, float], Any], value: float) -> Tensor:

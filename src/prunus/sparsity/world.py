@@ -7,8 +7,9 @@ Selection asks four things of them, wherever they lie:
     kth      the k-th smallest of all units of several tensors, exactly
     own      which part of a cut is this process': ties go by position, so those of earlier processes come first
 
-The k-th value is found by halving an interval of floats: a float and its neighbour differ by one in the order of their bits, so
-that 32 sums of counts over the processes are enough. No process ever holds the scores of the others.
+The k-th value is bracketed by a sample of all processes' scores (``selection.bracket``), and found by halving the interval of
+floats between: a float and its neighbour differ by one in the order of their bits, so that 32 sums of counts over the processes
+are enough. But for the sample, no process holds the scores of the others.
 
 A unit that lies in several processes (a column; a block whose rows are not all in one) is the same in all of them: its score is
 pooled over them, and it counts once.
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 from prunus.errors import Problem, RecipeError
 from prunus.sparsity.measure import is_sharded
 from prunus.sparsity.patterns import Block, Pattern, Reduce
-from prunus.sparsity.selection import Cut, count, kth_smallest
+from prunus.sparsity.selection import SMALL, Cut, bracket, count, kth_smallest, sampled, within
 
 __all__ = ["LOCAL", "Local", "Sharded", "World", "local", "world_of"]
 
@@ -171,9 +172,16 @@ class Sharded:
 
     def kth(self, scores: Mapping[str, Tensor], k: int) -> float:
         """As ``World`` says."""
-        held = torch.cat([torch.zeros(0), *(s.flatten().float() for n, s in scores.items() if self._counts_here(n))])
-        order = _ordered(held)
-        low, high, below = -(2**31), 2**31 - 1, 0  # the value is in low..high; below of all are below low
+        flat = [torch.zeros(0), *(s.flatten().float() for n, s in scores.items() if self._counts_here(n))]
+        n = int(self._sum(torch.tensor(sum(score.numel() for score in flat))))
+        inside, below = flat, 0
+        if n > SMALL:
+            under, near = within(flat, *bracket(self._gathered(sampled(flat, n)), k, n))
+            counts = self._sum(torch.tensor([under, near.numel()])).tolist()
+            if counts[0] < k <= counts[0] + counts[1]:
+                inside, below = [near], counts[0]
+        order = _ordered(torch.cat(inside))
+        low, high = -(2**31), 2**31 - 1  # the value is in low..high; below of all are below low
         while low < high:
             middle = (low + high) // 2
             here = order <= middle
@@ -183,6 +191,16 @@ class Sharded:
             else:
                 low, below, order = middle + 1, below + found, order[~here]
         return _value(low)
+
+    def _gathered(self, values: Tensor) -> Tensor:
+        """The values of all processes, in each."""
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(torch.distributed.get_world_size(self._group))]
+        torch.distributed.all_gather(sizes, torch.tensor([values.numel()]), group=self._group)
+        mine = values.new_zeros(max(int(size) for size in sizes))
+        mine[: values.numel()] = values
+        parts = [torch.empty_like(mine) for _ in sizes]
+        torch.distributed.all_gather(parts, mine, group=self._group)
+        return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
 
     def own(self, name: str, score: Tensor, cut: Cut) -> Cut:
         """As ``World`` says."""
