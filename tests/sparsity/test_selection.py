@@ -1,5 +1,8 @@
 """Selection against a sort: the k-th smallest, and exactly k places, whatever ties."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunus.sparsity.selection import Cut, count_of, cut_lowest, kept, kth_smallest
+from prunus.sparsity.selection import SMALL, Cut, count_of, cut_lowest, kept, kth_smallest
 
 VALUES = st.one_of(
     st.sampled_from([-np.inf, -1.5, -1.0, 0.0, 0.5, 1.0, 2.0]),  # so that ties and -inf come up
@@ -127,3 +130,24 @@ def test_kth_smallest_refuses_ranks_that_are_not_there(k: int) -> None:
 def test_nothing_to_cut_keeps_all() -> None:
     assert cut_lowest(torch.ones(3), 0) == Cut(0, -torch.inf)
     assert kept(torch.full((3,), -torch.inf), Cut(0, -torch.inf)).all()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n, draw: np.where(np.arange(n) < 0.8 * n, -np.inf, draw.normal(size=n)),  # as masked scores are
+        lambda n, draw: np.where(np.arange(n) % 10 < 8, 1.0, draw.normal(size=n)),
+        lambda n, draw: draw.integers(0, 7, n),
+        lambda n, draw: np.zeros(n),
+        lambda n, draw: np.sort(draw.normal(size=n)),
+    ],
+    ids=["masked", "ties in the middle", "seven values", "one value", "sorted"],
+)
+def test_the_kth_of_many_scores_with_ties(make: Callable[[int, np.random.Generator], Any]) -> None:
+    n = 2 * SMALL
+    values = make(n, np.random.default_rng(0)).astype(np.float32)
+    expected = np.sort(values)
+    parts = [torch.from_numpy(part.copy()) for part in np.split(values, [n // 3])]
+    edges = np.flatnonzero(np.diff(expected))[:20] + 1
+    for k in {1, 2, n // 2, int(0.8 * n), int(0.8 * n) + 1, n - 1, n, *edges.tolist(), *(edges + 1).tolist()}:
+        assert kth_smallest(parts, k) == expected[k - 1]

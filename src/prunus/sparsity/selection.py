@@ -6,14 +6,14 @@
 A threshold alone over-prunes wherever scores tie (all equal weights, zero gradients); a cut cannot.
 
 The k-th smallest of many scores is found without sorting them: a strided sample brackets it, one pass counts what lies
-below the bracket and gathers what lies inside (about 2 %), and the exact value is selected from those. Scores are read as
+below the bracket and gathers what lies inside (at most 2 %), and the exact value is selected from those. Scores are read as
 a list of tensors, never concatenated, so that a global selection needs no copy of them.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import floor, isqrt
-from operator import ge, gt, le, lt
+from operator import gt, le, lt
 from typing import Any, Final
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 __all__ = [
     "SMALL",
     "Cut",
+    "at_end",
     "bracket",
     "compared",
     "count",
@@ -57,9 +58,13 @@ def kth_smallest(scores: Sequence[Tensor], k: int) -> float:
     if not 1 <= k <= n:
         raise ValueError(f"k must be in 1..{n}, got {k}")
     if n > SMALL:
-        below, inside = within(flat, *bracket(sampled(flat, n), k, n))
-        if below < k <= below + inside.numel():
-            return float(_ascending(inside)[k - below - 1])
+        low, high = bracket(sampled(flat, n), k, n)
+        counts, inside = within(flat, low, high)
+        if counts[1] < k <= counts[2]:
+            return float(_ascending(inside)[k - counts[1] - 1])
+        tied = at_end(counts, low, high, k)
+        if tied is not None:
+            return tied
     return float(torch.cat(flat).kthvalue(k).values)
 
 
@@ -79,10 +84,22 @@ def bracket(sample: Tensor, k: int, n: int) -> tuple[float, float]:
     return low, high
 
 
-def within(flat: Sequence[Tensor], low: float, high: float) -> tuple[int, Tensor]:
-    """How many scores are below ``low``, and those in ``low .. high``."""
-    below = sum(count(score, lt, low) for score in flat)
-    return below, torch.cat([score[compared(score, ge, low) & compared(score, le, high)] for score in flat])
+def within(flat: Sequence[Tensor], low: float, high: float) -> tuple[list[int], Tensor]:
+    """How many scores are ``< low``, ``<= low``, ``< high`` and ``<= high``; and those between the two.
+
+    Ends are counted apart: where many scores are the same (masked ones are all -inf), an end is one of them.
+    """
+    between = [score[compared(score, gt, low) & compared(score, lt, high)] for score in flat]
+    below, up_to, through = (sum(count(score, *each) for score in flat) for each in ((lt, low), (le, low), (le, high)))
+    inside = torch.cat(between)
+    return [below, up_to, up_to + inside.numel(), through], inside
+
+
+def at_end(counts: Sequence[int], low: float, high: float, k: int) -> float | None:
+    """``low`` or ``high``, where the k-th smallest is one of them; ``counts`` as ``within`` gives them."""
+    if counts[0] < k <= counts[1]:
+        return low
+    return high if counts[2] < k <= counts[3] else None
 
 
 def compared(score: Tensor, operator: Callable[[Any, float], Any], value: float) -> Tensor:

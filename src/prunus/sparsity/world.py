@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from prunus.errors import Problem, RecipeError
 from prunus.sparsity.measure import is_sharded
 from prunus.sparsity.patterns import Block, Pattern, Reduce
-from prunus.sparsity.selection import SMALL, Cut, bracket, count, kth_smallest, sampled, within
+from prunus.sparsity.selection import SMALL, Cut, at_end, bracket, count, kth_smallest, sampled, within
 
 __all__ = ["LOCAL", "Local", "Sharded", "World", "local", "world_of"]
 
@@ -176,10 +176,14 @@ class Sharded:
         n = int(self._sum(torch.tensor(sum(score.numel() for score in flat))))
         inside, below = flat, 0
         if n > SMALL:
-            under, near = within(flat, *bracket(self._gathered(sampled(flat, n)), k, n))
-            counts = self._sum(torch.tensor([under, near.numel()])).tolist()
-            if counts[0] < k <= counts[0] + counts[1]:
-                inside, below = [near], counts[0]
+            ends = bracket(self._gathered(sampled(flat, n)), k, n)
+            own, near = within(flat, *ends)
+            counts = self._sum(torch.tensor(own)).tolist()
+            tied = at_end(counts, *ends, k)
+            if tied is not None:
+                return tied
+            if counts[1] < k <= counts[2]:
+                inside, below = [near], counts[1]
         order = _ordered(torch.cat(inside))
         low, high = -(2**31), 2**31 - 1  # the value is in low..high; below of all are below low
         while low < high:
