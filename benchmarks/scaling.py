@@ -8,7 +8,7 @@ memory of the process beyond that of the weights themselves. With several proces
 one machine.
 
 Step: forward, backward, SGD on 256 tokens through the same layers, with and without a masker that updates in every tenth step;
-its mean over the median of those without; up to 300 million weights. Each case runs in processes of its own. Results go to
+its mean over the median of those without; up to 100 million weights. Each case runs in processes of its own. Results go to
 ``benchmarks/results/scaling.json``.
 """
 
@@ -30,7 +30,7 @@ from headers import header
 from prunus import Allocation, Masker, Pruning, Schedule, Span
 
 HERE = Path(__file__).parent
-SIDE, TOKENS, STEPS, EVERY, LARGEST_STEP, UPDATES = 1024, 256, 20, 10, 300, 5
+SIDE, TOKENS, STEPS, EVERY, LARGEST_STEP, UPDATES = 1024, 256, 20, 10, 100, 5
 RULES = {
     "magnitude, unstructured": Pruning(0.8, "1x1", "magnitude", allocation=Allocation("global", "normed", 1.0)),
     "magnitude, 4x1": Pruning(0.8, "4x1", "magnitude", allocation=Allocation("global", "plain", 0.98)),
