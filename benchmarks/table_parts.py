@@ -48,16 +48,16 @@ def once_section() -> list[str]:
         return []
     result = json.loads(path.read_text(encoding="utf-8"))
     lines = ["## Prune once, five tasks", "", "The language models, on held-out text:", ""]
-    lines += ["| model | sparsity | perplexity | accuracy | steps | hours |", "|---|---|---|---|---|---|"]
+    lines += ["| model | sparsity | perplexity | accuracy | steps |", "|---|---|---|---|---|"]
     for name, found in result["language_models"].items():
         metrics = found["metrics"]
         lines.append(
             f"| {name} | {found['sparsity']:.4f} | {metrics['perplexity']:.1f} | {metrics['accuracy']:.4f} | "
-            f"{found['steps']} | {found['seconds'] / 3600:.1f} |"
+            f"{found['steps']} |"
         )
     some = result["language_models"]["teacher"]
     rows = f"{some['train']['batch_size']} rows of {some['task']['max_length']} tokens"
-    lines += ["", f"Steps of {rows}; hours are those of a machine that did other work too.", ""]
+    lines += ["", f"Steps of {rows}.", ""]
     lines += ["Each task from part of its training data, means over seeds, and their range:", ""]
     lines += [f"| model | {' | '.join(f'{task}, {metric}' for task, metric in ONCE_METRICS.values())} | mean |"]
     lines += ["|---|" + "---|" * (len(ONCE_METRICS) + 1)]
@@ -67,13 +67,15 @@ def once_section() -> list[str]:
             values = [r["metrics"][metric] for r in result["rows"] if r["row"] == row and r["task"] == task]
             cells.append(cell(values) if values else "")
             means += [mean(values)] if values else []
+        if not means:
+            continue
         average = f"{mean(means):.4f}" if len(means) == len(ONCE_METRICS) else ""
         lines.append(f"| {words} | {' | '.join(cells)} | {average} |")
     sizes = {r["task"]: (r["train_examples"], r["validation_examples"]) for r in result["rows"]}
     counts = ", ".join(f"{ONCE_METRICS[task][0]} {a:,} / {b:,}" for task, (a, b) in sizes.items())
     seeds = ", ".join(str(seed) for seed in sorted({r["seed"] for r in result["rows"]}))
     lines += ["", f"Examples to train on / to evaluate on: {counts}. Seeds {seeds}. Language models: one seed.", ""]
-    return [*lines, f"{result['processor']}, {result['threads']} threads. `benchmarks/once.py`, `once.json`.", ""]
+    return [*lines, f"{result['processor']}, threads: {result['threads']}. `benchmarks/once.py`, `once.json`.", ""]
 
 
 def language_model_section() -> list[str]:
