@@ -326,7 +326,12 @@ def test_stopped_by_ctrl_c_and_resumed(
         (checkpoints / "checkpoint-99").mkdir()
         (checkpoints / "checkpoint-x").mkdir()
         assert last_checkpoint(checkpoints, pruned=True) == checkpoints / "checkpoint-10"
+    clock = checkpoints / f"checkpoint-{10 if partial else 13}" / "clock.safetensors"
+    before = float(load_file(clock)["seconds"])
+    assert before > 0
+    save_file({"seconds": torch.tensor(before + 1000.0, dtype=torch.float64)}, clock)
     facts = run(done.recipe, output, resume=True)
+    assert 1000 < facts["sparse"]["seconds"] < 1100
     first, second = (load_file(path / "model.safetensors") for path in (done.output, output))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert same(read_masks(output / MASKS_FILE), read_masks(done.output / MASKS_FILE))

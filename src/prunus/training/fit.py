@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from threading import current_thread, main_thread
-from time import perf_counter
 from types import FrameType
 from typing import Any, Final
 
@@ -154,10 +153,9 @@ def fit(
     trainer.add_callback(guard)
     trainer.remove_callback(PrinterCallback)
     before = Whole(model)
-    began = perf_counter()
     with stop.listening():
         trainer.train(resume_from_checkpoint=str(start) if start else None)
-    seconds = perf_counter() - began
+    seconds = trainer.seconds
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted("the last checkpoint is whole; go on with --resume")
     before.restore(model)

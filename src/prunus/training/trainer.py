@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import floor
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -91,6 +92,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         self._batches = 0
         self._order = _EpochOrder()
         self.add_callback(self._order)
+        self._clock = _Clock()
+        self.add_callback(self._clock)
 
     def compute_loss(
         self,
@@ -176,6 +179,11 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         names: list[str] = super().get_decay_parameter_names(model)
         return [name for name in names if not name.endswith(RANGES)]
 
+    @property
+    def seconds(self) -> float:
+        """How long the training took, or has taken so far; of a resumed one, what led to its checkpoint included."""
+        return self._clock.seconds
+
     def _note(self, parts: Mapping[str, Tensor]) -> None:
         for name, value in parts.items():
             held = self._parts.get(name)
@@ -224,6 +232,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             self.prune_callback.save_state(directory, self.args.should_save)
         if _internal_call and self.args.should_save:
             self._order.save_state(directory)
+            self._clock.save_state(directory)
             if self.teaching is not None:
                 self.teaching.save_state(directory)
             if self.contrasting is not None:
@@ -288,6 +297,31 @@ class _EpochOrder(TrainerCallback):  # type: ignore[misc]
         self._began = torch.get_rng_state()
 
 
+class _Clock(TrainerCallback):  # type: ignore[misc]
+    """Seconds of a training, those before the checkpoint that it goes on from included."""
+
+    def __init__(self) -> None:
+        self._began, self._before = perf_counter(), 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self._before + perf_counter() - self._began
+
+    def save_state(self, directory: Path) -> None:
+        """Writes how long it took so far."""
+        write_tensors(directory / _CLOCK_FILE, {"seconds": torch.tensor(self.seconds, dtype=torch.float64)})
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Reads it where training goes on; a checkpoint of an earlier version has none."""
+        self._began, self._before = perf_counter(), 0.0
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _CLOCK_FILE
+        if state.global_step and path.is_file():
+            self._before = float(read_tensors(path)["seconds"])
+
+
+_CLOCK_FILE = "clock.safetensors"
 _ORDER_FILE = "epoch_order.safetensors"
 _ROOM = 1 << 20
 """Bytes; torch does not say that a disk is full, and leaves less."""
