@@ -51,7 +51,7 @@ def ran(place: Path, name: str, launcher: list[str], more: list[str], stop: int 
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=300)
     assert (done.returncode == 0) == (stop < 0), done.stderr[-3000:]
     if stop < 0:
-        json.loads(done.stdout)  # one process alone prints
+        assert done.stdout.count('\n  "status": ') == 1  # one process alone prints (and gloo, on the same stream)
     return dict(json.loads((place / name / "prunus.json").read_text()))
 
 
