@@ -1,6 +1,6 @@
 """Half of the parameters, and half of the time: MiniLM with fewer heads and neurons, its metric, size and latency.
 
-    python benchmarks/smaller.py --part train --keep DIR --glue DIR --squad DIR --seeds 1 2
+    python benchmarks/smaller.py --part train --keep DIR --glue DIR --squad DIR --seeds 1 2 [--threads 2]
     python benchmarks/smaller.py --part time --keep DIR [--rounds 15]           # when nothing else runs
 
 ``train``: the recipes ``sst2-small-50`` and ``squad-small-50`` on part of the data, once with ``--params 0.5`` and once with
@@ -43,7 +43,6 @@ ENGINES = ("torch float32", "onnxruntime float32", "openvino float32", "prunus f
 CASES = ((1, 128), (8, 128), (1, 32))
 SHARED = [
     "train.precision=bf16",
-    f"train.threads={THREADS}",
     "train.freeze=[embeddings]",
     "train.checkpoint_every=null",
 ]
@@ -70,6 +69,7 @@ def trained(options: argparse.Namespace, task: str, row: str, seed: int) -> list
     """The rows of one run."""
     data = options.squad if task == "squad" else options.glue
     own = [f"train.seed={seed}", f"dense.seed={seed}", f"evaluate_dense={str(row == DENSE_FROM).lower()}"]
+    own.append(f"train.threads={options.threads}")
     settings = [*own, *SHARED, *TASKS[task], *ROWS[row]]
     recipe = load_recipe(f"{task}-small-50", settings, {"task.data": data})
     common = {"task": task, "seed": seed, "settings": settings}
@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
+    parser.add_argument("--threads", type=int, default=THREADS, help="of training, and of the layers that are timed for it")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "smaller.json")
     options = parser.parse_args()

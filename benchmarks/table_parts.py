@@ -41,6 +41,13 @@ ONCE_METRICS = {
 }
 
 
+def examples_and_seeds(rows: list[dict[str, Any]]) -> tuple[str, str]:
+    """What stands below a table: examples to train on and to evaluate on, by task; and the seeds."""
+    sizes = {row["task"]: (row["train_examples"], row["validation_examples"]) for row in rows}
+    counts = ", ".join(f"{ONCE_METRICS[task][0]} {a:,} / {b:,}" for task, (a, b) in sizes.items())
+    return counts, ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
+
+
 def once_section() -> list[str]:
     """One sparse language model on all tasks, beside models pruned for each."""
     path = RESULTS / "once.json"
@@ -71,9 +78,7 @@ def once_section() -> list[str]:
             continue
         average = f"{mean(means):.4f}" if len(means) == len(ONCE_METRICS) else ""
         lines.append(f"| {words} | {' | '.join(cells)} | {average} |")
-    sizes = {r["task"]: (r["train_examples"], r["validation_examples"]) for r in result["rows"]}
-    counts = ", ".join(f"{ONCE_METRICS[task][0]} {a:,} / {b:,}" for task, (a, b) in sizes.items())
-    seeds = ", ".join(str(seed) for seed in sorted({r["seed"] for r in result["rows"]}))
+    counts, seeds = examples_and_seeds(result["rows"])
     lines += ["", f"Examples to train on / to evaluate on: {counts}. Seeds {seeds}. Language models: one seed.", ""]
     return [*lines, f"{result['processor']}, threads: {result['threads']}. `benchmarks/once.py`, `once.json`.", ""]
 
@@ -142,9 +147,7 @@ def contrast_section() -> list[str]:
                 cells.append(f"{mean(own.values()):.4f}{spread}{gain}")
             lines.append(f"| {words} | {' | '.join(cells)} |")
         lines.append("")
-    seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in result["rows"]}))
-    sizes = {row["task"]: (row["train_examples"], row["validation_examples"]) for row in result["rows"]}
-    counts = ", ".join(f"{ONCE_METRICS[task][0]} {a:,} / {b:,}" for task, (a, b) in sizes.items())
+    counts, seeds = examples_and_seeds(result["rows"])
     lines += [
         f"In brackets: the mean difference to labels and teacher, seed by seed. Seeds {seeds}. Examples: {counts}.",
         "",
@@ -193,9 +196,7 @@ def smaller_section() -> list[str]:
         counts = [r["compacted"]["encoder"] for r in own if "compacted" in r]
         left = cell([count["after"] / count["before"] for count in counts]) if counts else "1"
         lines.append(f"| {words} | {' | '.join(cells)} | {left} |")
-    sizes = {row["task"]: (row["train_examples"], row["validation_examples"]) for row in result["rows"]}
-    counts = ", ".join(f"{ONCE_METRICS[task][0]} {a:,} / {b:,}" for task, (a, b) in sizes.items())
-    seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in result["rows"]}))
+    counts, seeds = examples_and_seeds(result["rows"])
     lines += ["", f"Means over seeds {seeds} and their range; compacted models, loaded again. Examples: {counts}.", ""]
     if "timings" in result:
         cases = [case for case in result["timings"] if case != "command"]

@@ -191,7 +191,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         prunus.Prunning  # noqa: B018
 
 
-@pytest.mark.parametrize("name", [name for name in errors.__all__ if name not in ("Problem", "nearest")])
+@pytest.mark.parametrize("name", [name for name in errors.__all__ if name not in ("Problem", "first_line", "nearest")])
 def test_one_tree_of_errors(name: str) -> None:
     kind = getattr(errors, name)
     assert issubclass(kind, errors.PrunusError)
@@ -199,3 +199,16 @@ def test_one_tree_of_errors(name: str) -> None:
     assert str(kind(first)) == "a must be 2, got 1\n    try 2"
     assert str(kind(first, second)) == "2 problems\n  a must be 2, got 1\n      try 2\n  b must be one, got two words"
     assert kind(first, second).problems == (first, second)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("\n  what it says\nmore"), "what it says"),
+        (KeyError(), "KeyError"),
+        (OSError(" \n"), "OSError"),
+        (ValueError("x" * 200), "x" * 160),
+    ],
+)
+def test_first_line_of_any_error(error: Exception, line: str) -> None:
+    assert errors.first_line(error) == line

@@ -1,21 +1,17 @@
 """How every verb ends badly, and how it prints facts."""
 
-import errno
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 import typer
 from rich.console import Console
 
-from prunus.errors import EXIT_CODE, PrunusError
+from prunus.errors import EXIT_CODE, FULL, PrunusError
 
 __all__ = ["errors", "print_json"]
-
-REFUSED: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""A device that is full, or may not be written to."""
 
 
 @contextmanager
@@ -23,12 +19,8 @@ def errors(console: Console) -> Iterator[None]:
     """A ``PrunusError``, or a device that does not take what is written, becomes its text and exit code 2, Ctrl-C 130."""
     try:
         yield
-    except PrunusError as error:
-        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        console.print(str(error), highlight=False, markup=False)
-        raise typer.Exit(EXIT_CODE) from None
-    except OSError as error:
-        if error.errno not in REFUSED:
+    except (PrunusError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in FULL:
             raise
         console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
         console.print(str(error), highlight=False, markup=False)

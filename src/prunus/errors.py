@@ -13,6 +13,7 @@ A ``PrunusError`` carries a list of ``Problem``: which key, what it was, what ru
 Problems are gathered and raised together, so a recipe with five mistakes is corrected in one go.
 """
 
+import errno
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -28,10 +29,13 @@ __all__ = [
     "RecipeError",
     "TargetError",
     "TrainingError",
+    "first_line",
     "nearest",
 ]
 
 EXIT_CODE: Final = 2
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Numbers of the ``OSError`` of a device that is full, or may not be written to."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,11 @@ class EngineError(PrunusError):
 
 class MissingExtra(PrunusError):
     """An optional package that is not installed."""
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line of at most 160 characters."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

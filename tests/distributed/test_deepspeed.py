@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
+from launch import same_end
 from transformers import TrainerControl, TrainerState
 
 from prunus import PruneCallback, Pruning, RecipeError, Schedule, Span
-from prunus.checkpoint.state import read_masks
 from prunus.training.deepspeed import asked_stage, deepspeed_problems
 from small import TEXT_FILE, arguments, save_tiny_bert, small_recipe, tiny_model, write_texts
 
@@ -107,11 +105,7 @@ def test_a_run_ends_where_data_parallel_ends(stage: int, place: Path) -> None:
     for name, asked in (("ddp", None), (f"zero{stage}", stage)):
         done = ran(place, name, asked)
         assert done.returncode == 0, done.stderr[-3000:]
-    masks = [read_masks(place / name / "masks.safetensors") for name in ("ddp", f"zero{stage}")]
-    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
-    left, right = (load_file(place / name / "model.safetensors") for name in ("ddp", f"zero{stage}"))
-    for name, value in left.items():
-        torch.testing.assert_close(right[name], value, rtol=1e-3, atol=1e-5)
+    same_end(place, "ddp", f"zero{stage}")
     facts = [json.loads((place / name / "prunus.json").read_text()) for name in ("ddp", f"zero{stage}")]
     assert facts[0]["sparse"]["sparsity"] == facts[1]["sparse"]["sparsity"]
 

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from safetensors.torch import load_file
+from launch import same_end
 
-from prunus.checkpoint.state import read_masks
 from prunus.training.logbook import read_log
 from small import TEXT_FILE, save_tiny_bert, small_recipe, write_texts
 
@@ -53,16 +51,6 @@ def ran(place: Path, name: str, launcher: list[str], more: list[str], stop: int 
     if stop < 0:
         assert done.stdout.count('\n  "status": ') == 1  # one process alone prints (and gloo, on the same stream)
     return dict(json.loads((place / name / "prunus.json").read_text()))
-
-
-def same_end(place: Path, first: str, second: str) -> None:
-    """The same masks, and weights but for the order of sums."""
-    masks = [read_masks(place / name / "masks.safetensors") for name in (first, second)]
-    assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
-    left, right = (load_file(place / name / "model.safetensors") for name in (first, second))
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        torch.testing.assert_close(right[name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, pytest.param(ACCELERATE, marks=MORE)], ids=["torchrun", "accelerate"])

@@ -10,11 +10,11 @@ from typing import Final
 
 from safetensors import SafetensorError
 
-from prunus.errors import CheckpointError, Problem
+from prunus.errors import FULL, CheckpointError, Problem
 
 __all__ = ["copy_files", "staged"]
 
-REFUSED: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+_REFUSED: Final = (*FULL, errno.EACCES, errno.EPERM, errno.EIO)
 """Errors of a device that is full, broken, or not ours to write to."""
 
 
@@ -45,7 +45,7 @@ def staged(output: Path, last: str = "") -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         if made and not any(output.iterdir()):
             output.rmdir()
-        if isinstance(error, SafetensorError) or getattr(error, "errno", None) in REFUSED:
+        if isinstance(error, SafetensorError) or getattr(error, "errno", None) in _REFUSED:
             fix = "space, or another directory; what was there before is whole"
             raise CheckpointError(Problem(str(output), str(error), "be written whole", fix)) from None
         raise

@@ -27,7 +27,7 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 from prunus._version import __version__
 from prunus.checkpoint.staged import copy_files, staged
 from prunus.checkpoint.state import RANGES_FILE, read_tensors
-from prunus.errors import CheckpointError, DataError, EngineError, Problem
+from prunus.errors import CheckpointError, DataError, EngineError, Problem, first_line
 from prunus.export.onnx import export_onnx, whole_weight
 from prunus.export.packed import COPIED, Calibration, run_task, texts_of, tokenizer_of
 from prunus.export.running import Running, output_names
@@ -67,8 +67,7 @@ def load(directory: Path) -> PreTrainedModel:
     try:
         model: PreTrainedModel = kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        told = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        rule = f"hold a model that transformers can load ({told})"
+        rule = f"hold a model that transformers can load ({first_line(error)})"
         raise EngineError(Problem("directory", str(directory), rule, "saving it again")) from None
     return model.eval()
 

@@ -25,7 +25,7 @@ from prunus._version import __version__
 from prunus.checkpoint.compacted import compact
 from prunus.checkpoint.staged import copy_files, staged
 from prunus.checkpoint.state import RANGES_FILE
-from prunus.errors import CheckpointError, Problem
+from prunus.errors import CheckpointError, Problem, first_line
 from prunus.export.packed import COPIED
 from prunus.report.facts import FACTS_FILE, read_facts, write_facts
 from prunus.sparsity.compact import Layout
@@ -58,8 +58,7 @@ def read_model(directory: Path) -> Any:
         return auto.from_pretrained(directory, config=config, dtype=torch.float32).eval()
     except Exception as error:
         # Whatever a directory from outside lacks is told, not typed.
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        rule = f"be a model that transformers loads ({first})"
+        rule = f"be a model that transformers loads ({first_line(error)})"
         raise CheckpointError(Problem("directory", str(directory), rule, "the output of a run")) from None
 
 

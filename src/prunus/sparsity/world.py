@@ -200,11 +200,15 @@ class Sharded:
         """The values of all processes, in each."""
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(torch.distributed.get_world_size(self._group))]
         torch.distributed.all_gather(sizes, torch.tensor([values.numel()]), group=self._group)
-        mine = values.new_zeros(max(int(size) for size in sizes))
-        mine[: values.numel()] = values
-        parts = [torch.empty_like(mine) for _ in sizes]
-        torch.distributed.all_gather(parts, mine, group=self._group)
-        return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+        return self._joined(values, [int(size) for size in sizes])
+
+    def _joined(self, mine: Tensor, rows: Sequence[int]) -> Tensor:
+        """Parts that have so many rows in each process, one after the other, in all of them."""
+        padded = mine.new_zeros(max(rows), *mine.shape[1:])
+        padded[: mine.shape[0]] = mine
+        parts = [torch.empty_like(padded) for _ in rows]
+        torch.distributed.all_gather(parts, padded, group=self._group)
+        return torch.cat([part[:held] for part, held in zip(parts, rows, strict=True)])
 
     def own(self, name: str, score: Tensor, cut: Cut) -> Cut:
         """As ``World`` says."""
@@ -253,11 +257,7 @@ class Sharded:
         if units and name in self._crossing:
             return tensor
         rows = [held // self._each[name] for held in self._rows[name]] if units else self._rows[name]
-        mine = tensor.new_zeros(max(rows), *tensor.shape[1:])
-        mine[: tensor.shape[0]] = tensor
-        parts = [torch.zeros_like(mine) for _ in rows]
-        torch.distributed.all_gather(parts, mine.contiguous(), group=self._group)
-        return torch.cat([part[:held] for part, held in zip(parts, rows, strict=True)])
+        return self._joined(tensor, rows)
 
     def part(self, name: str, tensor: Tensor) -> Tensor:
         """As ``World`` says."""

@@ -73,9 +73,8 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
             return
         if self.value is None or value > self.value:
             self.value, self.step = value, step
-            held = {
-                name: whole(tensor.detach()) for name, tensor in model.state_dict().items()
-            }  # all processes collect it
+            # All processes collect it.
+            held = {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}
             if not first():
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)

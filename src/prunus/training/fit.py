@@ -159,15 +159,16 @@ def fit(
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted("the last checkpoint is whole; go on with --resume")
     before.restore(model)
-    if trainer.prune_callback is not None and trainer.prune_callback.masker is not None:
-        trainer.prune_callback.masker.collect()
+    pruner = trainer.prune_callback
+    masker = None if pruner is None else pruner.masker
+    if masker is not None:
+        masker.collect()
     release(model)
     if best is not None and score is not None:
         if best.looked != trainer.state.global_step:
             best.see(model, trainer.state.global_step, score(model)[metric])
-        masker = trainer.prune_callback.masker if trainer.prune_callback is not None else None
-        if best.restore(model) and masker is not None and trainer.prune_callback is not None:
-            trainer.prune_callback.facts = masker.finish(model)
+        if best.restore(model) and pruner is not None and masker is not None:
+            pruner.facts = masker.finish(model)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     kept = best.step if best is not None and best.value is not None else None
@@ -175,7 +176,7 @@ def fit(
     warnings = list(guard.warnings)
     if logbook is not None and logbook.warning is not None:
         warnings.append(logbook.warning)
-    return Fit(seconds, list(trainer.state.log_history), trainer.prune_callback, kept, banks, warnings)
+    return Fit(seconds, list(trainer.state.log_history), pruner, kept, banks, warnings)
 
 
 def drop_checkpoints(directory: Path) -> None:

@@ -1,6 +1,5 @@
 """Models by name: the embedded one, a directory, a Hub id; with the head a task needs."""
 
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +18,7 @@ from transformers import (
 )
 
 from prunus.checkpoint.state import RANGES_FILE, read_tensors, write_tensors
-from prunus.errors import CheckpointError, DataError, MissingExtra, Problem, RecipeError
+from prunus.errors import CheckpointError, DataError, MissingExtra, Problem, RecipeError, first_line
 from prunus.quantization import restore
 from prunus.tasks.base import HeadKind, Task
 
@@ -91,7 +90,7 @@ def config_for(source: str, task: Task, revision: str | None = None, key: str = 
     except Exception as error:
         # Whatever a configuration from outside lacks (a file, a type, a network) is told, not typed.
         fix = "a directory, minilm, or a network for a Hub id"
-        raise RecipeError(Problem(key, source, f"be a model that can be read ({_first_line(error)})", fix)) from None
+        raise RecipeError(Problem(key, source, f"be a model that can be read ({first_line(error)})", fix)) from None
     if task.head in ("question-answering", "masked-language"):
         return config
     if task.head == "classification":
@@ -136,7 +135,7 @@ def meta_model(config: PreTrainedConfig, head: HeadKind, key: str = "model.name"
         with torch.device("meta"):
             return _HEADS[head].from_config(config)
     except ValueError as error:
-        rule = f"be of an architecture with a head for {head} ({_first_line(error)})"
+        rule = f"be of an architecture with a head for {head} ({first_line(error)})"
         raise RecipeError(Problem(key, config.model_type, rule, "an encoder such as minilm")) from None
 
 
@@ -177,7 +176,7 @@ def load_model(source: str, config: PreTrainedConfig, head: HeadKind, revision: 
     try:
         return _HEADS[head].from_pretrained(source, config=config, revision=revision, dtype=torch.float32)
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        rule = f"hold the weights that its config.json describes ({_first_line(error)})"
+        rule = f"hold the weights that its config.json describes ({first_line(error)})"
         raise CheckpointError(Problem("the model", source, rule, "saving it again, or another model")) from None
 
 
@@ -186,15 +185,10 @@ def load_tokenizer(source: str, revision: str | None = None, key: str = "model.n
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
     except Exception as error:  # as above
-        rule = f"have a tokenizer beside it ({_first_line(error)})"
+        rule = f"have a tokenizer beside it ({first_line(error)})"
         raise RecipeError(Problem(key, source, rule, "saving the tokenizer there")) from None
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         # Without its files, transformers makes an empty one from the model's type, to which every word is unknown.
         rule = "have a tokenizer beside it that knows words"
         raise RecipeError(Problem(key, source, rule, "saving the tokenizer there"))
     return tokenizer
-
-
-def _first_line(error: Exception) -> str:
-    lines: Sequence[str] = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:160]

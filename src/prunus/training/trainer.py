@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from prunus.checkpoint.state import read_tensors, write_tensors
 from prunus.distillation.logits import Distillation
-from prunus.errors import Problem, PrunusError, TrainingError
+from prunus.errors import Problem, PrunusError, TrainingError, first_line
 from prunus.quantization.layers import RANGES
 from prunus.sparsity.measure import sparsity_of
 from prunus.sparsity.pruning import Pruning
@@ -220,7 +220,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         except (OSError, RuntimeError, SafetensorError, PrunusError) as error:
             full = shutil.disk_usage(self.args.output_dir).free < _ROOM
             shutil.rmtree(directory, ignore_errors=True)
-            why = "no space left on the device" if full else str(error).splitlines()[0][:160]
+            why = "no space left on the device" if full else first_line(error)
             fix = "space, then --resume: it goes on from the checkpoint before"
             raise TrainingError(Problem(str(directory), why, "be written whole", fix)) from None
 
