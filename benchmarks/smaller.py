@@ -137,7 +137,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
-    parser.add_argument("--threads", type=int, default=THREADS, help="of training, and of the layers that are timed for it")
+    parser.add_argument(
+        "--threads", type=int, default=THREADS, help="of training, and of the layers that are timed for it"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "smaller.json")
     options = parser.parse_args()
