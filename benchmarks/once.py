@@ -34,7 +34,7 @@ from prunus.training.quiet import quiet
 from prunus.training.run import run
 
 HERE = Path(__file__).parent
-SHARED = ["train.precision=bf16", "train.freeze=[embeddings]", "train.checkpoint_every=null"]
+SHARED = ["train.precision=bf16", "train.freeze=[embeddings]", "train.dropout=0.0", "train.checkpoint_every=null"]
 DIRECT = [
     "prune.lock=false",
     "prune.criterion=snip_momentum",

@@ -99,6 +99,8 @@ class TrainSpec:
     """Batches of rows of similar length: less padding, the usual speed-up on a CPU."""
     freeze: tuple[str, ...] = ()
     """Regular expressions on parameter names that are not trained."""
+    dropout: float | None = None
+    """Probability of every dropout in this training; None leaves the model's own."""
     evaluate_every: Span | None = None
     """None evaluates at the end alone."""
     keep: Literal["last", "best"] = "last"
@@ -135,6 +137,8 @@ class TrainSpec:
             found.append(Problem(f"{key}.collapse", self.collapse, "be a fraction in (0, 1)", "0.5"))
         if self.max_grad_norm < 0:
             found.append(Problem(f"{key}.max_grad_norm", self.max_grad_norm, "be 0 (no clipping) or above", "1.0"))
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            found.append(Problem(f"{key}.dropout", self.dropout, "be in [0, 1)", "0.0"))
         if not 0 <= self.seed < 2**32:
             found.append(Problem(f"{key}.seed", self.seed, "be in [0, 2**32)", "42"))
         if self.threads is not None and self.threads < 1:

@@ -28,6 +28,7 @@ from prunus.tasks.base import Feature, Metrics
 from prunus.tasks.collate import Collate
 from prunus.training.best import KeepBest
 from prunus.training.callback import STATE_FILE, PruneCallback
+from prunus.training.dropout import dropout
 from prunus.training.guard import Guard
 from prunus.training.logbook import LOG_FILE, Logbook
 from prunus.training.prepare import Length
@@ -153,7 +154,7 @@ def fit(
     trainer.add_callback(guard)
     trainer.remove_callback(PrinterCallback)
     before = Whole(model)
-    with stop.listening():
+    with stop.listening(), dropout(model, train.dropout):
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     seconds = trainer.seconds
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
