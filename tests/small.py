@@ -215,7 +215,7 @@ def tiny_tokenizer() -> BertTokenizerFast:
     return BertTokenizerFast(tokenizer_object=tokenizer, model_max_length=64)
 
 
-def save_tiny_bert(directory: Path, seed: int = 0, **sizes: int) -> Path:
+def save_tiny_bert(directory: Path, seed: int = 0, **sizes: float) -> Path:
     """A random BERT without a head, with its tokenizer."""
     torch.manual_seed(seed)
     BertModel(BertConfig(**_SIZES | sizes)).save_pretrained(directory)

@@ -254,9 +254,10 @@ def test_the_dense_model_is_kept_for_the_next_run(
     [
         {"dense": replace(read_recipe({}).train, epochs=1, batch_size=4, threads=1)},
         {"task": {"max_length": 16}},
-        {"model": "another"},
+        {"model": {"seed": 5}},
+        {"model": {"hidden_dropout_prob": 0.0}},
     ],
-    ids=["training", "task", "model"],
+    ids=["training", "task", "weights", "configuration"],
 )
 def test_another_recipe_trains_another_dense_model(
     change: dict[str, Any], finished: dict[str, Done], cache: Path, tmp_path: Path
@@ -269,7 +270,8 @@ def test_another_recipe_trains_another_dense_model(
     if "task" in change:
         recipe = replace(recipe, task=replace(recipe.task, **change["task"]))
     if "model" in change:
-        recipe = replace(recipe, model=replace(recipe.model, name=str(save_tiny_bert(tmp_path / "bert", seed=5))))
+        other = save_tiny_bert(tmp_path / "bert", **change["model"])
+        recipe = replace(recipe, model=replace(recipe.model, name=str(other)))
     recipe = replace(recipe, train=replace(recipe.train, max_steps=1, evaluate_every=None))
     run(recipe, tmp_path / "out")
     after = {path.name for path in (cache / "dense").iterdir()}

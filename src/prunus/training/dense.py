@@ -1,8 +1,8 @@
 """The dense model that a sparse one starts from and learns from: fine-tuned once, kept for the next run.
 
 It is kept below ``$PRUNUS_CACHE`` (default: ``prunus`` in the user's cache directory) under a name that is a digest of all
-that decides it: the model's files, the task with its data and tokens, the training, and the versions of torch and
-transformers. A changed recipe therefore trains another one, and an unchanged one does not.
+that decides it: the model's weights and configuration, the task with its data and tokens, the training, and the versions of
+torch and transformers. A changed recipe therefore trains another one, and an unchanged one does not.
 """
 
 import hashlib
@@ -60,7 +60,11 @@ def _digest(prepared: Prepared) -> str:
         for row in prepared.train_features:
             sha.update(array("q", row["input_ids"]).tobytes())
             sha.update(repr([row.get(key) for key in sorted(LABEL_KEYS)]).encode())
+    config = prepared.dense_config.to_diff_dict()
     said: dict[str, Any] = {
+        "config": {
+            name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")
+        },
         "source": None if files else [prepared.dense_source, prepared.recipe.model.revision],
         "task": _said(replace(prepared.recipe.task, train=None, validation=None, data=None), TaskSpec()),
         "rows": len(prepared.train_features),
