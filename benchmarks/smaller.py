@@ -47,14 +47,14 @@ SHARED = [
     "train.checkpoint_every=null",
 ]
 TASKS = {
-    "sst2": ["task.max_train_samples=6000", "task.max_length=64", "train.epochs=5"],
+    "sst2": ["task.max_train_samples=6000", "task.max_length=64", "train.epochs=4"],
     "squad": [
-        "task.max_train_samples=2500",
+        "task.max_train_samples=2000",
         "task.max_validation_samples=1000",
         "task.max_length=192",
         "task.doc_stride=64",
         "train.batch_size=16",
-        "train.epochs=4",
+        "train.epochs=3",
     ],
 }
 ROWS = {
