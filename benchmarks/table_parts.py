@@ -50,11 +50,17 @@ def examples_and_seeds(rows: list[dict[str, Any]]) -> tuple[str, str]:
 
 def once_section() -> list[str]:
     """One sparse language model on all tasks, beside models pruned for each."""
-    return [
-        *once_table("once.json", "## Prune once, five tasks"),
-        *once_table("once_words.json", "### The same where the encoder learnt masked words first"),
+    found = [
+        *once_table("once.json", "### The encoder as it was"),
+        *once_table("once_words.json", "### The encoder after it learnt masked words"),
         *once_ways(),
     ]
+    return ["## Prune once, five tasks", "", *found] if found else []
+
+
+def once_values(result: dict[str, Any], row: str, task: str) -> list[float]:
+    """The metric of a row on a task, one a seed."""
+    return [r["metrics"][ONCE_METRICS[task][1]] for r in result["rows"] if (r["row"], r["task"]) == (row, task)]
 
 
 WAYS = {
@@ -79,17 +85,14 @@ def once_ways() -> list[str]:
         "|---|---|" + "---|" * len(columns),
     ]
     for way, result in files.items():
-        cells = []
-        for task in tasks:
-            for row in rows:
-                own = [r for r in result["rows"] if (r["row"], r["task"]) == (row, task)]
-                cells.append(cell([r["metrics"][ONCE_METRICS[task][1]] for r in own]) if own else "")
+        values = [once_values(result, row, task) for task in tasks for row in rows]
+        cells = [cell(each) if each else "" for each in values]
         lines.append(f"| {WAYS[way]} | {result['language_models']['1x4-80']['steps']} | {' | '.join(cells)} |")
     counts, seeds = examples_and_seeds([row for result in files.values() for row in result["rows"]])
-    last = next(iter(files.values()))
+    some = next(iter(files.values()))
     lines += [
         "",
-        f"Examples to train on / to evaluate on: {counts}. Seed {seeds}. {last['processor']}, threads: 1.",
+        f"Examples to train on / to evaluate on: {counts}. Seed {seeds}. {some['processor']}, threads: {some['threads']}.",
         "",
     ]
     return [*lines, "`benchmarks/once.py`, `once_ways_*.json`.", ""]
@@ -117,13 +120,8 @@ def once_table(file: str, title: str) -> list[str]:
     lines += [f"| model | {' | '.join(', '.join(ONCE_METRICS[task]) for task in tasks)} | mean |"]
     lines += ["|---|" + "---|" * (len(tasks) + 1)]
     for row, words in ONCE.items():
-        cells, means = [], []
-        for task in tasks:
-            values = [
-                r["metrics"][ONCE_METRICS[task][1]] for r in result["rows"] if (r["row"], r["task"]) == (row, task)
-            ]
-            cells.append(cell(values) if values else "")
-            means += [mean(values)] if values else []
+        values = [once_values(result, row, task) for task in tasks]
+        cells, means = [cell(each) if each else "" for each in values], [mean(each) for each in values if each]
         if not means:
             continue
         average = f"{mean(means):.4f}" if len(means) == len(tasks) else ""

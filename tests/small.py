@@ -1,5 +1,6 @@
 """Tiny random models, data and trainings that the tests of several rooms share."""
 
+import errno
 import json
 import os
 import signal
@@ -261,6 +262,11 @@ def small_recipe(model: Path, data: Path, task: str = "classification", **more: 
         "distill": {"teacher": "dense", "weight": 1.0, "hard_weight": 0.5},
         **more,
     }
+
+
+def no_space(*args: object) -> None:
+    """What a full disk says."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,5 @@
 """Files of tensors: whole or not at all, and masks at one bit a weight."""
 
-import errno
 import json
 import os
 import struct
@@ -18,6 +17,7 @@ from torch import Tensor
 from prunus import CheckpointError
 from prunus.checkpoint import state
 from prunus.checkpoint.state import read_masks, read_tensors, write_masks, write_tensors
+from small import no_space
 
 
 def random_mask(out: int, inp: int, seed: int = 0) -> Tensor:
@@ -116,10 +116,6 @@ def test_every_single_cut_is_noticed(tmp_path: Path) -> None:
         path.write_bytes(data[:size])
         with pytest.raises(CheckpointError):
             read_masks(path)
-
-
-def no_space(*args: object) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize(("module", "name"), [(os, "replace"), (state, "save_file")], ids=["rename", "write"])

@@ -1,6 +1,5 @@
 """``run``: a recipe in, a directory out; loaded elsewhere, counted again, stopped and resumed."""
 
-import errno
 import json
 import os
 import shutil
@@ -39,6 +38,7 @@ from small import (
     block_zeros,
     encoder_linears,
     interrupt_at,
+    no_space,
     same,
     save_tiny_bert,
     small_recipe,
@@ -339,10 +339,6 @@ def test_stopped_by_ctrl_c_and_resumed(
     assert same(read_masks(output / MASKS_FILE), read_masks(done.output / MASKS_FILE))
     assert facts["tensors"] == done.facts["tensors"]
     assert not checkpoints.exists()
-
-
-def no_space(*args: Any) -> None:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @pytest.mark.parametrize("where", ["a checkpoint", "the end"])
