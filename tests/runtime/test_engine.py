@@ -1,6 +1,9 @@
 """Packed models against ``transformers``, and what a call takes and refuses."""
 
 import copy
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -553,3 +556,44 @@ def test_half_precision_is_read(tmp_path: Path, shared_code: None) -> None:
     with load(tmp_path, threads=1) as engine:
         ours = engine(**inputs).last_hidden_state
     assert (ours - expected)[inputs["attention_mask"].bool()].abs().max() < 1e-4
+
+
+FORKS = """
+import os, sys, threading
+import numpy as np
+from prunus.runtime import load
+
+busy = sys.argv[2] == "busy"
+engine = load(sys.argv[1], threads=2)
+ids = np.arange(5, 65)[None].repeat(20, 0)
+expected, stop = engine(ids), threading.Event()
+
+def go_on():
+    while not stop.is_set():
+        engine(ids)
+
+others = [threading.Thread(target=go_on) for _ in range(2 if busy else 0)]
+for other in others:
+    other.start()
+children = []
+for _ in range(5):
+    child = os.fork()
+    if not child:
+        same = all(np.array_equal(engine(ids)[0], expected[0]) for _ in range(3))
+        engine.close()
+        os._exit(0 if same else 3)
+    children.append(child)
+states = [os.waitpid(child, 0)[1] for child in children]
+stop.set()
+same = np.array_equal(engine(ids)[0], expected[0])
+print(states, same)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+@pytest.mark.parametrize("parent", ["idle", "busy"])
+def test_a_forked_process_computes_the_same(parent: str, directory: Path, shared_code: None) -> None:
+    told = subprocess.run(
+        [sys.executable, "-c", FORKS, str(directory), parent], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert told.stdout.split("\n")[0] == "[0, 0, 0, 0, 0] True", told.stderr

@@ -2,14 +2,17 @@
 
 The thread that calls is one of them; the others sleep until there is a program. What happens inside is machine code that
 holds no lock of the interpreter. One program at a time: calls from several threads wait for each other.
+
+A forked process has the memory and none of the threads: a team there starts its own with its first program.
 """
 
 import ctypes
+import os
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,13 +64,26 @@ class Team:
 
     def __init__(self, code: Code, threads: int) -> None:
         self.threads = threads
-        self._desk = Desk(code, code.function("drive", 8), [threading.Semaphore(0) for _ in range(threads - 1)])
-        self._lock = threading.RLock()
         self._counter = aligned((8,), np.int64)
         self._rest = rest_address()
-        for i in range(1, threads):
-            threading.Thread(target=work, args=(self._desk, i), daemon=True, name=f"prunus-{i}").start()
+        self._prepare(code)
+        self._start()
+        _TEAMS.add(self)
+
+    def _prepare(self, code: Code) -> None:
+        gates = [threading.Semaphore(0) for _ in range(self.threads - 1)]
+        self._desk, self._lock, self._started = Desk(code, code.function("drive", 8), gates), threading.RLock(), False
         self._end = weakref.finalize(self, dismiss, self._desk)
+
+    def _start(self) -> None:
+        self._started = True
+        for i in range(1, self.threads):
+            threading.Thread(target=work, args=(self._desk, i), daemon=True, name=f"prunus-{i}").start()
+
+    def forked(self) -> None:
+        """In a forked process: what its threads and their lock left behind is laid aside."""
+        if self._end.detach() is not None:
+            self._prepare(self._desk.code)
 
     def __enter__(self) -> "Team":
         """Takes the team for one caller."""
@@ -75,6 +91,8 @@ class Team:
         if not self._end.alive:
             self._lock.release()
             raise EngineError(Problem("engine", "closed", "be open", "loading it again"))
+        if not self._started:
+            self._start()
         return self
 
     def __exit__(self, *reason: object) -> None:
@@ -126,7 +144,17 @@ def dismiss(desk: Desk) -> None:
         gate.release()
 
 
+def after_fork() -> None:
+    for team in list(_TEAMS):
+        team.forked()
+
+
 def rest_address() -> int:
     """Address of a C function that lets other threads run."""
     library = ctypes.CDLL(None)
     return ctypes.cast(library.sched_yield, ctypes.c_void_p).value or 0
+
+
+_TEAMS: Final[weakref.WeakSet[Team]] = weakref.WeakSet()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=after_fork)
