@@ -51,15 +51,17 @@ TASKS = {
     "sst2": ["task.max_train_samples=2000", "task.max_length=64", "train.epochs=3"],
     "mrpc": ["task.max_train_samples=1500", "train.epochs=3"],
     "squad": [
-        "task.max_train_samples=700",
+        "task.max_train_samples=1000",
         "task.max_validation_samples=500",
         "task.max_length=192",
         "task.doc_stride=64",
         "train.batch_size=16",
-        "train.epochs=3",
+        "train.epochs=2",
+        "dense.epochs=6",
     ],
 }
 SHARED = [
+    "dense.epochs=3",
     "train.precision=bf16",
     "train.freeze=[embeddings]",
     "train.checkpoint_every=null",
@@ -71,7 +73,7 @@ def settings_of(task: str, loss: str, sparsity: float, seed: int, threads: int) 
     """What is set over ``cap-4x1-80``."""
     own = [f"task.name={task}", f"prune.sparsity={sparsity}", f"train.seed={seed}", f"dense.seed={seed}"]
     own.append(f"train.threads={threads}")
-    return [*own, *SHARED, *TASKS[task], *LOSSES[loss], "dense.epochs=3", f"evaluate_dense={str(loss == 'CE').lower()}"]
+    return [*own, *SHARED, *TASKS[task], *LOSSES[loss], f"evaluate_dense={str(loss == 'CE').lower()}"]
 
 
 def ablation(options: argparse.Namespace) -> None:
