@@ -82,7 +82,7 @@ def test_rows_hold_the_whole_text_in_order(kind: str, short: float, tmp_path: Pa
         whole, got = expected(of), stream(rows[split])
         assert got == whole[: len(got)]
         assert len(whole) - len(got) < 14  # what is left is less than the shortest row
-        assert task.size(split) == len(of)
+        assert task.corpus(tokenizer).documents[split] == len(of)
     lengths = np.array([len(row) for row in rows["train"].rows])
     assert (lengths[:-1] <= 16).all()
     assert (lengths[:-1] >= (16 if short == 0 else 10)).all()
@@ -97,8 +97,8 @@ def test_a_validation_file_of_its_own(tmp_path: Path) -> None:
     task = task_of(first, validation=str(second))
     tokenizer = tiny_tokenizer()
     assert len(task.features("train", tokenizer)) > 0
-    assert (task.size("train"), task.size("validation")) == (40, 9)
-    assert task.notes == ()
+    assert task.corpus(tokenizer).documents == {"train": 40, "validation": 9}
+    assert task.notes == ("rows of up to 16 tokens, of 40 documents",)
 
 
 def test_masks_have_their_shares(tmp_path: Path) -> None:
@@ -121,6 +121,17 @@ def test_masks_have_their_shares(tmp_path: Path) -> None:
     assert abs(masked - tokens * (0.8 + 0.1 / size)) < spread
     assert abs(same - tokens * (0.1 + 0.1 / size)) < spread
     assert abs(other - tokens * 0.1 * (1 - 2 / size)) < spread
+
+
+def test_the_examples_that_are_counted_are_rows(tmp_path: Path) -> None:
+    path, tokenizer = write_text(tmp_path / "a.txt", documents(200)), tiny_tokenizer()
+    for limits in ({}, {"max_train_samples": 7, "max_validation_samples": 10**6}):
+        task = task_of(path, **limits)
+        assert (task.size("train"), len(task.notes)) == (0, 1)
+        splits = [task.features(split, tokenizer) for split in ("train", "validation")]
+        assert [task.size("train"), task.size("validation")] == [len(rows) for rows in splits]
+        assert task.size("train") == (7 if limits else len(task.corpus(tokenizer).rows["train"]))
+        assert task.notes[0] == "rows of up to 16 tokens, of 190 documents"
 
 
 def test_masks_follow_from_seed_epoch_and_row(tmp_path: Path) -> None:

@@ -148,11 +148,15 @@ class MaskedLanguageTask:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was held out."""
-        if "validation" in self.origins:
-            return ()
-        every = round(1 / self.spec.held_out)
-        return (f"evaluated on every {every}th document of the text, which is not trained on",)
+        """How many documents the rows come from, and what was held out."""
+        notes = [
+            f"rows of up to {self.spec.max_length or 128} tokens, of {corpus.documents['train']:,} documents"
+            for corpus in self.corpora.values()
+        ][:1]
+        if "validation" not in self.origins:
+            every = round(1 / self.spec.held_out)
+            notes.append(f"evaluated on every {every}th document of the text, which is not trained on")
+        return tuple(notes)
 
     def corpus(self, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int, int], None] | None = None) -> Corpus:
         """The tokens of both splits."""
@@ -164,17 +168,21 @@ class MaskedLanguageTask:
         return self.corpora[key]
 
     def size(self, split: Split) -> int:
-        """Documents; 0 before the text was read."""
-        return next((corpus.documents[split] for corpus in self.corpora.values()), 0)
+        """Rows; 0 before the text was read."""
+        held = next((len(corpus.rows[split]) for corpus in self.corpora.values()), 0)
+        limit = self._limit(split)
+        return held if limit is None else min(held, limit)
 
     def features(
         self, split: Split, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int, int], None] | None = None
     ) -> MaskedRows:
         """Masked rows of a split."""
-        limit = self.spec.max_train_samples if split == "train" else self.spec.max_validation_samples
         rows = self.corpus(tokenizer, progress).rows[split]
         seed = self.spec.subset_seed + (split == "validation")
-        return MaskedRows(rows, tokenizer, self.spec.mask_share, seed, limit)
+        return MaskedRows(rows, tokenizer, self.spec.mask_share, seed, self._limit(split))
+
+    def _limit(self, split: Split) -> int | None:
+        return self.spec.max_train_samples if split == "train" else self.spec.max_validation_samples
 
     def score(self, outputs: Sequence[NDArray[Any]], features: Sequence[Feature]) -> Metrics:
         """From ``[loss, hits, masked]``, each ``[rows]``: sums over the predicted tokens of a row."""
