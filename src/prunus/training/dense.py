@@ -68,6 +68,7 @@ def _digest(prepared: Prepared) -> str:
         "source": None if files else [prepared.dense_source, prepared.recipe.model.revision],
         "task": _said(replace(prepared.recipe.task, train=None, validation=None, data=None), TaskSpec()),
         "rows": len(prepared.train_features),
+        "head": prepared.task.head,
         "train": _said(prepared.recipe.dense_training, TrainSpec()),
         "versions": [torch.__version__, transformers.__version__],
     }
@@ -94,7 +95,8 @@ def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[
         return Dense(model, float(read_facts(kept)["seconds"]), True, size_on_disk(kept))
     train = prepared.recipe.dense_training
     set_seed(train.seed)
-    model = load_model(prepared.dense_source, prepared.dense_config, head, prepared.recipe.model.revision)
+    revision, rows = prepared.recipe.model.revision, prepared.train_features
+    model = load_model(prepared.dense_source, prepared.dense_config, head, revision, rows)
     partial = kept.with_name(f"{kept.name}.{uuid4().hex[:8] if count() == 1 else 'several'}.partial")
     partial.mkdir(parents=True, exist_ok=count() > 1)
     try:

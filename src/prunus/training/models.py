@@ -1,11 +1,14 @@
 """Models by name: the embedded one, a directory, a Hub id; with the head a task needs."""
 
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForMaskedLM,
@@ -26,6 +29,7 @@ __all__ = [
     "MINILM",
     "base_model",
     "carry_over",
+    "centre",
     "config_for",
     "from_config",
     "load_model",
@@ -168,16 +172,38 @@ def load_saved(directory: Path, task: Task) -> PreTrainedModel:
     return model
 
 
-def load_model(source: str, config: PreTrainedConfig, head: HeadKind, revision: str | None = None) -> PreTrainedModel:
+def load_model(
+    source: str,
+    config: PreTrainedConfig,
+    head: HeadKind,
+    revision: str | None = None,
+    rows: Iterable[Mapping[str, Any]] | None = None,
+) -> PreTrainedModel:
     """The model in float32 with the head; a head that the checkpoint lacks is drawn from torch's seed.
+
+    ``rows`` are those that a regression head begins with (``centre``), if it was drawn.
 
     Raises ``CheckpointError`` where the weights are missing, damaged, or of another shape.
     """
+    drawn = not trained_for(config, head)
     try:
-        return _HEADS[head].from_pretrained(source, config=config, revision=revision, dtype=torch.float32)
+        model = _HEADS[head].from_pretrained(source, config=config, revision=revision, dtype=torch.float32)
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         rule = f"hold the weights that its config.json describes ({first_line(error)})"
         raise CheckpointError(Problem("the model", source, rule, "saving it again, or another model")) from None
+    if drawn and rows is not None and head == "regression":
+        centre(model, (float(row["labels"]) for row in rows))
+    return model
+
+
+def centre(model: nn.Module, labels: Iterable[float]) -> None:
+    """A head that gives one number begins at the mean of ``labels``; one without a bias stays as it is.
+
+    With a bias of 0 the encoder learns the mean instead: features go to their limits, and in 8 bits beyond them.
+    """
+    heads = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == 1 and m.bias is not None]
+    if heads:
+        nn.init.constant_(heads[-1].bias, fmean(labels))
 
 
 def load_tokenizer(source: str, revision: str | None = None, key: str = "model.name") -> PreTrainedTokenizerBase:

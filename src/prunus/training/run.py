@@ -163,7 +163,7 @@ def run(
         try:
             dense, teachers, starting = _dense(prepared, collate, bars, facts, say)
             set_seed(recipe.train.seed)
-            model = starting or load_model(prepared.source, prepared.config, prepared.task.head, recipe.model.revision)
+            model = starting or _start(prepared)
             shape = cut(model, recipe.model, lambda: samples(prepared, collate, _SAMPLES))
             if shape:
                 facts["shape"] = shape
@@ -241,12 +241,18 @@ def _dense(
         if teacher == "dense" and dense is not None:
             teachers.append(dense)
         elif teacher == "start":
-            teachers.append(load_model(prepared.source, prepared.config, head, recipe.model.revision))
+            teachers.append(_start(prepared))
         else:
             teachers.append(load_model(teacher, config_for(teacher, prepared.task, key=key), head))
     if recipe.starts_dense and dense is not None:
         starting = deepcopy(dense)
     return dense, teachers, starting
+
+
+def _start(prepared: Prepared) -> PreTrainedModel:
+    """The model as training begins, where it does not begin with the dense one."""
+    recipe, rows = prepared.recipe, prepared.train_features
+    return load_model(prepared.source, prepared.config, prepared.task.head, recipe.model.revision, rows)
 
 
 def _pretrained(prepared: Prepared) -> PreTrainedModel | None:
