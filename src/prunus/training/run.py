@@ -229,7 +229,7 @@ def _dense(
         facts["dense"] = {"seconds": kept.seconds, "cached": kept.cached, "bytes": kept.bytes}
         dense = kept.model
     elif recipe.prune and trained_for(prepared.config, head):
-        dense = load_model(prepared.source, prepared.config, head, recipe.model.revision)
+        dense = _start(prepared)
         facts["dense"] = {"seconds": None, "cached": False, "bytes": size_on_disk(Path(prepared.source)) or None}
     if dense is not None:
         if recipe.evaluate_dense:
@@ -250,7 +250,7 @@ def _dense(
 
 
 def _start(prepared: Prepared) -> PreTrainedModel:
-    """The model as training begins, where it does not begin with the dense one."""
+    """The model of ``source``: as training begins, where it does not begin with the dense one."""
     recipe, rows = prepared.recipe, prepared.train_features
     return load_model(prepared.source, prepared.config, prepared.task.head, recipe.model.revision, rows)
 
@@ -260,7 +260,7 @@ def _pretrained(prepared: Prepared) -> PreTrainedModel | None:
     recipe = prepared.recipe
     if recipe.distill is None or "prc" not in recipe.distill.contrast.terms or not recipe.starts_dense:
         return None
-    return load_model(prepared.source, prepared.config, prepared.task.head, recipe.model.revision)
+    return _start(prepared)
 
 
 def _finish(
