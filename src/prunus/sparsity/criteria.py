@@ -69,7 +69,7 @@ CRITERIA: Final[dict[str, Criterion]] = {
     "snip_momentum": Criterion("snip_momentum", True, 0.9, _snip),
     "first_order": Criterion("first_order", True, 1.0, _first_order, of_units=True),
     "movement": Criterion("movement", True, 1.0, _movement),
-    "wanda": Criterion("wanda", False, 1.0, _snip, needs_input=True),
+    "wanda": Criterion("wanda", False, 0.0, _snip, needs_input=True),
     "random": Criterion("random", False, 0.0, None),
 }
 

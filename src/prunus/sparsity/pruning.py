@@ -82,14 +82,14 @@ class Pruning:
                 found.append(Problem(f"{key}.sparsity", sparsity, rule, "scores.regularization, higher for more zeros"))
         elif sparsity is None:
             if pattern is not None and not isinstance(pattern, NofM):
-                found.append(Problem(f"{key}.sparsity", None, f"be given for pattern {pattern}", "0.8"))
+                found.append(Problem(f"{key}.sparsity", None, f"be given for pattern {self.pattern}", "0.8"))
         elif not 0 <= sparsity < 1:
             percent = 1 < sparsity < 100
             fix = f"{sparsity / 100:g} (fractions, not per cent)" if percent else "0.8"
             found.append(Problem(f"{key}.sparsity", sparsity, "be a fraction in [0, 1)", fix))
         elif pattern is not None and sparsity > pattern.max_sparsity:
             most = pattern.max_sparsity
-            rule = f"be at most {most:g}, which is all that pattern {pattern} can give"
+            rule = f"be at most {most:g}, which is all that pattern {self.pattern} can give"
             found.append(Problem(f"{key}.sparsity", sparsity, rule, f"{most:g}, or pattern: 4x1"))
         found += self.schedule.problems(f"{key}.schedule")
         most = pattern.max_sparsity if isinstance(pattern, NofM) else 0.0
