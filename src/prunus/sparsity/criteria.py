@@ -13,6 +13,8 @@ gradient        |g|          0     the last step's gradient
 snip            |w * g|      0     SNIP, Lee et al. 2019, arXiv:1810.02340, equation 3
 snip_momentum   |w * g|      0.9   Intel Neural Compressor 2.x: 0.9 on the history, 1 on the new term
 movement        -w * g       1     Movement pruning, Sanh et al. 2020, arXiv:2005.07683, equation 3, learning rate 1
+first_order     w * g        1     Michel et al. 2019, arXiv:1905.10650, equation 2: R |sum of c|, h 0 after each update
+wanda           |w| * ||x||  0     Sun et al. 2023, arXiv:2306.11695, equation 1: x its inputs since the last update
 random          u(0, 1)      0     a control; drawn once from a seed, so that masks grow and do not jump
 ==============  ===========  ====  ==========================================================================
 """
