@@ -343,6 +343,7 @@ def measure(given: argparse.Namespace, size: Size) -> dict[str, Any]:
                 rounds.append({"round": number + 1, "clients": clients, "order": order, "arms": row})
     return {
         "benchmark": "serving",
+        "command": f"python benchmarks/serving.py --packed PACKED --source DIR --texts FILE --threads {given.threads}",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": processor(),
         "processors": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

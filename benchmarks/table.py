@@ -316,8 +316,8 @@ def export_section() -> list[str]:
     return [*lines, "", "`benchmarks/export_latency.py`, `benchmarks/results/export_latency.json`.", ""]
 
 
-def main() -> None:
-    """Writes the page."""
+def page() -> str:
+    """The whole page."""
     lines = ["# Results", "", "Made by `benchmarks/table.py` from the files in `benchmarks/results/`; do not edit.", ""]
     lines += accuracy_section("sst2", "SST-2, all-MiniLM-L6-v2")
     lines += accuracy_section("squad", "SQuAD v1.1, all-MiniLM-L6-v2")
@@ -334,7 +334,12 @@ def main() -> None:
         + serving_section()
         + export_section()
     )
-    PAGE.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    """Writes it."""
+    PAGE.write_text(page(), encoding="utf-8")
     print(PAGE.relative_to(HERE.parent))
 
 

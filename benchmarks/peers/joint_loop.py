@@ -10,7 +10,6 @@ off, because after pruning it distorts the norms that the threshold compares. Ne
 """
 
 import json
-import platform
 import sys
 import time
 from datetime import date
@@ -24,6 +23,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))
 from sst2_loop import batches, collate, examples, options_of, right_answers, taught_loss
+
+from prunus.training.evidence import processor
 
 ROWS, BATCH, RATE, SAMPLES = 16_000, 32, 1.5e-4, 300
 TARGET, WEIGHT = 0.8, 0.95
@@ -167,7 +168,9 @@ def main() -> None:
             "every": EVERY,
         },
         "notes": "embeddings frozen, bfloat16 autocast, length 64, whole dev set, last weights, int8 as simulated in torch",
-        "processor": platform.processor(),
+        "command": f"benchmarks/peers/joint_loop.py --engine {options.engine} --seed {options.seed}",
+        "threads": options.threads,
+        "processor": processor(),
         "date": date.today().isoformat(),
     }
     options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

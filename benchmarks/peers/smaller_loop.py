@@ -11,7 +11,6 @@ makes the optimizer anew; prunus masks, and cuts at the end. Needs ``pip install
 """
 
 import json
-import platform
 import sys
 import time
 from copy import deepcopy
@@ -35,6 +34,8 @@ from sst2_loop import (
     right_answers,
     taught_loss,
 )
+
+from prunus.training.evidence import processor
 
 SHARE, UPDATES, START, END = 0.5, 10, 0.03, 0.48
 
@@ -179,7 +180,8 @@ def main() -> None:
         "training_seconds": seconds,
         "settings": {"rows": len(train), "epochs": options.epochs, "share": SHARE, "updates": UPDATES},
         "versions": {name: version(name) for name in ("torch", "transformers", package)},
-        "machine": platform.machine(),
+        "command": f"benchmarks/peers/smaller_loop.py --engine {options.engine} --seed {options.seed}",
+        "processor": processor(),
         "threads": options.threads,
         "date": date.today().isoformat(),
     }
