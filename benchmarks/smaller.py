@@ -104,7 +104,7 @@ def timings(options: argparse.Namespace) -> dict[str, Any]:
     """The dense model and the compacted ones on every runtime."""
     from prunus.training.models import MINILM, model_source
 
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(options.threads)
     places = {"dense": model_source(MINILM)}
     places |= {each.name: each for each in sorted(options.keep.iterdir()) if (each / "config.json").is_file()}
     generator = np.random.default_rng(0)
@@ -112,7 +112,7 @@ def timings(options: argparse.Namespace) -> dict[str, Any]:
     for name, place in places.items():
         model = AutoModel.from_pretrained(place).eval()
         example = padded_batch([generator.integers(1000, 30_000, 64)])
-        engines = make_engines(Subject(model, [example], THREADS), ENGINES)
+        engines = make_engines(Subject(model, [example], options.threads), ENGINES)
         calls |= {(name, engine): call for engine, call in engines.items()}
     found: dict[str, Any] = {}
     for batch, tokens in CASES:
@@ -147,16 +147,20 @@ def main() -> None:
     options.keep.mkdir(parents=True, exist_ok=True)
     held = json.loads(options.results.read_text(encoding="utf-8")) if options.results.is_file() else {"rows": []}
     seeds = " ".join(str(each) for each in options.seeds)
-    command = f"python benchmarks/smaller.py --part train --keep DIR --glue DIR --squad DIR --seeds {seeds}"
+    program = f"python benchmarks/smaller.py --keep DIR --threads {options.threads}"
+    command = f"{program} --part train --glue DIR --squad DIR --seeds {seeds}"
     cases = [(seed, task, row) for seed in options.seeds for task in options.tasks for row in options.rows]
     if options.part == "time":
-        held["timings"] = timings(options) | {"command": f"{Path(__file__).name} --part time --rounds {options.rounds}"}
+        command = (
+            f"python benchmarks/smaller.py --part time --keep DIR --threads {options.threads} --rounds {options.rounds}"
+        )
+        held["timings"] = timings(options) | {"command": command, "threads": options.threads}
         cases = []
     for seed, task, row in cases:
         if any((r["row"], r["task"], r["seed"]) == (row, task, seed) for r in held["rows"]):
             continue
         held["rows"] += trained(options, task, row, seed)
-        held |= header(command, threads=THREADS)
+        held |= header(command, threads=options.threads)
         options.results.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")
         print(seed, task, row, [each["metrics"] for each in held["rows"][-2:]], flush=True)
     options.results.write_text(json.dumps(held, indent=1) + "\n", encoding="utf-8")

@@ -236,7 +236,7 @@ def smaller_section() -> list[str]:
     lines = [
         "## Smaller models",
         "",
-        f"| MiniLM | {names} | parameters of the layers left |",
+        f"| MiniLM | {names} | left of the parameters outside embeddings and head |",
         "|---|" + "---|" * (len(tasks) + 1),
     ]
     for row, words in SMALLER.items():
@@ -252,15 +252,21 @@ def smaller_section() -> list[str]:
     counts, seeds = examples_and_seeds(result["rows"])
     lines += ["", f"Means over seeds {seeds} and their range; compacted models, loaded again. Examples: {counts}.", ""]
     if "timings" in result:
-        cases = [case for case in result["timings"] if case != "command"]
+        cases = [case for case in result["timings"] if case not in ("command", "threads")]
         engines = list(result["timings"][cases[0]])
-        rows = [name for name in result["timings"][cases[0]][engines[0]] if name != "dense"]
-        lines += ["Time of the compacted model / time of the dense one, on the same runtime, in the same run:", ""]
-        lines += [f"| float32 | {' | '.join(f'{case} {row}' for case in cases for row in rows)} |"]
-        lines += ["|---|" + "---|" * (len(cases) * len(rows))]
+        threads = result["timings"]["threads"]
+        lines += [
+            "Time of a model / time of the dense one on the same runtime (ms of one call), float32, all in one run, "
+            f"threads: {threads}.",
+            "",
+            f"| runtime, model | {' | '.join(cases)} |",
+            "|---|" + "---|" * len(cases),
+        ]
         for engine in engines:
-            ratios = [f"{result['timings'][case][engine][row]['ratio']:.2f}" for case in cases for row in rows]
-            lines.append(f"| {engine.removesuffix(' float32')} | {' | '.join(ratios)} |")
+            for name in result["timings"][cases[0]][engine]:
+                found = [result["timings"][case][engine][name] for case in cases]
+                cells = [f"{each['ratio']:.2f} ({each['ms']:.2f})" for each in found]
+                lines.append(f"| {engine.removesuffix(' float32')}, {name} | {' | '.join(cells)} |")
         lines.append("")
     peers = load("peer-smaller-*.json")
     if peers:
@@ -271,7 +277,11 @@ def smaller_section() -> list[str]:
             columns = [cell([peer[key] for peer in own]) for key in ("accuracy", "dense", "layer_parameters")]
             lines.append(f"| {engine} | {' | '.join(columns)} |")
         lines.append("")
-    return [*lines, f"{result['processor']}, {result['threads']} threads. `benchmarks/smaller.py`, `smaller.json`.", ""]
+    return [
+        *lines,
+        f"{result['processor']}; trained with {result['threads']} threads. `benchmarks/smaller.py`, `smaller.json`.",
+        "",
+    ]
 
 
 def scale_section() -> list[str]:
