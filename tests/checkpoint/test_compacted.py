@@ -8,11 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForSequenceClassification, Trainer
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    Trainer,
+)
 
 import prunus
 from prunus import Allocation, CheckpointError, Masker, Pruning, PrunusError, Schedule, Span
 from prunus.checkpoint.compacted import PrunusLayout
+from prunus.sparsity.structures import structures
 from small import CONFIGS, arguments, batch, rows, tiny_model
 
 LOAD = """
@@ -88,6 +95,81 @@ def test_without_prunus_transformers_says_what_does_not_fit(tmp_path: Path) -> N
     assert ran.returncode != 0
     assert "prunus" in ran.stderr
     assert "ismatch" in ran.stderr
+
+
+def without(model: Any, kind: str, units: list[int], layers: slice = slice(None)) -> None:
+    """Columns that read these heads or neurons become zero."""
+    for structure in [each for each in structures(model) if each.kind == kind][layers]:
+        columns = [unit * structure.width + i for unit in units for i in range(structure.width)]
+        with torch.no_grad():
+            model.get_submodule(structure.reader).weight[:, columns] = 0
+
+
+def llama() -> Any:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 40}
+    return LlamaForSequenceClassification(
+        LlamaConfig(**sizes, num_attention_heads=8, num_key_value_heads=4, num_labels=3, pad_token_id=0)
+    ).eval()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kinds"),
+    [*((architecture, ["ffn"]) for architecture in CONFIGS), ("llama", ["heads"]), ("llama", ["heads", "ffn"])],
+)
+def test_as_many_in_every_layer_need_no_prunus(architecture: str, kinds: list[str], tmp_path: Path) -> None:
+    model = llama() if architecture == "llama" else tiny_model(architecture).eval()
+    for kind in kinds:
+        without(model, kind, [0, 2])
+    with torch.no_grad():
+        expected = model(**inputs()).logits
+    prunus.compact(model)
+    model.save_pretrained(tmp_path / "small")
+    assert "quantization_config" not in json.loads((tmp_path / "small" / "config.json").read_text())
+    again = type(model).from_pretrained(tmp_path / "small").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(**inputs()).logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_fresh_process_loads_them_without_prunus(tmp_path: Path) -> None:
+    model = tiny_model("bert").eval()
+    without(model, "ffn", [1])
+    prunus.compact(model)
+    model.save_pretrained(tmp_path / "small")
+    with torch.no_grad():
+        torch.save({"inputs": inputs(), "logits": model(**inputs()).logits}, tmp_path / "held.pt")
+    use = "from transformers import AutoModelForSequenceClassification"
+    command = [sys.executable, "-c", LOAD.format(first=use, second=""), str(tmp_path / "small")]
+    ran = subprocess.run([*command, str(tmp_path / "held.pt")], capture_output=True, text=True, check=False)
+    assert float(ran.stdout.strip()) == 0.0, ran.stderr[-2000:]
+
+
+def test_a_layout_goes_when_the_last_layer_has_as_many(tmp_path: Path) -> None:
+    model = tiny_model("bert").eval()
+    without(model, "ffn", [1], slice(0, 1))
+    prunus.compact(model)
+    model.save_pretrained(tmp_path / "once")
+    assert model.config.quantization_config.layout
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "once").eval()
+    without(again, "ffn", [3], slice(1, None))
+    with torch.no_grad():
+        expected = again(**inputs()).logits
+    prunus.compact(again)
+    again.save_pretrained(tmp_path / "twice")
+    config = json.loads((tmp_path / "twice" / "config.json").read_text())
+    assert "quantization_config" not in config
+    assert config["intermediate_size"] == 31
+    third = AutoModelForSequenceClassification.from_pretrained(tmp_path / "twice").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(third(**inputs()).logits, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["heads", "ffn"])
+def test_others_keep_their_layout(kind: str) -> None:
+    model = tiny_model("bert")
+    without(model, kind, [0], slice(None) if kind == "heads" else slice(0, 1))
+    prunus.compact(model)
+    assert len(model.config.quantization_config.layout) == (model.config.num_hidden_layers if kind == "heads" else 1)
 
 
 def test_compacting_twice_counts_from_the_whole_model(tmp_path: Path) -> None:

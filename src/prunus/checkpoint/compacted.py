@@ -8,14 +8,19 @@ transformers asks the method named there to change the model, which has no weigh
 ``shrink`` that made it smaller makes it smaller again. After that it is a plain model: it trains, and saves itself like this.
 Without prunus transformers says that it does not know the method, and that shapes do not fit.
 
+Where as many are left in every layer, and the architecture's own numbers can say so (neurons; groups of heads where the width
+of a head is a number of its own), they do, and nothing else is written: such a model loads without prunus.
+
 ``import prunus`` is enough. transformers takes seconds to import, so nothing is registered before it is there: a finder in
 ``sys.meta_path`` waits for ``transformers.quantizers.auto``, and goes when it has come (``watch.py``). That module is imported
 while transformers still imports others, so this one asks for nothing else of it.
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, Final, final
 
+import torch
 from torch import nn
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
@@ -28,12 +33,15 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from prunus.errors import CheckpointError, Problem
 from prunus.sparsity.compact import Layout, shrink
 from prunus.sparsity.compact import compact as take_out
+from prunus.sparsity.structures import structures
 from prunus.sparsity.width import keep_features
 
 __all__ = ["METHOD", "PrunusLayout", "PrunusLoader", "compact", "mark", "narrow", "register"]
 
 METHOD: Final = "prunus"
 _READERS: Final = 100_000
+_NEURONS: Final = ("intermediate_size", "hidden_dim")
+"""How configurations call the neurons of a layer."""
 
 
 @final
@@ -109,8 +117,9 @@ def compact(model: nn.Module) -> Layout:
         prunus.compact(model)
         model.save_pretrained("small")      # AutoModel....from_pretrained("small") after ``import prunus``
 
-    Returns what is left of each layer that lost some (``sparsity.compact``), and writes it into the model's configuration.
-    Raises ``TargetError`` for a model whose heads and neurons are not found by name.
+    Returns what is left of each layer that lost some (``sparsity.compact``), and writes it into the model's configuration:
+    as a layout, or as the architecture's own numbers where every layer has as many left. Raises ``TargetError`` for a model
+    whose heads and neurons are not found by name.
     """
     held = _held(model)
     before: Layout = dict(held.layout) if held is not None else {}
@@ -119,7 +128,43 @@ def compact(model: nn.Module) -> Layout:
         before[reader] = [before[reader][j] for j in kept] if reader in before else kept
     if before and hasattr(model, "config"):
         mark(model, before)
+        if held is None or held.hidden is None:
+            _say_plainly(model)
     return layout
+
+
+def _say_plainly(model: Any) -> None:
+    """Leaves the layout out where the architecture, made from its own numbers, has the shapes of ``model``."""
+    numbers = _own_numbers(model, model.config.get_text_config())
+    config = deepcopy(model.config)
+    del config.quantization_config
+    for name, value in numbers.items():
+        setattr(config.get_text_config(), name, value)
+    try:
+        with torch.device("meta"):
+            skeleton = type(model)(config)
+    except Exception:  # a class of someone else's, made from more than a configuration
+        return
+    if _shapes(skeleton) == _shapes(model):
+        # In place: the parts of a model share its configuration.
+        del model.config.quantization_config
+        for name, value in numbers.items():
+            setattr(model.config.get_text_config(), name, value)
+
+
+def _own_numbers(model: nn.Module, config: Any) -> dict[str, int]:
+    """The configuration's numbers of neurons and heads, if every layer had as many as the first that has some."""
+    left = {each.kind: each.units for each in reversed(structures(model))}
+    numbers = {name: left["ffn"] for name in _NEURONS if "ffn" in left and isinstance(getattr(config, name, None), int)}
+    groups = getattr(config, "num_key_value_heads", None)
+    if "heads" in left and groups and isinstance(getattr(config, "head_dim", None), int):
+        shared = config.num_attention_heads // groups
+        numbers |= {"num_attention_heads": shared * left["heads"], "num_key_value_heads": left["heads"]}
+    return numbers
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 def narrow(model: nn.Module, kept: Sequence[int]) -> None:
