@@ -96,7 +96,9 @@ def trained(options: argparse.Namespace, task: str, row: str, seed: int) -> list
         if row == DENSE_FROM:
             found.append({"row": "dense", "metrics": facts["dense"]["metrics"], **common})
         if seed == options.seeds[0]:
-            shutil.copytree(small, options.keep / f"{task} {row}", dirs_exist_ok=True)
+            kept = options.keep / f"{task} {row}"
+            shutil.copytree(small, kept, dirs_exist_ok=True)
+            (kept / "SEED").write_text(str(seed))
         return found
 
 
