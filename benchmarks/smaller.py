@@ -153,10 +153,11 @@ def main() -> None:
     command = f"{program} --part train --glue DIR --squad DIR --seeds {seeds}"
     cases = [(seed, task, row) for seed in options.seeds for task in options.tasks for row in options.rows]
     if options.part == "time":
-        command = (
-            f"python benchmarks/smaller.py --part time --keep DIR --threads {options.threads} --rounds {options.rounds}"
-        )
-        held["timings"] = timings(options) | {"command": command, "threads": options.threads}
+        held["timings"] = timings(options) | {
+            "command": f"{program} --part time --rounds {options.rounds}",
+            "threads": options.threads,
+            "seeds": {each.parent.name: int(each.read_text()) for each in sorted(options.keep.glob("*/SEED"))},
+        }
         cases = []
     for seed, task, row in cases:
         if any((r["row"], r["task"], r["seed"]) == (row, task, seed) for r in held["rows"]):
