@@ -4,11 +4,11 @@
     python benchmarks/smaller.py --part time --keep DIR [--rounds 15]           # when nothing else runs
 
 ``train``: the recipes ``sst2-small-50`` and ``squad-small-50`` on part of the data, once with ``--params 0.5`` and once with
-``--latency 0.5`` (which times layers on this machine: nothing else may run), then ``prunus compact`` and the metric of what it
-wrote, loaded again. ``dense`` is the fine-tuned model that both start and learn from; ``dense-long`` is it, trained on as long,
-with the same teacher and nothing removed.
+``--latency 0.5`` (which times models on this machine), then ``prunus compact`` and the metric of what it wrote, loaded again.
+``dense`` is the fine-tuned model that both start and learn from; ``dense-long`` is it, trained on as long, with the same
+teacher and nothing removed.
 
-``time``: the compacted models of the first seed beside the dense one, float32, on every runtime, all in the same rounds; ratios
+``time``: the compacted models that were kept beside the dense one, float32, on every runtime, all in the same rounds; ratios
 are to the dense model on the same runtime.
 
 Results go to ``benchmarks/results/smaller.json`` after each row; those that are there are not run again.
@@ -95,10 +95,7 @@ def trained(options: argparse.Namespace, task: str, row: str, seed: int) -> list
         ]
         if row == DENSE_FROM:
             found.append({"row": "dense", "metrics": facts["dense"]["metrics"], **common})
-        if seed == options.seeds[0]:
-            kept = options.keep / f"{task} {row}"
-            shutil.copytree(small, kept, dirs_exist_ok=True)
-            (kept / "SEED").write_text(str(seed))
+        shutil.copytree(small, options.keep / f"{task} {row}, seed {seed}", dirs_exist_ok=True)
         return found
 
 
@@ -156,7 +153,6 @@ def main() -> None:
         held["timings"] = timings(options) | {
             "command": f"{program} --part time --rounds {options.rounds}",
             "threads": options.threads,
-            "seeds": {each.parent.name: int(each.read_text()) for each in sorted(options.keep.glob("*/SEED"))},
         }
         cases = []
     for seed, task, row in cases:

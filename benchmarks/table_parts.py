@@ -252,13 +252,12 @@ def smaller_section() -> list[str]:
     counts, seeds = examples_and_seeds(result["rows"])
     lines += ["", f"Means over seeds {seeds} and their range; compacted models, loaded again. Examples: {counts}.", ""]
     if "timings" in result:
-        cases = [case for case in result["timings"] if case not in ("command", "threads", "seeds")]
+        cases = [case for case in result["timings"] if case not in ("command", "threads")]
         engines = list(result["timings"][cases[0]])
         threads = result["timings"]["threads"]
-        whose = ", ".join(f"{name}: {seed}" for name, seed in result["timings"]["seeds"].items())
         lines += [
             "Time of a model / time of the dense one on the same runtime (ms of one call), float32, all in one run, "
-            f"threads: {threads}. Seeds: {whose}.",
+            f"threads: {threads}.",
             "",
             f"| runtime, model | {' | '.join(cases)} |",
             "|---|" + "---|" * len(cases),

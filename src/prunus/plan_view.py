@@ -24,10 +24,10 @@ def plan_lines(plan: Mapping[str, Any], verbose: bool = False) -> Iterator[str]:
     yield f"train    {steps['total']:,} steps, {steps['per_epoch']:,} an epoch"
     if plan["budget"]:
         own = plan["budget"]
-        yield (
-            f"budget   {own['share']:g} of the {own['measure']}: {own['sparsity']:.4f} of the heads and neurons go, "
-            f"{own['predicted']:.4f} is left by calculation"
-        )
+        left = f"{own['predicted']:.4f} is left by calculation"
+        if "measured" in own:
+            left = f"{own['measured']:.4f} was measured (by the table of layers {own['predicted']:.4f})"
+        yield f"budget   {own['share']:g} of the {own['measure']}: {own['sparsity']:.4f} of the heads and neurons go, {left}"
     for rule in plan["rules"]:
         yield from _rule(rule, verbose)
     if not plan["rules"]:

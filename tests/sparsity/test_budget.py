@@ -73,6 +73,11 @@ def test_multiples_are_counted_as_if_every_layer_were_rounded_up() -> None:
     assert cost == cost_of(model, "params", {"ffn": 0.25})  # 20 are left, rounded up to 24
 
 
+def test_a_budget_that_gains_nothing_names_no_share_above_one() -> None:
+    with pytest.raises(RecipeError, match=r"gone 1\.000 is left.*\s+try a model with larger layers"):
+        sparsity_for(lambda _: 1.0, 0.5, [4])
+
+
 def test_a_budget_out_of_reach_names_the_nearest() -> None:
     model = model_of("bert")
     counts = [each.units for each in structures(model)]

@@ -1,6 +1,7 @@
 """Budgets in recipes: what is left is what was asked for, counted in the compacted model."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,7 @@ def test_latency_is_measured_here_and_a_run_that_goes_on_keeps_what_was_found(
         return {"heads": {1: 6.0, 2: 10.0}, "ffn": {8: 7.0 - len(asked), 32: 10.0}}
 
     monkeypatch.setattr(budgeted, "layer_times", times)
+    monkeypatch.setattr(budgeted, "seconds_of", by_size)
     recipe = read_recipe(with_budget(tiny_bert, small_data, {"latency": 0.5, "tokens": 24}))
     with monkeypatch.context() as patch:
         interrupt_at(8, patch)
@@ -76,9 +78,60 @@ def test_latency_is_measured_here_and_a_run_that_goes_on_keeps_what_was_found(
     held = json.loads((tmp_path / "run" / "prunus.json").read_text())["budget"]
     facts = run(recipe, tmp_path / "run", resume=True)
     assert asked == [24]
+    result = facts["budget"].pop("result")
     assert facts["budget"] == held
-    assert facts["budget"]["predicted"] <= 0.5
+    assert held["predicted"] <= 0.5
+    assert 0.48 <= held["measured"] <= 0.5
+    assert held["tried"][-1] == [held["sparsity"], held["measured"]]
     assert facts["status"] == "finished"
+    left = result["seconds"] / result["dense_seconds"]
+    compacted = CliRunner().invoke(app, ["compact", str(tmp_path / "run"), "--json"])
+    assert compacted.exit_code == 0, compacted.output
+    assert left == pytest.approx(layers(tmp_path / "run-compact") / layers(tmp_path / "run"))
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "time of 24 tokens, compacted (ms)" in page
+    assert not any(line.startswith("speed:") for line in facts["not_measured"])
+
+
+def by_size(models: list[Any], tokens: int, threads: int | None, rounds: int) -> list[float]:
+    """A machine on which a weight of a layer takes a second."""
+    return [
+        float(sum(t.numel() for n, t in model.state_dict().items() if ".layer." in n and "LayerNorm" not in n))
+        for model in models
+    ]
+
+
+@pytest.mark.parametrize("first", [0.3, 0.5, 0.62, 0.9, 0.98])
+@pytest.mark.parametrize(
+    ("curve", "steps"),
+    [
+        (lambda s: 1 - 0.8 * s, 2),  # a line is met at once
+        (lambda s: 1 - 0.8 * s**2, 6),
+        (lambda s: 1 - 0.8 * s**0.5, 6),
+        (lambda s: 1 - 0.8 * round(s * 24) / 24, 3),
+    ],
+    ids=["line", "late", "early", "stairs"],
+)
+def test_what_the_table_says_is_measured_and_corrected(
+    curve: Callable[[float], float], steps: int, first: float
+) -> None:
+    tried = budgeted._tried(curve, first, 0.5, 0.98)
+    assert next(iter(tried)) == first
+    assert len(tried) <= steps + 1
+    assert 0.48 <= list(tried.values())[-1] <= 0.5
+    assert all(curve(s) == value for s, value in tried.items())
+
+
+def test_a_time_that_no_size_meets_is_refused_with_the_nearest_that_was_measured() -> None:
+    with pytest.raises(RecipeError, match=r"0\.98 of the heads and neurons gone 0\.608 was measured.*\s+try 0\.62"):
+        budgeted._tried(lambda s: 1 - 0.4 * s, 0.9, 0.5, 0.98)
+    with pytest.raises(RecipeError, match="try a model with larger layers"):
+        budgeted._tried(lambda _: 1.01, 0.9, 0.5, 0.98)
+
+
+def test_a_machine_whose_times_mean_nothing_ends_the_search() -> None:
+    noise = iter([0.9, 0.2, 1.3, 0.7, 0.3, 0.8])
+    assert len(budgeted._tried(lambda _: next(noise), 0.5, 0.5, 0.98)) <= 6
 
 
 def test_times_of_a_real_model_fall_with_what_is_left(tiny_bert: Path, small_data: Path) -> None:
@@ -90,6 +143,21 @@ def test_times_of_a_real_model_fall_with_what_is_left(tiny_bert: Path, small_dat
         seconds = [table[left] for left in sorted(table)]
         assert seconds == sorted(seconds)
         assert 1e-5 < seconds[0] < 1.0
+
+
+def test_the_plan_says_what_was_measured(
+    small_data: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = {"heads": {1: 8.0, 2: 10.0}, "ffn": {3: 5.0, 32: 10.0}}
+    monkeypatch.setattr(budgeted, "layer_times", lambda *_: table)
+    monkeypatch.setattr(budgeted, "seconds_of", by_size)
+    (tmp_path / "r.yaml").write_text(json.dumps(with_budget(tiny_bert, small_data, {"params": 0.9})))
+    result = CliRunner().invoke(app, ["plan", str(tmp_path / "r.yaml"), "--latency", "0.7", "--json"])
+    assert result.exit_code == 0, result.output
+    own = json.loads(result.stdout)["budget"]
+    said = CliRunner().invoke(app, ["plan", str(tmp_path / "r.yaml"), "--latency", "0.7"]).output
+    assert own["measured"] <= 0.7  # a model of two heads comes in large steps
+    assert f"{own['measured']:.4f} was measured (by the table of layers 0." in " ".join(said.split())
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from torch import nn
 from prunus.errors import Problem, RecipeError
 from prunus.sparsity.structures import Structure, structures
 
-__all__ = ["Budget", "Kinds", "Measure", "cost_of", "interpolated", "sparsity_for"]
+__all__ = ["Budget", "Kinds", "Measure", "cost_of", "interpolated", "left_of", "sparsity_for"]
 
 Measure = Literal["params", "flops", "latency"]
 Kinds = Mapping[str, Mapping[int, float]]
@@ -65,6 +65,14 @@ def _left(structure: Structure, sparsity: Mapping[str, float], multiples: Mappin
     left = structure.units - floor(sparsity.get(structure.kind, 0.0) * structure.units + 1e-6)
     multiple = multiples.get(structure.kind, 1)
     return min(structure.units, -(-left // multiple) * multiple)
+
+
+def left_of(
+    model: nn.Module, sparsity: Mapping[str, float], multiples: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Reader of the heads or neurons of a layer -> k_l, of the kinds that ``sparsity`` names."""
+    own = [each for each in structures(model) if each.kind in sparsity]
+    return {each.reader: _left(each, sparsity, multiples or {}) for each in own}
 
 
 def cost_of(
@@ -142,7 +150,8 @@ def sparsity_for(
         rule = (
             f"leave room for what cannot go; with {steps[high]:.3g} of the heads and neurons gone {nearest:.3f} is left"
         )
-        raise RecipeError(Problem(key, share, rule, f"{nearest + 0.001:.3f}"))
+        fix = f"{nearest + 0.001:.3f}" if nearest < 0.999 else "a model with larger layers, which has something to gain"
+        raise RecipeError(Problem(key, share, rule, fix))
     while low < high:
         middle = (low + high) // 2
         if cost(steps[middle]) <= share * dense * (1 + _TINY):

@@ -1,19 +1,34 @@
-"""A recipe with a budget becomes one with sparsities, once a model says what its heads and neurons cost."""
+"""A recipe with a budget becomes one with sparsities, once a model says what its heads and neurons cost.
 
-from collections.abc import Mapping
+A budget of latency is searched in a table of measured times; then the model of the size that was found is measured beside the
+dense one. Where its share m(s) of the dense time is not in [a - 0.02, a], with a the share that was asked for, the next s is
+where the line through the nearest measured points above and below a (or (0, 1) and the one above) meets a - 0.01.
+
+Which heads and neurons go is the business of the criterion, so the layers of the result are not all of one size:
+``timed_again`` measures it as it came out.
+"""
+
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from torch import nn
 from transformers import PreTrainedConfig
 
+from prunus.errors import Problem, RecipeError
 from prunus.recipe import Recipe
-from prunus.sparsity.budget import cost_of, sparsity_for
+from prunus.sparsity.budget import cost_of, left_of, sparsity_for
+from prunus.sparsity.compact import compact
 from prunus.sparsity.structures import structures
 from prunus.tasks.base import HeadKind
-from prunus.training.latency import layer_times
+from prunus.training.latency import layer_times, of_size, seconds_of
 
-__all__ = ["within_budget"]
+__all__ = ["timed_again", "within_budget"]
+
+_BAND: Final = 0.02
+_TRIES: Final = 6
+_ROUNDS: Final = 40
 
 
 def within_budget(
@@ -37,22 +52,67 @@ def within_budget(
     own = [pruning for pruning in recipe.prune if recipe.budgets(pruning)]
     kinds = {pruning.pattern for pruning in own}
     multiples = {pruning.pattern: pruning.allocation.multiple for pruning in own}
-    times = layer_times(config, head, budget.tokens, recipe.train.threads) if measure == "latency" else None
+    threads = recipe.train.threads
+    times = layer_times(config, head, budget.tokens, threads) if measure == "latency" else None
 
     def cost(sparsity: float) -> float:
         return cost_of(skeleton, measure, dict.fromkeys(kinds, sparsity), budget.tokens, times, multiples)
 
+    def measured(sparsity: float) -> float:
+        left = left_of(skeleton, dict.fromkeys(kinds, sparsity), multiples)
+        models = [of_size(config, head, {}), of_size(config, head, left)]
+        whole, less = seconds_of(models, budget.tokens, threads, _ROUNDS)
+        return less / whole
+
     counts = [each.units for each in structures(skeleton) if each.kind in kinds]
     most = min(pruning.allocation.max_per_tensor for pruning in own)
     least = sparsity_for(cost, share, counts, f"budget.{measure}", most)
-    left = cost(least) / cost(0.0)
-    return _with(recipe, least), {
-        "measure": measure,
-        "share": share,
-        "sparsity": least,
-        "predicted": left,
-        "times": times,
-    }
+    facts: dict[str, Any] = {"measure": measure, "share": share, "tokens": budget.tokens, "times": times}
+    if measure == "latency":
+        tried = _tried(measured, least, share, most)
+        least = min(tried, key=lambda s: (tried[s] > share, abs(tried[s] - share)))
+        facts |= {"threads": threads, "measured": tried[least], "tried": [list(each) for each in tried.items()]}
+    return _with(recipe, least), facts | {"sparsity": least, "predicted": cost(least) / cost(0.0)}
+
+
+def _tried(measured: Callable[[float], float], first: float, share: float, most: float) -> dict[float, float]:
+    """Sparsities in the order in which they were measured, from ``first`` on, and what was measured.
+
+    Raises ``RecipeError`` where ``most`` is not enough.
+    """
+    tried: dict[float, float] = {}
+    above, below, now = (0.0, 1.0), None, first
+    while now not in tried and len(tried) < _TRIES:
+        tried[now] = value = measured(now)
+        if share - _BAND <= value <= share:
+            break
+        if value > share and now >= most:
+            rule = (
+                f"leave room for what cannot go; with {most:.3g} of the heads and neurons gone {value:.3f} was measured"
+            )
+            fix = f"{value + _BAND / 2:.2f}" if value < 1 - _BAND else "a model with larger layers"
+            raise RecipeError(Problem("budget.latency", share, rule, fix))
+        if value > share:
+            above = (now, value)
+        else:
+            below = (now, value)
+        left, right = (above, below) if below is not None else ((0.0, 1.0), above)
+        fall = left[1] - right[1]
+        to = left[0] + (left[1] - share + _BAND / 2) * (right[0] - left[0]) / fall if fall > 0 else most
+        now = min(most, max(0.0, to))
+    return tried
+
+
+def timed_again(model: nn.Module, config: PreTrainedConfig, head: HeadKind, found: Mapping[str, Any]) -> dict[str, Any]:
+    """``found``, as ``within_budget`` returned it for a budget of latency, and what it came to.
+
+    ``result`` has the seconds of one sequence through the dense model and through ``model`` without what does nothing, in
+    float32 on the processor.
+    """
+    small = deepcopy(model).to("cpu").float()
+    compact(small)
+    whole, less = seconds_of([of_size(config, head, {}), small], found["tokens"], found["threads"], _ROUNDS)
+    return {**found, "result": {"dense_seconds": whole, "seconds": less}}
 
 
 def _with(recipe: Recipe, sparsity: float) -> Recipe:

@@ -1,11 +1,12 @@
 """How long a model takes with fewer heads or neurons in every layer, on this machine: what a budget of latency goes by.
 
-The model is made with random weights (time does not depend on them) and shrunk to each point of a grid; all points take turns,
-round by round, so that a drift of the machine's speed falls on all of them alike. Each point is the fastest of its rounds: what
-else runs on a machine only adds to a time.
+A model is made with random weights (time does not depend on them) and shrunk; models that are compared take turns, round by
+round, so that a drift of the machine's speed falls on all of them alike. Each is the fastest of its rounds: what else runs on a
+machine only adds to a time.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, Final
 
@@ -19,42 +20,62 @@ from prunus.sparsity.structures import structures
 from prunus.tasks.base import HeadKind
 from prunus.training.models import from_config
 
-__all__ = ["layer_times"]
+__all__ = ["layer_times", "of_size", "seconds_of"]
 
 _SHARES: Final = (0.1, 0.25, 0.5, 0.75, 1.0)
 _ROUNDS: Final = 15
 _WARM: Final = 2
 
 
-@torch.no_grad()
 def layer_times(config: PreTrainedConfig, head: HeadKind, tokens: int, threads: int | None = None) -> Kinds:
     """Seconds of one sequence of ``tokens`` through the model, by how many heads or neurons are in every layer."""
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        models: dict[tuple[str, int], nn.Module] = {}
-        for kind in ("heads", "ffn"):
-            for share in _SHARES:
-                model = from_config(config, head).eval()
-                own = [each for each in structures(model) if each.kind == kind]
-                left = max(1, round(share * max(each.units for each in own)))
-                if (kind, left) not in models:
-                    shrink(model, {each.reader: range(min(left, each.units)) for each in own if left < each.units})
-                    models[kind, left] = model
-        inputs = _inputs(next(iter(models.values())), tokens)
-        times: dict[tuple[str, int], list[float]] = {key: [] for key in models}
-        for _ in range(_WARM + _ROUNDS):
-            for key, model in models.items():
+    models: dict[tuple[str, int], nn.Module] = {}
+    own = structures(from_config(config, head))
+    for kind in ("heads", "ffn"):
+        units = {each.reader: each.units for each in own if each.kind == kind}
+        for share in _SHARES:
+            left = max(1, round(share * max(units.values())))
+            if (kind, left) not in models:
+                models[kind, left] = of_size(config, head, {name: min(left, n) for name, n in units.items()})
+    times = seconds_of(list(models.values()), tokens, threads)
+    found: dict[str, dict[int, float]] = {"heads": {}, "ffn": {}}
+    for (kind, left), seconds in zip(models, times, strict=True):
+        found[kind][left] = seconds
+    return {kind: _rising(table) for kind, table in found.items()}
+
+
+def of_size(config: PreTrainedConfig, head: HeadKind, left: Mapping[str, int]) -> nn.Module:
+    """The model with random weights and so many heads or neurons in the layers that read them, by their names."""
+    model: nn.Module = from_config(config, head)
+    shrink(model, {name: range(count) for name, count in left.items()})
+    return model
+
+
+@torch.no_grad()
+def seconds_of(
+    models: Sequence[nn.Module], tokens: int, threads: int | None = None, rounds: int = _ROUNDS
+) -> list[float]:
+    """Seconds of one sequence of ``tokens`` through each of the models, on the processor."""
+    inputs = _inputs(models[0], tokens)
+    times: list[list[float]] = [[] for _ in models]
+    with _with_threads(threads):
+        for _ in range(_WARM + rounds):
+            for model, own in zip(models, times, strict=True):
+                model.eval()
                 began = perf_counter()
                 model(**inputs)
-                times[key].append(perf_counter() - began)
+                own.append(perf_counter() - began)
+    return [min(own[_WARM:]) for own in times]
+
+
+@contextmanager
+def _with_threads(threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
     finally:
         torch.set_num_threads(before)
-    found: dict[str, dict[int, float]] = {"heads": {}, "ffn": {}}
-    for (kind, left), seconds in times.items():
-        found[kind][left] = min(seconds[_WARM:])
-    return {kind: _rising(table) for kind, table in found.items()}
 
 
 def _rising(table: dict[int, float]) -> dict[int, float]:

@@ -31,6 +31,7 @@ from prunus.report.html import render_html
 from prunus.sparsity.measure import measure
 from prunus.tasks.base import Metrics
 from prunus.tasks.collate import TOKEN_KEYS, Collate
+from prunus.training.budgeted import timed_again
 from prunus.training.dense import dense_model
 from prunus.training.evidence import (
     environment,
@@ -296,6 +297,9 @@ def _finish(
                 for selection in masker.selections
                 for name, (shape, reason) in selection.skipped.items()
             ]
+        if prepared.budget.get("measure") == "latency":
+            facts["budget"] = timed_again(model, prepared.config, prepared.task.head, prepared.budget)
+            facts["not_measured"].remove(_NO_SPEED)
         facts["history"] = history(result.history)
         _add_ends(facts["history"]["metrics"], facts, column, prepared)
         facts["status"] = "finished"
