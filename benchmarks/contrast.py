@@ -49,9 +49,9 @@ LOSSES = {
 }
 TASKS = {
     "sst2": ["task.max_train_samples=2000", "task.max_length=64", "train.epochs=3"],
-    "mrpc": ["task.max_train_samples=1500", "train.epochs=3"],
+    "mrpc": ["task.max_train_samples=1000", "train.epochs=3"],
     "squad": [
-        "task.max_train_samples=1000",
+        "task.max_train_samples=700",
         "task.max_validation_samples=500",
         "task.max_length=192",
         "task.doc_stride=64",
