@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from launch import ended
 from torch import Tensor
@@ -44,3 +45,12 @@ def test_contrastive_terms_see_the_right_rows_and_hold_one_bank(tmp_path: Path) 
             assert torch.equal(value, second[name]), name
     for name in ("bank.prc", "bank.fic"):
         torch.testing.assert_close(first[name], one[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("share", "met"), [(0.8, True), (0.1, False)])
+def test_all_processes_take_the_times_of_the_first(
+    share: float, met: bool, tmp_path: Path, tiny_bert: Path, small_data: Path
+) -> None:
+    first, second = ended(tmp_path / "two", "budget_worker.py", 2, str(tiny_bert), str(small_data), str(share))
+    assert torch.equal(first["sparsity"], second["sparsity"])
+    assert float(first["sparsity"]) > 0 if met else float(first["sparsity"]) == -1

@@ -64,7 +64,7 @@ def test_latency_is_measured_here_and_a_run_that_goes_on_keeps_what_was_found(
 ) -> None:
     asked: list[int] = []
 
-    def times(config: Any, head: Any, tokens: int, threads: int | None) -> Any:
+    def times(config: Any, head: Any, tokens: int, *_: Any) -> Any:
         asked.append(tokens)
         return {"heads": {1: 6.0, 2: 10.0}, "ffn": {8: 7.0 - len(asked), 32: 10.0}}
 
@@ -93,7 +93,7 @@ def test_latency_is_measured_here_and_a_run_that_goes_on_keeps_what_was_found(
     assert not any(line.startswith("speed:") for line in facts["not_measured"])
 
 
-def by_size(models: list[Any], tokens: int, threads: int | None, rounds: int) -> list[float]:
+def by_size(models: list[Any], *_: Any) -> list[float]:
     """A machine on which a weight of a layer takes a second."""
     return [
         float(sum(t.numel() for n, t in model.state_dict().items() if ".layer." in n and "LayerNorm" not in n))

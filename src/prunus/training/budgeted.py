@@ -18,11 +18,12 @@ from transformers import PreTrainedConfig
 
 from prunus.errors import Problem, RecipeError
 from prunus.recipe import Recipe
-from prunus.sparsity.budget import cost_of, left_of, sparsity_for
+from prunus.sparsity.budget import Budget, cost_of, left_of, sparsity_for
 from prunus.sparsity.compact import compact
 from prunus.sparsity.structures import structures
 from prunus.tasks.base import HeadKind
 from prunus.training.latency import layer_times, of_size, seconds_of
+from prunus.training.processes import from_first
 
 __all__ = ["timed_again", "within_budget"]
 
@@ -37,23 +38,38 @@ def within_budget(
     config: PreTrainedConfig,
     head: HeadKind,
     found: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe with the sparsity that its budget takes, the same for heads and neurons, and how that was found.
 
-    ``found`` is what an earlier call returned, for a run that goes on: times are not the same again. Raises ``RecipeError``
-    for a budget that cannot be met.
+    ``found`` is what an earlier call returned, for a run that goes on: times are not the same again. ``progress`` is told the
+    rounds of a measurement. Of several processes the first one measures. Raises ``RecipeError`` for a budget that cannot be
+    met.
     """
     budget = recipe.budget
     if budget is None or budget.asked is None:
         return recipe, {}
-    if found is not None:
-        return _with(recipe, float(found["sparsity"])), dict(found)
+    if found is None:
+        found = from_first(lambda: _found(recipe, budget, skeleton, config, head, progress))
+    return _with(recipe, float(found["sparsity"])), dict(found)
+
+
+def _found(
+    recipe: Recipe,
+    budget: Budget,
+    skeleton: nn.Module,
+    config: PreTrainedConfig,
+    head: HeadKind,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
+    if budget.asked is None:
+        raise ValueError("a budget of nothing")
     measure, share = budget.asked
     own = [pruning for pruning in recipe.prune if recipe.budgets(pruning)]
     kinds = {pruning.pattern for pruning in own}
     multiples = {pruning.pattern: pruning.allocation.multiple for pruning in own}
     threads = recipe.train.threads
-    times = layer_times(config, head, budget.tokens, threads) if measure == "latency" else None
+    times = layer_times(config, head, budget.tokens, threads, progress) if measure == "latency" else None
 
     def cost(sparsity: float) -> float:
         return cost_of(skeleton, measure, dict.fromkeys(kinds, sparsity), budget.tokens, times, multiples)
@@ -61,7 +77,7 @@ def within_budget(
     def measured(sparsity: float) -> float:
         left = left_of(skeleton, dict.fromkeys(kinds, sparsity), multiples)
         models = [of_size(config, head, {}), of_size(config, head, left)]
-        whole, less = seconds_of(models, budget.tokens, threads, _ROUNDS)
+        whole, less = seconds_of(models, budget.tokens, threads, _ROUNDS, progress)
         return less / whole
 
     counts = [each.units for each in structures(skeleton) if each.kind in kinds]
@@ -72,7 +88,7 @@ def within_budget(
         tried = _tried(measured, least, share, most)
         least = min(tried, key=lambda s: (tried[s] > share, abs(tried[s] - share)))
         facts |= {"threads": threads, "measured": tried[least], "tried": [list(each) for each in tried.items()]}
-    return _with(recipe, least), facts | {"sparsity": least, "predicted": cost(least) / cost(0.0)}
+    return facts | {"sparsity": least, "predicted": cost(least) / cost(0.0)}
 
 
 def _tried(measured: Callable[[float], float], first: float, share: float, most: float) -> dict[float, float]:

@@ -5,7 +5,7 @@ round, so that a drift of the machine's speed falls on all of them alike. Each i
 machine only adds to a time.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any, Final
@@ -27,7 +27,13 @@ _ROUNDS: Final = 15
 _WARM: Final = 2
 
 
-def layer_times(config: PreTrainedConfig, head: HeadKind, tokens: int, threads: int | None = None) -> Kinds:
+def layer_times(
+    config: PreTrainedConfig,
+    head: HeadKind,
+    tokens: int,
+    threads: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Kinds:
     """Seconds of one sequence of ``tokens`` through the model, by how many heads or neurons are in every layer."""
     models: dict[tuple[str, int], nn.Module] = {}
     own = structures(from_config(config, head))
@@ -37,7 +43,7 @@ def layer_times(config: PreTrainedConfig, head: HeadKind, tokens: int, threads: 
             left = max(1, round(share * max(units.values())))
             if (kind, left) not in models:
                 models[kind, left] = of_size(config, head, {name: min(left, n) for name, n in units.items()})
-    times = seconds_of(list(models.values()), tokens, threads)
+    times = seconds_of(list(models.values()), tokens, threads, _ROUNDS, progress)
     found: dict[str, dict[int, float]] = {"heads": {}, "ffn": {}}
     for (kind, left), seconds in zip(models, times, strict=True):
         found[kind][left] = seconds
@@ -53,18 +59,24 @@ def of_size(config: PreTrainedConfig, head: HeadKind, left: Mapping[str, int]) -
 
 @torch.no_grad()
 def seconds_of(
-    models: Sequence[nn.Module], tokens: int, threads: int | None = None, rounds: int = _ROUNDS
+    models: Sequence[nn.Module],
+    tokens: int,
+    threads: int | None,
+    rounds: int,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[float]:
-    """Seconds of one sequence of ``tokens`` through each of the models, on the processor."""
+    """Seconds of one sequence of ``tokens`` through each of the models, on the processor; ``progress`` is told the rounds."""
     inputs = _inputs(models[0], tokens)
     times: list[list[float]] = [[] for _ in models]
     with _with_threads(threads):
-        for _ in range(_WARM + rounds):
+        for done in range(_WARM + rounds):
             for model, own in zip(models, times, strict=True):
                 model.eval()
                 began = perf_counter()
                 model(**inputs)
                 own.append(perf_counter() - began)
+            if progress is not None:
+                progress(done + 1, _WARM + rounds)
     return [min(own[_WARM:]) for own in times]
 
 

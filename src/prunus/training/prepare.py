@@ -121,7 +121,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None, spent: Mapping[str
     with first_before_others():
         features = task.features("train", tokenizer, step("tokenising"))
     length = length_of(len(features), recipe.train)
-    recipe, budget = within_budget(recipe, skeleton, config, task.head, spent)
+    recipe, budget = within_budget(recipe, skeleton, config, task.head, spent, step("timing smaller models"))
     try:
         rules = tuple(resolve(skeleton, recipe.prune, length.total, length.steps_per_epoch))
     except PrunusError as error:

@@ -5,12 +5,17 @@ all of them together, so that the same recipe makes the same steps whatever thei
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 
-__all__ = ["count", "first", "first_before_others", "together"]
+from prunus.errors import PrunusError
+
+__all__ = ["count", "first", "first_before_others", "from_first", "together"]
+
+_T = TypeVar("_T")
 
 
 def count() -> int:
@@ -46,3 +51,26 @@ def first_before_others() -> Iterator[None]:
     finally:
         if count() > 1 and first():
             together()
+
+
+def from_first(make: Callable[[], _T]) -> _T:
+    """What ``make`` returns, or raises as a ``PrunusError``, in the first process; it is called nowhere else.
+
+    For what no two processes find alike, such as times.
+    """
+    if count() == 1:
+        return make()
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState(cpu=not torch.accelerator.is_available())
+    held: list[_T | PrunusError | None] = [None]
+    if first():
+        try:
+            held = [make()]
+        except PrunusError as error:
+            held = [error]
+    made: _T | PrunusError = broadcast_object_list(held)[0]
+    if isinstance(made, PrunusError):
+        raise made
+    return made
