@@ -51,7 +51,7 @@ TASKS = {
     "sst2": ["task.max_train_samples=2000", "task.max_length=64", "train.epochs=3"],
     "mrpc": ["task.max_train_samples=1000", "train.epochs=3"],
     "squad": [
-        "task.max_train_samples=700",
+        "task.max_train_samples=600",
         "task.max_validation_samples=500",
         "task.max_length=192",
         "task.doc_stride=64",
