@@ -49,7 +49,7 @@ LOSSES = {
 }
 TASKS = {
     "sst2": ["task.max_train_samples=2000", "task.max_length=64", "train.epochs=3"],
-    "mrpc": ["task.max_train_samples=1000", "train.epochs=3", "prune.schedule.every=2%"],
+    "mrpc": ["task.max_train_samples=1000", "train.epochs=3", "dense.epochs=8", "prune.schedule.every=2%"],
     "squad": [
         "task.max_train_samples=600",
         "task.max_validation_samples=500",

@@ -177,7 +177,12 @@ def contrast_section() -> list[str]:
         scores[row["task"], row["sparsity_asked"], row["loss"]][row["seed"]] = row["metrics"][
             ONCE_METRICS[row["task"]][1]
         ]
+        if row["dense"]:
+            scores[row["task"], row["sparsity_asked"], "dense"][row["seed"]] = row["dense"][
+                ONCE_METRICS[row["task"]][1]
+            ]
     tasks = list(dict.fromkeys(task for task, _, _ in scores))
+    all_seeds = {row["seed"] for row in result["rows"]}
     lines = [
         "## What contrastive terms add",
         "",
@@ -187,7 +192,7 @@ def contrast_section() -> list[str]:
     for sparsity in sorted({sparsity for _, sparsity, _ in scores}):
         names = " | ".join(f"{ONCE_METRICS[task][0]}, {ONCE_METRICS[task][1]}" for task in tasks)
         lines += [f"| {sparsity:.0%} zeros | {names} |", "|---|" + "---|" * len(tasks)]
-        for loss, words in LOSSES.items():
+        for loss, words in ({"dense": "dense, which they start from"} | LOSSES).items():
             cells = []
             for task in tasks:
                 own, base = scores[task, sparsity, loss], scores[task, sparsity, "KD"]
@@ -196,8 +201,9 @@ def contrast_section() -> list[str]:
                     continue
                 spread = f" +- {stdev(own.values()):.4f}" if len(own) > 1 else ""
                 pairs = [own[seed] - base[seed] for seed in own if seed in base]
-                gain = f" ({mean(pairs):+.4f})" if pairs and loss not in ("CE", "KD") else ""
-                cells.append(f"{mean(own.values()):.4f}{spread}{gain}")
+                gain = f" ({mean(pairs):+.4f})" if pairs and loss not in ("dense", "CE", "KD") else ""
+                fewer = "" if own.keys() == all_seeds else f", {len(own)} of {len(all_seeds)} seeds"
+                cells.append(f"{mean(own.values()):.4f}{spread}{gain}{fewer}")
             lines.append(f"| {words} | {' | '.join(cells)} |")
         lines.append("")
     counts, seeds = examples_and_seeds(result["rows"])
