@@ -9,8 +9,9 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from prunus import RecipeError
+from prunus import RecipeError, TargetError
 from prunus.cli import app
+from prunus.errors import Problem
 from prunus.recipe import read_recipe
 from prunus.training import budgeted, latency
 from prunus.training.plan import plan_facts
@@ -91,6 +92,22 @@ def test_latency_is_measured_here_and_a_run_that_goes_on_keeps_what_was_found(
     page = (tmp_path / "run" / "report.html").read_text()
     assert "time of 24 tokens, compacted (ms)" in page
     assert not any(line.startswith("speed:") for line in facts["not_measured"])
+
+
+def test_a_result_that_cannot_be_compacted_is_there_all_the_same(
+    small_data: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: Any) -> None:
+        raise TargetError(Problem("heads of layer 0", 0, "keep a head in each layer of a decoder"))
+
+    monkeypatch.setattr(budgeted, "layer_times", lambda *_: {"heads": {1: 6.0, 2: 10.0}, "ffn": {8: 6.0, 32: 10.0}})
+    monkeypatch.setattr(budgeted, "seconds_of", by_size)
+    monkeypatch.setattr(budgeted, "compact", refused)
+    facts = run(read_recipe(with_budget(tiny_bert, small_data, {"latency": 0.5})), tmp_path / "run")
+    assert facts["status"] == "finished"
+    assert "result" not in facts["budget"]
+    assert any("could not be compacted and timed: heads of layer 0" in line for line in facts["warnings"])
+    assert (tmp_path / "run" / "model.safetensors").is_file()
 
 
 def by_size(models: list[Any], *_: Any) -> list[float]:

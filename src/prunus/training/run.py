@@ -298,8 +298,11 @@ def _finish(
                 for name, (shape, reason) in selection.skipped.items()
             ]
         if prepared.budget.get("measure") == "latency":
-            facts["budget"] = timed_again(model, prepared.config, prepared.task.head, prepared.budget)
-            facts["not_measured"].remove(_NO_SPEED)
+            try:
+                facts["budget"] = timed_again(model, prepared.config, prepared.task.head, prepared.budget)
+                facts["not_measured"].remove(_NO_SPEED)
+            except PrunusError as error:  # nothing of the training is lost for it
+                facts["warnings"].append(f"the result could not be compacted and timed: {error}")
         facts["history"] = history(result.history)
         _add_ends(facts["history"]["metrics"], facts, column, prepared)
         facts["status"] = "finished"
