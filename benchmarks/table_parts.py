@@ -174,13 +174,11 @@ def contrast_section() -> list[str]:
     result = found[0]
     scores: dict[tuple[str, float, str], dict[int, float]] = defaultdict(dict)
     for row in result["rows"]:
-        scores[row["task"], row["sparsity_asked"], row["loss"]][row["seed"]] = row["metrics"][
-            ONCE_METRICS[row["task"]][1]
-        ]
+        task, sparsity, seed = row["task"], row["sparsity_asked"], row["seed"]
+        metric = ONCE_METRICS[task][1]
+        scores[task, sparsity, row["loss"]][seed] = row["metrics"][metric]
         if row["dense"]:
-            scores[row["task"], row["sparsity_asked"], "dense"][row["seed"]] = row["dense"][
-                ONCE_METRICS[row["task"]][1]
-            ]
+            scores[task, sparsity, "dense"][seed] = row["dense"][metric]
     tasks = list(dict.fromkeys(task for task, _, _ in scores))
     all_seeds = {row["seed"] for row in result["rows"]}
     lines = [

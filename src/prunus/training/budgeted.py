@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig
 
 from prunus.errors import Problem, RecipeError
 from prunus.recipe import Recipe
-from prunus.sparsity.budget import Budget, cost_of, left_of, sparsity_for
+from prunus.sparsity.budget import Measure, cost_of, left_of, sparsity_for
 from prunus.sparsity.compact import compact
 from prunus.sparsity.structures import structures
 from prunus.tasks.base import HeadKind
@@ -47,44 +47,45 @@ def within_budget(
     met.
     """
     budget = recipe.budget
-    if budget is None or budget.asked is None:
+    asked = budget.asked if budget is not None else None
+    if budget is None or asked is None:
         return recipe, {}
     if found is None:
-        found = from_first(lambda: _found(recipe, budget, skeleton, config, head, progress))
+        found = from_first(lambda: _found(recipe, asked, budget.tokens, skeleton, config, head, progress))
     return _with(recipe, float(found["sparsity"])), dict(found)
 
 
 def _found(
     recipe: Recipe,
-    budget: Budget,
+    asked: tuple[Measure, float],
+    tokens: int,
     skeleton: nn.Module,
     config: PreTrainedConfig,
     head: HeadKind,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
-    if budget.asked is None:
-        raise ValueError("a budget of nothing")
-    measure, share = budget.asked
+    measure, share = asked
     own = [pruning for pruning in recipe.prune if recipe.budgets(pruning)]
     kinds = {pruning.pattern for pruning in own}
     multiples = {pruning.pattern: pruning.allocation.multiple for pruning in own}
     threads = recipe.train.threads
-    times = layer_times(config, head, budget.tokens, threads, progress) if measure == "latency" else None
+    times = layer_times(config, head, tokens, threads, progress) if measure == "latency" else None
 
     def cost(sparsity: float) -> float:
-        return cost_of(skeleton, measure, dict.fromkeys(kinds, sparsity), budget.tokens, times, multiples)
-
-    def measured(sparsity: float) -> float:
-        left = left_of(skeleton, dict.fromkeys(kinds, sparsity), multiples)
-        models = [of_size(config, head, {}), of_size(config, head, left)]
-        whole, less = seconds_of(models, budget.tokens, threads, _ROUNDS, progress)
-        return less / whole
+        return cost_of(skeleton, measure, dict.fromkeys(kinds, sparsity), tokens, times, multiples)
 
     counts = [each.units for each in structures(skeleton) if each.kind in kinds]
     most = min(pruning.allocation.max_per_tensor for pruning in own)
     least = sparsity_for(cost, share, counts, f"budget.{measure}", most)
-    facts: dict[str, Any] = {"measure": measure, "share": share, "tokens": budget.tokens, "times": times}
+    facts: dict[str, Any] = {"measure": measure, "share": share, "tokens": tokens, "times": times}
     if measure == "latency":
+        dense = of_size(config, head, {})
+
+        def measured(sparsity: float) -> float:
+            left = left_of(skeleton, dict.fromkeys(kinds, sparsity), multiples)
+            whole, less = seconds_of([dense, of_size(config, head, left)], tokens, threads, _ROUNDS, progress)
+            return less / whole
+
         tried = _tried(measured, least, share, most)
         least = min(tried, key=lambda s: (tried[s] > share, abs(tried[s] - share)))
         facts |= {"threads": threads, "measured": tried[least], "tried": [list(each) for each in tried.items()]}

@@ -68,10 +68,11 @@ def seconds_of(
     """Seconds of one sequence of ``tokens`` through each of the models, on the processor; ``progress`` is told the rounds."""
     inputs = _inputs(models[0], tokens)
     times: list[list[float]] = [[] for _ in models]
+    for model in models:
+        model.eval()
     with _with_threads(threads):
         for done in range(_WARM + rounds):
             for model, own in zip(models, times, strict=True):
-                model.eval()
                 began = perf_counter()
                 model(**inputs)
                 own.append(perf_counter() - began)
