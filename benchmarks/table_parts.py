@@ -163,6 +163,7 @@ LOSSES = {
     "fic": "and FiC",
     "snc": "and SnC",
     "all": "and all three",
+    "both": "and all three, each by label too",
 }
 
 
