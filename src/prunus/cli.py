@@ -332,4 +332,10 @@ def _root(
 
 def main() -> None:
     """The entry point of the console script."""
-    app()
+    try:
+        app()
+    finally:
+        if "prunus.training.processes" in sys.modules:  # else nothing has started a group
+            from prunus.training.processes import leave
+
+            leave()

@@ -12,6 +12,7 @@ from prunus import RecipeError
 from prunus.recipe import read_recipe
 from prunus.training import budgeted
 from prunus.training.prepare import prepare
+from prunus.training.processes import leave
 from small import small_recipe
 
 
@@ -38,3 +39,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -11,6 +11,7 @@ from torch import nn
 from prunus import Distillation, PrunusTrainer
 from prunus.distillation.contrastive import Contrast, Contrastive, Snapshots
 from prunus.training.contrast import ROW_ID
+from prunus.training.processes import leave
 from small import arguments, batch, four_by_one, rows, tiny_model
 
 
@@ -52,3 +53,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

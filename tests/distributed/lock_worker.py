@@ -10,6 +10,7 @@ from transformers import Trainer
 
 import prunus
 from prunus import Pruning, PrunusTrainer
+from prunus.training.processes import leave
 from small import arguments, batch, locked_bert, rows
 
 
@@ -48,3 +49,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -1,5 +1,6 @@
 """Two processes on gloo end where one ends that sees the same batches."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from launch import ended
 from torch import Tensor
 
+from prunus import cli
+from prunus.training import processes
 from small import locked_bert
 
 
@@ -54,3 +57,13 @@ def test_all_processes_take_the_times_of_the_first(
     first, second = ended(tmp_path / "two", "budget_worker.py", 2, str(tiny_bert), str(small_data), str(share))
     assert torch.equal(first["sparsity"], second["sparsity"])
     assert float(first["sparsity"]) > 0 if met else float(first["sparsity"]) == -1
+
+
+def test_the_command_line_leaves_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    assert processes.first()
+    monkeypatch.setattr(sys, "argv", ["prunus", "--version"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert not torch.distributed.is_initialized()
+    processes.leave()  # none: nothing to do

@@ -13,7 +13,7 @@ import torch
 
 from prunus.errors import PrunusError
 
-__all__ = ["count", "first", "first_before_others", "from_first", "together"]
+__all__ = ["count", "first", "first_before_others", "from_first", "leave", "together"]
 
 _T = TypeVar("_T")
 
@@ -74,3 +74,12 @@ def from_first(make: Callable[[], _T]) -> _T:
     if isinstance(made, PrunusError):
         raise made
     return made
+
+
+def leave() -> None:
+    """Ends the group of processes, where this one is in one; nothing otherwise.
+
+    Left to the interpreter's end, a thread of gloo that still holds a tensor can abort a process that has done its work.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
