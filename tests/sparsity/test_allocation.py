@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import FIRST, SECOND, adamw, prune, scaled_floor, train, two_layers, zeros
+from tiny import FIRST, SECOND, Layers, adamw, prune, scaled_floor, train, two_layers, zeros
 from torch import Tensor, nn
 
 from prunus.errors import RecipeError
@@ -97,7 +97,7 @@ def test_importance(kind: Literal["plain", "normed", "rms"]) -> None:
 def scaled(large: float) -> nn.Sequential:
     """A small and a large layer of the same distribution, the large one times ``large``."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(20, 20, bias=False), nn.Identity(), nn.Linear(60, 60, bias=False))
+    model = Layers(nn.Linear(20, 20, bias=False), nn.Identity(), nn.Linear(60, 60, bias=False))
     with torch.no_grad():
         model.get_parameter(FIRST).normal_()
         model.get_parameter(SECOND).normal_().mul_(large)
@@ -182,7 +182,7 @@ def test_a_cap_on_rows_hands_over_to_the_other_tensor() -> None:
 def starved(seed: int = 0) -> nn.Sequential:
     """A model whose first layer gets gradients a million times below the second's."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 32))
+    model = Layers(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 32))
     model.get_parameter(FIRST).register_hook(lambda grad: grad * 1e-6)  # type: ignore[no-untyped-call]
     return model
 
@@ -209,7 +209,7 @@ def test_a_gradient_criterion_empties_a_layer_only_without_a_cap(criterion: str)
 def test_a_cap_that_rules_the_sparsity_out_is_an_error(
     pattern: str, sparsity: float | None, cap: float, problem: str
 ) -> None:
-    model = nn.Sequential(nn.Linear(32, 96), nn.Tanh(), nn.Linear(96, 32))
+    model = Layers(nn.Linear(32, 96), nn.Tanh(), nn.Linear(96, 32))
     with pytest.raises(RecipeError) as caught:
         Masker(model, Pruning(sparsity, pattern, "magnitude", AT_START, Allocation(max_per_tensor=cap)), 1)
     (found,) = caught.value.problems
@@ -245,7 +245,7 @@ def test_a_per_tensor_value_beyond_the_pattern_is_an_error() -> None:
 
 
 def test_a_per_tensor_pattern_that_matches_nothing_is_refused() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(8, 8))
+    model = Layers(torch.nn.Linear(8, 8))
     pruning = Pruning(0.5, "1x1", "magnitude", allocation=Allocation("tensor", per_tensor={"attention": 0.9}))
     with pytest.raises(RecipeError, match=r"allocation.per_tensor must match at least one tensor.*'attention'"):
         Masker(model, pruning, total_steps=10)

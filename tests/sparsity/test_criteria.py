@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from tiny import Layers
 from torch import nn
 
 from prunus.errors import RecipeError, TargetError, TrainingError
@@ -39,7 +40,7 @@ def contribution(name: str, weight: np.ndarray, grad: np.ndarray) -> np.ndarray:
 def test_the_lowest_closed_form_goes(name: str, pattern: str, reduce: str) -> None:
     rng = np.random.default_rng(7)
     weights, grads = rng.normal(size=(2, STEPS, *SHAPE))
-    model = nn.Sequential(nn.Linear(SHAPE[1], SHAPE[0], bias=False))
+    model = Layers(nn.Linear(SHAPE[1], SHAPE[0], bias=False))
     weight = model.get_parameter("0.weight")
     schedule = Schedule("one_shot", Span(STEPS))
     pruning = Pruning(0.5, pattern, name, schedule, Allocation("tensor"), reduce=reduce)  # type: ignore[arg-type]
@@ -79,7 +80,7 @@ def pooled(score: np.ndarray, rows: int, columns: int, reduce: str) -> np.ndarra
 
 
 def random_mask(seed: int, sparsity: float = 0.5) -> np.ndarray:
-    model = nn.Sequential(nn.Linear(40, 50))
+    model = Layers(nn.Linear(40, 50))
     pruning = Pruning(sparsity, "1x1", "random", Schedule("one_shot", Span(0)))
     return Masker(model, pruning, 1, seed=seed).masks["0.weight"].numpy()
 
@@ -92,7 +93,7 @@ def test_random_follows_its_seed_and_grows() -> None:
 
 
 def test_random_differs_between_tensors_of_one_shape() -> None:
-    model = nn.Sequential(nn.Linear(40, 40), nn.Linear(40, 40))
+    model = Layers(nn.Linear(40, 40), nn.Linear(40, 40))
     masks = Masker(model, Pruning(0.5, "1x1", "random", Schedule("one_shot", Span(0))), 1).masks
     assert abs(int((masks["0.weight"] == masks["1.weight"]).sum()) - 800) < 100
 
@@ -106,7 +107,7 @@ def test_unknown_criterion_names_the_nearest() -> None:
 @pytest.mark.parametrize("update", [3, 6])
 def test_wanda_is_the_weight_times_the_norm_of_its_inputs_since_the_last_update(pattern: str, update: int) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8))
+    model = Layers(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8))
     schedule = Schedule("linear", Span(0), end=Span(6), every=Span(3))
     masker = Masker(model, Pruning(0.5, pattern, "wanda", schedule, Allocation("tensor")), 8)
     draw = torch.Generator().manual_seed(1)
@@ -140,7 +141,7 @@ def test_wanda_is_the_weight_times_the_norm_of_its_inputs_since_the_last_update(
 
 
 def test_wanda_without_inputs_is_told() -> None:
-    model = nn.Sequential(nn.Linear(8, 8))
+    model = Layers(nn.Linear(8, 8))
     masker = Masker(model, Pruning(0.5, "1x1", "wanda", Schedule("one_shot", Span(1))), 2)
     with pytest.raises(TrainingError, match=r"0\.weight must have seen inputs for criterion wanda"):
         masker.step(model)

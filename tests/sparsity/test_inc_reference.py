@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+from tiny import Layers
 from torch import nn
 
 from prunus.sparsity import Allocation, Masker, Pruning, Schedule, Span
@@ -167,7 +168,7 @@ def reference(case: Case, first: list[np.ndarray], grads: list[np.ndarray]) -> l
 
 def ours(case: Case, first: list[np.ndarray], grads: list[np.ndarray]) -> list[list[np.ndarray]]:
     layers = [nn.Linear(weight.shape[1], weight.shape[0], bias=False) for weight in first]
-    model = nn.Sequential(*layers)
+    model = Layers(*layers)
     with torch.no_grad():
         for layer, weight in zip(layers, first, strict=True):
             layer.weight.copy_(torch.tensor(weight))

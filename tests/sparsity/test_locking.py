@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import Layers
 from torch import Tensor, nn
 
 import prunus
 from prunus import Masker, Pruning, RecipeError, Schedule, TargetError, Targets, TrainingError
-from prunus.sparsity import Span
+from prunus.sparsity import Span, locking
 from prunus.sparsity.pruning import resolve
 
 PATTERNS = ["unstructured", "4x1", "1x4", "2:4", "rows"]
@@ -25,7 +26,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
 def sparse(pattern: str, seed: int = 0) -> nn.Sequential:
     """Two layers whose zeros form a pattern."""
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16), nn.LayerNorm(16))
+    model = Layers(nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 16), nn.LayerNorm(16))
     sparsity = None if pattern == "2:4" else 0.5
     Masker(model, Pruning(sparsity, pattern, "magnitude", Schedule("one_shot", Span(0))), 1)
     return model
@@ -109,18 +110,69 @@ def test_letting_go_lets_go_and_another_model_is_not_touched() -> None:
     assert not torch.equal(zeros(model)["0.weight"], before["0.weight"])
 
 
-def test_nothing_at_all_leaves_no_hook_behind() -> None:
+def test_a_model_that_is_dropped_while_it_is_locked_disturbs_no_other_training() -> None:
     from torch.optim import optimizer as module
 
-    hooks = module._global_optimizer_post_hooks
-    held = len(hooks)
-    model, other = sparse("unstructured"), sparse("unstructured")
-    prunus.lock(model)
-    assert len(hooks) == held + 1
+    prunus.lock(sparse("unstructured"))  # nobody keeps the model, nor the lock
+    gc.collect()
+    hooks = len(module._global_optimizer_post_hooks)
+    other = sparse("unstructured")
+    optimizer = OPTIMIZERS["sgd"](other.parameters())
+    for seed in range(3):  # a sweep: each model is locked, trained and forgotten
+        model = sparse("4x1", seed)
+        before = zeros(model)
+        prunus.lock(model, pattern="4x1")
+        train(model, OPTIMIZERS["adamw"](model.parameters()), steps=2)
+        assert all(torch.equal(before[name], after) for name, after in zeros(model).items())
+        train(other, optimizer, steps=2)
+    assert len(module._global_optimizer_post_hooks) == hooks
     del model
     gc.collect()
-    train(other, OPTIMIZERS["sgd"](other.parameters()), steps=2)
-    assert len(hooks) == held
+    assert not [locked for locked in locking._LOCKS if isinstance(locked, nn.Sequential)]
+
+
+@pytest.mark.parametrize("when", ["collected", "let go", "locked"])
+def test_locks_come_and_go_within_a_step_of_another_optimizer(when: str) -> None:
+    """torch walks through its hooks in that moment, and must find them as they were."""
+    other, doomed = sparse("unstructured"), [sparse("4x1")]
+    held = [prunus.lock(doomed[0])]
+    if when == "collected":
+        held.clear()
+
+    def within(optimizer: Any, args: Any, kwargs: Any) -> None:
+        if when == "collected":
+            doomed.clear()
+            gc.collect()
+        elif when == "let go":
+            held.pop().remove_pruning() if held else None
+        else:
+            held.append(prunus.lock(doomed[0]))
+
+    optimizer = OPTIMIZERS["sgd"](other.parameters())
+    optimizer.register_step_post_hook(within)
+    train(other, optimizer, steps=2)
+
+
+def test_a_lock_made_through_a_wrapper_outlives_the_wrapper() -> None:
+    model = sparse("4x1")
+    before = zeros(model)
+    prunus.lock(nn.DataParallel(model), pattern="4x1")  # the wrapper is gone at once
+    gc.collect()
+    train(model, OPTIMIZERS["adamw"](model.parameters()), steps=2)
+    assert all(torch.equal(before[name], after) for name, after in zeros(model).items())
+
+
+def test_two_locks_of_one_model_hold_apart() -> None:
+    model = sparse("4x1")
+    before = zeros(model)
+    first = prunus.lock(model, targets=Targets(include=(r"^0\.",)))
+    second = prunus.lock(model, targets=Targets(include=(r"^2\.",)))
+    first.remove_pruning()
+    train(model, OPTIMIZERS["adamw"](model.parameters()), steps=2)
+    after = zeros(model)
+    assert torch.equal(before["2.weight"], after["2.weight"])
+    assert not torch.equal(before["0.weight"], after["0.weight"])
+    second.remove_pruning()
 
 
 def test_a_weight_that_was_changed_behind_its_back_is_told() -> None:
@@ -180,7 +232,7 @@ def test_another_pattern_is_refused(held: str, declared: str) -> None:
 
 
 def test_no_zeros_at_all_are_refused() -> None:
-    model = nn.Sequential(nn.Linear(8, 8))
+    model = Layers(nn.Linear(8, 8))
     with pytest.raises(TargetError, match="no zero in 64 weights"):
         prunus.lock(model)
     with pytest.raises(TargetError, match=r"must be a torch\.nn\.Module"):

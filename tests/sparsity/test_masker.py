@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from tiny import FIRST, SECOND, adamw, backward, prune, same, train, two_layers, weights, zeros
+from tiny import FIRST, SECOND, Layers, adamw, backward, prune, same, train, two_layers, weights, zeros
 from torch import Tensor, nn
 
 from prunus.errors import CheckpointError, TargetError, TrainingError
@@ -136,7 +136,7 @@ def test_the_shadow_follows_its_equation(revive: bool) -> None:
     steps, start, final = 12, 2, 0.6
     schedule = Schedule("linear", Span(start), Span(10), Span(2))
     first, grads = recorded(steps)
-    model = nn.Sequential(nn.Linear(24, 24, bias=False))
+    model = Layers(nn.Linear(24, 24, bias=False))
     weight = model.get_parameter("0.weight")
     with torch.no_grad():
         weight.copy_(torch.tensor(first))

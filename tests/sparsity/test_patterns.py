@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from tiny import Layers
 from torch import Tensor
 
 from prunus.errors import TargetError
@@ -188,7 +189,7 @@ def test_rows_of_any_length_are_recognised(size: int) -> None:
 
 
 def test_measure() -> None:
-    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 4))
+    model = Layers(torch.nn.Linear(4, 8), torch.nn.Linear(8, 4))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(1)

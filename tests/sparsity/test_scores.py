@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import Layers
 from torch import Tensor, nn
 
 from prunus import Masker, Pruning, RecipeError, Schedule, Span, Targets
@@ -28,7 +29,7 @@ class Straight(torch.autograd.Function):
 
 def layers(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 8))
+    return Layers(nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, 8))
 
 
 def data(step: int) -> tuple[Tensor, Tensor]:
@@ -175,7 +176,7 @@ def test_the_regulariser_is_that_of_autograd() -> None:
 @pytest.mark.parametrize(("units", "kept"), [(1, 1), (199, 1), (200, 2), (10_000, 51)])
 def test_soft_movement_leaves_every_tensor_something(units: int, kept: int) -> None:
     assert least_kept(units) == kept
-    model = nn.Sequential(nn.Linear(1, units), nn.Flatten())
+    model = Layers(nn.Linear(1, units), nn.Flatten())
     rule = Pruning(
         None,
         "unstructured",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import Layers
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
@@ -173,9 +174,9 @@ def test_other_stars_are_refused(text: str) -> None:
 
 def test_models_that_do_not_say_how_many_heads_they_have_are_told() -> None:
     with pytest.raises(TargetError, match="no num_attention_heads"):
-        pattern_for(nn.Sequential(nn.Linear(4, 4)), "heads")
+        pattern_for(Layers(nn.Linear(4, 4)), "heads")
     with pytest.raises(RecipeError, match="no num_attention_heads"):
-        resolve(nn.Sequential(nn.Linear(4, 4)), [Pruning(0.5, "heads", "magnitude", STEPS)], 8, 8)
+        resolve(Layers(nn.Linear(4, 4)), [Pruning(0.5, "heads", "magnitude", STEPS)], 8, 8)
 
 
 def test_first_order_is_not_for_n_of_m() -> None:

@@ -11,10 +11,16 @@ from prunus.sparsity import Masker, Pruning
 FIRST, SECOND = "0.weight", "2.weight"
 
 
+class Layers(nn.Sequential):
+    """A stack of layers that is a body as a whole: it has no head that a rule would leave dense."""
+
+    base_model_prefix = ""
+
+
 def two_layers(seed: int = 0, width: int = 32, hidden: int = 64) -> nn.Sequential:
     """Weights ``[hidden, width]`` and ``[width, hidden]``: equal in weights, different in rows and columns."""
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, width))
+    return Layers(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, width))
 
 
 def adamw(model: nn.Module, lr: float = 1e-2) -> torch.optim.AdamW:

@@ -13,19 +13,43 @@ A dense model becomes no sparser by it. Zafrir et al. 2021 (arXiv:2111.05754) ca
 """
 
 from collections.abc import Mapping
-from typing import Any, final
-from weakref import ref
+from functools import cache
+from typing import Any, Final, final
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils.hooks import RemovableHandle
 
 from prunus.errors import Problem, TargetError
 from prunus.sparsity.masker import Masker
 from prunus.sparsity.measure import TensorFacts
 from prunus.sparsity.targets import Targets
+from prunus.sparsity.wrappers import unwrapped
 
 __all__ = ["Lock", "lock"]
+
+_LOCKS: Final[WeakKeyDictionary[nn.Module, tuple["Lock", ...]]] = WeakKeyDictionary()
+"""The locks of each model. A lock lives as long as its model, whether anybody keeps the lock or not."""
+
+
+def _after_step(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    for model, locks in list(_LOCKS.items()):
+        if any(id(parameter) in trained for parameter in model.parameters()):
+            for each in locks:
+                each.masker.apply(model)
+
+
+@cache
+def _listen() -> RemovableHandle:
+    """Registers the hook of this module with torch, once for the process.
+
+    It is never taken away: torch walks through its hooks while they run, so none may be removed in one, and a model can be
+    collected at any moment.
+    """
+    return register_optimizer_step_post_hook(_after_step)
 
 
 @final
@@ -33,27 +57,25 @@ class Lock:
     """Keeps zeros zero after every step of any ``torch.optim`` optimizer that holds parameters of the model."""
 
     def __init__(self, model: nn.Module, masker: Masker) -> None:
+        model = unwrapped(model)  # a wrapper may be dropped while the model goes on
         self.masker = masker
         self._model = ref(model)
-        self._handle = register_optimizer_step_post_hook(self._after)
-
-    def _after(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        model = self._model()
-        if model is None:
-            self._handle.remove()
-            return
-        own = {id(parameter) for parameter in model.parameters()}
-        if any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
-            self.masker.apply(model)
+        _LOCKS[model] = (*_LOCKS.get(model, ()), self)
+        _listen()
 
     def remove_pruning(self) -> list[TensorFacts]:
         """Lets go; the weights stay as they are. Returns what was counted in them.
 
         Raises ``TrainingError`` where a locked weight is not zero.
         """
-        self._handle.remove()
         model = self._model()
-        return [] if model is None else self.masker.finish(model)
+        if model is None:
+            return []
+        left = tuple(each for each in _LOCKS.get(model, ()) if each is not self)
+        _LOCKS[model] = left
+        if not left:
+            del _LOCKS[model]
+        return self.masker.finish(model)
 
 
 def lock(

@@ -14,7 +14,8 @@ With ``revive`` the dense weights live on in a shadow S of the weight w, with m 
     after optimizer.step()    S <- w + S * (1 - m)     (where m = 0, w holds just the optimizer's update of a zero)
     after an update of m      w <- S * m
 
-Parameters are looked up by name at each use and never kept: wrappers that replace them (sharding, casting) stay correct.
+Parameters are looked up by their plain names (``wrappers``) at each use and never kept: a wrapped model is the same model, and
+what replaces parameters (sharding, casting) stays correct. Masks, scores and dense weights follow their weight to its device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ from prunus.sparsity.selection import Cut, count_of, kept
 from prunus.sparsity.structures import pattern_for
 from prunus.sparsity.targets import Selection, Targets, select
 from prunus.sparsity.world import LOCAL, local, world_of
+from prunus.sparsity.wrappers import parameter
 from prunus.sparsity.zeros import found_zeros
 
 __all__ = ["Masker"]
@@ -113,9 +115,10 @@ class Masker:
             # A criterion without history looks only at the step before an update; none is looked at after the last one.
             wanted = remaining > 0 if rule.criterion.history else rule.timetable.due(self.steps + 1)
             for name in rule.selection.taken if rule.criterion.needs_gradient and wanted else ():
-                parameter = model.get_parameter(name)
-                if parameter.grad is not None:
-                    dense, grad = self._shadow.get(name, local(parameter.detach())), local(parameter.grad)
+                gradient = parameter(model, name).grad
+                if gradient is not None:
+                    weight, grad = self._weight(model, name), local(gradient)
+                    dense = self._shadow.get(name, weight)
                     self._scorer.see(name, rule, dense, grad, self.steps, rate)
                     if rule.pruning.scores is not None and name in self._masks:
                         grad.mul_(self._masks[name])
@@ -136,20 +139,21 @@ class Masker:
     @torch.no_grad()
     def apply(self, model: nn.Module) -> None:
         """Makes the zeros exact. May be called at any time; a second call changes nothing."""
-        for name, mask in self._masks.items():
-            weight = local(model.get_parameter(name))
+        for name in self._masks:
+            weight = self._weight(model, name)
             if name in self._shadow:
                 weight.copy_(self._shadow[name])
-            weight.mul_(mask)
+            weight.mul_(self._masks[name])
 
     def finish(self, model: nn.Module) -> list[TensorFacts]:
         """Masks a last time and counts. Raises ``TrainingError`` where the zeros asked for are not there."""
         self._scorer.unwatch()
         with torch.no_grad():
-            for name, mask in self._masks.items():
+            for name in self._masks:
                 # Not apply(): the weights may be those of a restored checkpoint, which no shadow may overwrite. And a
                 # product would leave -0.0 where the weight was negative.
-                local(model.get_parameter(name)).masked_fill_(~mask, 0.0)
+                weight = self._weight(model, name)
+                weight.masked_fill_(~self._masks[name], 0.0)
         facts = self.measure(model)
         found = [
             Problem(
@@ -249,6 +253,15 @@ class Masker:
 
     # How it works
 
+    def _weight(self, model: nn.Module, name: str) -> Tensor:
+        """The part of a weight that this process holds, the same memory; what is kept of it moves to its device."""
+        weight = local(parameter(model, name).detach())
+        for kept_ in (self._masks, self._shadow):
+            if name in kept_ and kept_[name].device != weight.device:
+                kept_[name] = kept_[name].to(weight.device)
+        self._scorer.follow(name, weight.device)
+        return weight
+
     def _hold(self, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():
             self._masks[name] = mask
@@ -264,8 +277,9 @@ class Masker:
 
     def _absorb(self, model: nn.Module) -> None:
         with torch.no_grad():
-            for name, shadow in self._shadow.items():
-                shadow.mul_(~self._masks[name]).add_(local(model.get_parameter(name)))
+            for name in self._shadow:
+                weight = self._weight(model, name)
+                self._shadow[name].mul_(~self._masks[name]).add_(weight)
 
     @torch.no_grad()
     def _update(self, model: nn.Module, rule: Rule) -> None:
@@ -273,9 +287,13 @@ class Masker:
         elements: dict[str, Tensor] = {}
         units: dict[str, Tensor] = {}
         for name in shapes:
+            weight = self._weight(model, name)
+            if weight.is_meta:
+                rule_ = "hold numbers when masks are updated"
+                raise TrainingError(Problem(name, "the meta device", rule_, "loading the weights first"))
             if pruning.revive and name not in self._shadow:
-                self._shadow[name] = local(model.get_parameter(name).detach()).clone()
-            dense = self._shadow.get(name, local(model.get_parameter(name).detach()))
+                self._shadow[name] = weight.clone()
+            dense = self._shadow.get(name, weight)
             score = self._scorer.score(name, rule, dense)
             kind = pruning.allocation.importance
             score = importance(score, kind, self._scorer.own(name, score), name, self._world)
@@ -314,6 +332,7 @@ class Masker:
         if allocation.scope == "global":
             sizes = {name: rule.pattern.zeros_per_unit(shape) for name, shape in rule.selection.taken.items()}
             fraction = rule.fraction_of_units(self.steps, rule.sparsity)
+            units = _on_one_device(units)
             return global_cuts(units, fraction, min(1.0, allocation.max_per_tensor / most), sizes, self._world)
         cuts = {}
         for name, score in units.items():
@@ -331,7 +350,7 @@ class Masker:
             if kind in ("mask", "shadow") and tuple(value.shape) != shapes[name]:
                 rule = f"have the shape {list(shapes[name])} of {name}"
                 raise CheckpointError(Problem("masker state", list(value.shape), rule, "the model it was saved with"))
-            device = model.get_parameter(name).device if name else torch.device("cpu")
+            device = parameter(model, name).device if name else torch.device("cpu")
             if kind == "steps":
                 self.steps = int(value)
             elif kind == "seed":
@@ -345,3 +364,12 @@ class Masker:
                 self._scorer.load(kind, name, own.to(device))
             elif kind == "shadow":
                 self._shadow[name] = self._world.part(name, value.to(device, copy=True))
+
+
+def _on_one_device(units: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Scores that are compared with each other, where layers of a model lie on several devices."""
+    devices = {score.device for score in units.values()}
+    if len(devices) <= 1:
+        return units
+    device = next(iter(units.values())).device
+    return {name: score.to(device) for name, score in units.items()}

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunus.sparsity.patterns import NofM, Pattern
+from prunus.sparsity.wrappers import parameter
 
 __all__ = ["TensorFacts", "all_sparsity", "is_sharded", "measure", "sparsity_of", "whole", "zero_units"]
 
@@ -59,7 +60,7 @@ def measure(model: nn.Module, patterns: Mapping[str, Pattern]) -> list[TensorFac
     """Counts zeros and zero units in the named tensors of ``model``."""
     facts = []
     for name, pattern in patterns.items():
-        weight = whole(model.get_parameter(name).detach())
+        weight = whole(parameter(model, name).detach())
         shape = (weight.shape[0], weight.shape[1])
         rows, columns = pattern.units(shape)
         zeros = int((weight == 0).sum())
@@ -79,7 +80,7 @@ def sparsity_of(facts: Iterable[TensorFacts]) -> float:
 def all_sparsity(model: nn.Module) -> float:
     """zeros / parameters over every parameter of the model, shared ones once."""
     zeros = total = 0
-    for parameter in model.parameters():
-        zeros += int((whole(parameter.detach()) == 0).sum())
-        total += parameter.numel()
+    for weight in model.parameters():
+        zeros += int((whole(weight.detach()) == 0).sum())
+        total += weight.numel()
     return zeros / total if total else 0.0

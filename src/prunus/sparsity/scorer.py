@@ -18,6 +18,7 @@ from prunus.errors import Problem, TrainingError
 from prunus.sparsity.pruning import Rule
 from prunus.sparsity.scores import Scores, learn, regularizer_gradient
 from prunus.sparsity.world import LOCAL, World
+from prunus.sparsity.wrappers import submodule
 
 __all__ = ["KINDS", "Scorer"]
 
@@ -45,7 +46,7 @@ class Scorer:
         for rule in rules:
             if rule.criterion.needs_input and steps < rule.timetable.events[-1]:
                 for name in rule.selection.taken:
-                    layer = model.get_submodule(name.rpartition(".")[0])
+                    layer = submodule(model, name.rpartition(".")[0])
                     self._hooks.append(layer.register_forward_pre_hook(partial(self._look, name)))
 
     def unwatch(self) -> None:
@@ -59,7 +60,7 @@ class Scorer:
         if module.training:
             squares = given[0].detach().float().flatten(0, -2).square().sum(0)
             held = self._held["input"].get(name)
-            self._held["input"][name] = squares if held is None else held.add_(squares)
+            self._held["input"][name] = squares if held is None else held.to(squares.device).add_(squares)
 
     def see(self, name: str, rule: Rule, weight: Tensor, grad: Tensor, steps: int, rate: float) -> None:
         """One step's gradient of a tensor whose dense weights are ``weight``, after ``steps`` steps."""
@@ -107,7 +108,7 @@ class Scorer:
                 score if pattern.needs_element_scores else self._world.pool(name, pattern, score, rule.pruning.reduce)
             )
         elif not rule.criterion.needs_gradient:
-            if name not in self._room:
+            if name not in self._room or self._room[name].device != weight.device:
                 self._room[name] = torch.empty_like(weight, dtype=torch.float32)
             score = torch.abs(weight.float(), out=self._room[name])
             score = (
@@ -131,6 +132,12 @@ class Scorer:
             squares = squares.clone()
             torch.distributed.all_reduce(squares)
         return squares.sqrt()
+
+    def follow(self, name: str, device: torch.device) -> None:
+        """Moves what is remembered of a tensor to the device where its weight is."""
+        for kept in self._held.values():
+            if name in kept and kept[name].device != device:
+                kept[name] = kept[name].to(device)
 
     def own(self, name: str, score: Tensor) -> bool:
         """Whether ``score`` may be changed in place: it is room for magnitudes."""

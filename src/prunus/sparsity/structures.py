@@ -18,12 +18,13 @@ projection, and of the gate where there is one. ``_WRITERS`` lists how families 
 
 import re
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from torch import nn
 
 from prunus.errors import Problem, TargetError
 from prunus.sparsity.patterns import Block, Pattern, parse_pattern
+from prunus.sparsity.wrappers import text_config
 
 __all__ = ["STRUCTURES", "Structure", "Writer", "pattern_for", "reads", "structures"]
 
@@ -146,8 +147,7 @@ def pattern_for(model: nn.Module, text: str, key: str = "pattern") -> Pattern:
     pattern = parse_pattern(text, key)
     if text != "heads":
         return pattern
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config = text_config(model)
     heads = getattr(config, "num_attention_heads", None)
     if config is None or not isinstance(heads, int):
         rule = "be another for a model whose configuration has no num_attention_heads"

@@ -1,9 +1,10 @@
 """Targets: which parameters a rule prunes, by name.
 
-Candidates are the weights of ``torch.nn.Linear`` modules. Without an ``include`` list, those inside the task-free body of
-a Hugging Face model (``model.base_model_prefix``) are taken, so that the task's head stays dense whatever it is called;
-without an ``exclude`` list, poolers and projections of the embeddings stay dense too. Every 2-D parameter that is not
-taken is reported with the reason.
+Candidates are the weights of ``torch.nn.Linear`` modules, by their plain names (``wrappers``). Without an ``include`` list,
+those inside the body of a Hugging Face model are taken, so that the task's head stays dense whatever it is called; a model
+whose body is not known is refused. Without an ``exclude`` list, poolers and projections of the embeddings stay dense too.
+Adapters (LoRA and the like) are taken only where an ``include`` pattern names them and not just the layer beside which they
+stand. Every 2-D parameter that is not taken is reported with the reason.
 """
 
 import re
@@ -15,6 +16,7 @@ from torch import nn
 
 from prunus.errors import Problem, TargetError, nearest
 from prunus.sparsity.patterns import Pattern
+from prunus.sparsity.wrappers import Place, bodies, places, unwrapped
 
 __all__ = ["DEFAULT_EXCLUDE", "Selection", "Targets", "select"]
 
@@ -53,46 +55,85 @@ def _compile(patterns: Sequence[str], key: str, found: list[Problem]) -> list[re
     return compiled
 
 
+@dataclass(frozen=True)
+class _Matrix:
+    """A parameter with two or more dimensions. ``linear`` is ``(out, in)`` of a Linear module's weight, None for others."""
+
+    shape: tuple[int, ...]
+    linear: tuple[int, int] | None
+    beside: str | None
+    """Of an adapter, the weight of the layer that it belongs to."""
+
+
+def _matrices(model: nn.Module) -> dict[str, _Matrix]:
+    """In the model's order, by plain name, shared ones once: a weight tied to an embedding stands under that name."""
+    seen: set[int] = set()
+    found = {}
+    names = [place.name for place in places(model) if not place.adapter]
+    for place in places(model):
+        for last, parameter in place.module._parameters.items():
+            if parameter is None or parameter.dim() < 2 or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            shape = tuple(parameter.shape)
+            linear = _linear(place.module, shape) if last == "weight" and parameter.is_floating_point() else None
+            beside = _beside(place, names) if place.adapter else None
+            found[f"{place.name}.{last}" if place.name else last] = _Matrix(shape, linear, beside)
+    return found
+
+
+def _linear(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    if not isinstance(module, nn.Linear) or shape != (module.out_features, module.in_features):
+        return None
+    return module.out_features, module.in_features
+
+
+def _beside(place: Place, names: Sequence[str]) -> str:
+    """The weight of the layer with the longest name that the adapter's begins with."""
+    layer = max((name for name in names if not name or place.name.startswith(f"{name}.")), key=len, default="")
+    return f"{layer}.weight"
+
+
 def linear_weights(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Names and shapes of the weights of all Linear modules, in the model's order, shared ones once."""
-    names = {name for name, _ in model.named_parameters()}  # a weight tied to an embedding is listed there, not here
-    return {
-        f"{name}.weight": (module.out_features, module.in_features)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and f"{name}.weight" in names
-    }
+    """Plain names and shapes of the weights of all Linear modules but those of adapters, in the model's order."""
+    found = _matrices(model)
+    return {name: held.linear for name, held in found.items() if held.linear is not None and held.beside is None}
 
 
 def select(model: nn.Module, targets: Targets, pattern: Pattern, key: str = "targets") -> Selection:
     """Resolves ``targets`` in ``model``; shapes that the pattern does not divide are skipped with the reason.
 
-    Raises ``TargetError`` for a bad regular expression, for targets that match nothing, and where no tensor that matches
-    divides.
+    Raises ``TargetError`` for a bad regular expression, for targets that match nothing, where no tensor that matches
+    divides, and without ``include`` for a model whose body is not known.
     """
     found: list[Problem] = []
     include = _compile(targets.include or (), f"{key}.include", found)
     exclude = _compile(DEFAULT_EXCLUDE if targets.exclude is None else targets.exclude, f"{key}.exclude", found)
-    linears = linear_weights(model)
+    matrices = _matrices(model)
+    linears = {name: held.linear for name, held in matrices.items() if held.linear is not None}
+    everything = [f"{place.name}.{last}" for place in places(model) for last in place.module._parameters]
     for regex in exclude if targets.exclude is not None else ():
-        if linears and not any(regex.search(name) for name, _ in model.named_parameters()):
+        if linears and not any(regex.search(name) for name in everything):
             rule = "match at least one parameter of the model"
             found.append(Problem(f"{key}.exclude", regex.pattern, rule, _nearest_part(regex.pattern, linears)))
+    body = [place.name for place in bodies(model)]
+    if linears and not body and targets.include is None:
+        rule = "name what is pruned in a model whose body is not known, so that no head is pruned unasked"
+        fix = "Targets(include=(r'encoder',)), a regular expression for each group of weights"
+        found.append(Problem(f"{key}.include", type(unwrapped(model)).__name__, rule, fix))
     if found:
         raise TargetError(*found)
 
-    # A Hugging Face model names its body; a plain module has none, and all of it counts as body.
-    body = getattr(model, "base_model_prefix", "")
-    prefix = f"{body}." if body and any(name.startswith(f"{body}.") for name in linears) else ""
     taken: dict[str, tuple[int, int]] = {}
     skipped: dict[str, tuple[tuple[int, ...], str]] = {}
     matched = 0
-    for name, parameter in model.named_parameters():
-        shape = tuple(parameter.shape)
-        if parameter.dim() < 2:
-            continue
-        if name not in linears:
+    for name, held in matrices.items():
+        shape, beside = held.shape, held.beside
+        if held.linear is None:
             skipped[name] = (shape, "not the weight of a Linear module")
-        elif targets.include is None and not name.startswith(prefix):
+        elif beside is not None and not any(regex.search(name) and not regex.search(beside) for regex in include):
+            skipped[name] = (shape, "an adapter; name it in include to prune it")
+        elif targets.include is None and not any(not each or name.startswith(f"{each}.") for each in body):
             skipped[name] = (shape, "head of the task (outside the model's body); name it in include to prune it")
         elif targets.include is not None and not any(regex.search(name) for regex in include):
             skipped[name] = (shape, "not in include")
@@ -100,13 +141,13 @@ def select(model: nn.Module, targets: Targets, pattern: Pattern, key: str = "tar
             skipped[name] = (shape, f"excluded by '{hit}'")
         else:
             matched += 1
-            reason = pattern.misfit(linears[name])
+            reason = pattern.misfit(held.linear)
             if reason is None:
-                taken[name] = linears[name]
+                taken[name] = held.linear
             else:
                 skipped[name] = (shape, f"{pattern} does not divide it: {reason}")
     if not matched:
-        raise TargetError(_nothing_matches(targets, linears, key))
+        raise TargetError(_nothing_matches(targets, linears, body, key))
     if not taken:
         example = next(name for name, (_, reason) in skipped.items() if "does not divide" in reason)
         shape, reason = skipped[example]
@@ -115,9 +156,15 @@ def select(model: nn.Module, targets: Targets, pattern: Pattern, key: str = "tar
     return Selection(taken, skipped)
 
 
-def _nothing_matches(targets: Targets, linears: Mapping[str, tuple[int, int]], key: str) -> Problem:
+def _nothing_matches(
+    targets: Targets, linears: Mapping[str, tuple[int, int]], body: Sequence[str], key: str
+) -> Problem:
     if not linears:
         return Problem(key, "no Linear module", "find at least one torch.nn.Linear in the model", "another model")
+    inside = any(not each or name.startswith(f"{each}.") for each in body for name in linears)
+    if targets.include is None and not inside:
+        rule = f"find a torch.nn.Linear in the model's body ({', '.join(body)}), whose layers are of another kind"
+        return Problem(key, "none there", rule, "another model, or include with the layers outside the body")
     if targets.include is None:
         rule = "leave at least one Linear weight to prune"
         return Problem(f"{key}.exclude", list(targets.exclude or DEFAULT_EXCLUDE), rule, "fewer patterns")

@@ -25,6 +25,7 @@ from prunus.errors import Problem, RecipeError
 from prunus.sparsity.measure import is_sharded
 from prunus.sparsity.patterns import Block, Pattern, Reduce
 from prunus.sparsity.selection import SMALL, Cut, at_end, bracket, count, kth_smallest, sampled, within
+from prunus.sparsity.wrappers import parameter
 
 __all__ = ["LOCAL", "Local", "Sharded", "World", "local", "world_of"]
 
@@ -282,7 +283,7 @@ def world_of(model: nn.Module, patterns: Mapping[str, Pattern]) -> World:
 
     Raises ``RecipeError`` for a sharding that is not by rows.
     """
-    parameters = {name: model.get_parameter(name) for name in patterns}
+    parameters = {name: parameter(model, name) for name in patterns}
     sharded: dict[str, Any] = {name: p for name, p in parameters.items() if is_sharded(p)}
     if not sharded:
         return LOCAL

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from prunus.errors import Problem, TargetError
 from prunus.sparsity.measure import zero_units
 from prunus.sparsity.patterns import NofM, Pattern
+from prunus.sparsity.wrappers import parameter
 
 __all__ = ["found_zeros"]
 
@@ -32,7 +33,7 @@ def found_zeros(
     zeros: dict[str, Tensor] = {}
     outside = inside = total = weights = 0
     for name in names:
-        weight = model.get_parameter(name).detach()
+        weight = parameter(model, name).detach()
         zero = weight == 0
         weights += zero.numel()
         count = int(torch.count_nonzero(zero))

@@ -25,6 +25,7 @@ from prunus.checkpoint.states import read_states, write_states
 from prunus.distillation.banks import Bank, draw, filled
 from prunus.distillation.contrastive import Contrastive, Representation, contrastive_loss, sets_of
 from prunus.errors import Problem, TargetError, TrainingError
+from prunus.sparsity.wrappers import body_of
 from prunus.training.callback import PruneCallback
 from prunus.training.predict import LABEL_KEYS
 
@@ -57,14 +58,13 @@ def representing(model: nn.Module, wanted: bool = True) -> Iterator[list[Any]]:
     if not wanted:
         yield []
         return
-    whole: Any = getattr(model, "module", model)
     found: list[Any] = []
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         # Not the output itself: other hooks may change what it holds.
         found.append((output[0], getattr(output, "pooler_output", None)))
 
-    handle = whole.base_model.register_forward_hook(keep)
+    handle = body_of(model, "distill.contrast").register_forward_hook(keep)
     try:
         yield found
     finally:
@@ -269,7 +269,7 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
     def _encoded(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         """Ids and representations of this process's examples, in batches of similar length."""
         training, device = model.training, next(model.parameters()).device
-        body: Any = getattr(model, "module", model)
+        body = body_of(model, "distill.contrast")
         order = sorted(range(self._rank, len(self._rows), self._processes), key=lambda i: (self._lengths[i], i))
         model.eval()
         try:
@@ -278,8 +278,8 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
                 batch = self._collate(rows)
                 ids = batch[ROW_ID]
                 asked = {name: value.to(device) for name, value in batch.items() if name not in _NOT_ASKED}
-                with representing(body) as found, self._autocast():
-                    body.base_model(**asked)
+                with representing(model) as found, self._autocast():
+                    body(**asked)
                 yield ids, represented(found[0], asked.get("attention_mask"), self.choice.representation)
         finally:
             model.train(training)

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from prunus.sparsity.wrappers import body_of
 from prunus.tasks.collate import IGNORED
 
 __all__ = ["is_masked", "masked_outputs"]
@@ -37,13 +38,12 @@ def masked_outputs(
 @contextmanager
 def only_at(model: nn.Module, places: Tensor) -> Iterator[None]:
     """While it lasts, the body of a model gives the states of these places (bool ``[rows, tokens]``) as one row."""
-    whole: Any = getattr(model, "module", model)  # DistributedDataParallel holds the model there
 
     def chosen(module: nn.Module, inputs: Any, output: Any) -> Any:
         output.last_hidden_state = output.last_hidden_state[places][None]
         return output
 
-    handle = whole.base_model.register_forward_hook(chosen)
+    handle = body_of(model, "model").register_forward_hook(chosen)
     try:
         yield
     finally:
