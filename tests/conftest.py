@@ -9,6 +9,12 @@ import torch
 from small import QA_FILE, TEXT_FILE, save_tiny_bert, write_questions, write_texts
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_a_test() -> None:
+    """Models are tiny, and two tests run beside each other: more threads would wait for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a random BERT of two layers, without a head, and a small word-piece tokenizer."""

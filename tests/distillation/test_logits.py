@@ -11,6 +11,7 @@ from torch import Tensor
 
 from prunus import Distillation
 from prunus.distillation import distill, logit_loss
+from prunus.errors import TargetError
 
 
 def draw(*shape: int, seed: int = 0, scale: float = 3.0) -> Tensor:
@@ -106,6 +107,60 @@ def test_outputs_of_models(names: tuple[str, ...], masked: bool) -> None:
     attended = mask.bool() if masked else None
     expected = np.mean([reference(student[name], teacher[name], 2.0, attended) for name in names])
     assert float(distill(student, teacher, inputs, 2.0)) == pytest.approx(expected, rel=1e-5)
+
+
+def sigmoid(x: NDArray[Any]) -> NDArray[Any]:
+    return 1 / (1 + np.exp(-x))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+@pytest.mark.parametrize("labels", [1, 5])
+def test_labels_that_do_not_exclude_each_other(labels: int, temperature: float) -> None:
+    student, teacher = draw(6, labels), draw(6, labels, seed=1)
+    p, q = (sigmoid(x.double().numpy() / temperature) for x in (teacher, student))
+    each = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    found = logit_loss(student, teacher, temperature, outputs="labels")
+    assert float(found) == pytest.approx(temperature**2 * each.sum(1).mean(), rel=1e-5)
+    assert float(logit_loss(student, student, temperature, outputs="labels")) == pytest.approx(0.0, abs=1e-6)
+    far = logit_loss(300 * student, -300 * teacher, temperature, outputs="labels")
+    assert torch.isfinite(far)
+
+
+def test_numbers() -> None:
+    student, teacher = draw(6, 3), draw(6, 3, seed=1)
+    expected = (student.double() - teacher.double()).square().mean()
+    assert float(logit_loss(student, teacher, 2.0, outputs="numbers")) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("counted", ["labels", "next labels", "attended", "all", "none"])
+def test_classes_of_tokens(counted: str) -> None:
+    student, teacher = draw(3, 5, 4), draw(3, 5, 4, seed=1)
+    labels = torch.tensor([[-100, 1, 2, -100, 3], [0, -100, -100, -100, -100], [-100] * 5])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 0, 0, 0, 0]])
+    inputs = {"attention_mask": mask, "labels": labels}
+    places = {
+        "labels": [(0, 1), (0, 2), (0, 4), (1, 0)],
+        "next labels": [(0, 0), (0, 1), (0, 3)],
+        "attended": [(row, token) for row, token in mask.nonzero().tolist()],
+        "all": [(row, token) for row in range(3) for token in range(5)],
+        "none": [],
+    }[counted]
+    if counted in ("attended", "all"):
+        del inputs["labels"]
+    if counted == "all":
+        del inputs["attention_mask"]
+    if counted == "none":
+        inputs["labels"] = torch.full((3, 5), -100)
+    found = distill({"logits": student}, {"logits": teacher}, inputs, 2.0, shifted=counted == "next labels")
+    at = tuple(torch.tensor(places).T) if places else None
+    expected = reference(student[at], teacher[at], 2.0) if at is not None else 0.0
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_logits_of_pixels_are_told() -> None:
+    given = {"logits": draw(2, 3, 4, 4)}
+    with pytest.raises(TargetError, match=r"be \[rows, classes\] or \[rows, tokens, classes\]"):
+        distill(given, given, {}, 2.0)
 
 
 def test_a_classifier_does_not_mask_its_classes() -> None:

@@ -53,7 +53,9 @@ RULES = {
 def one_layer() -> Any:
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32, "max_position_embeddings": 16}
-    return without_dropout(BertForSequenceClassification(BertConfig(vocab_size=TOKENS, num_hidden_layers=1, num_labels=3, **sizes)))
+    return without_dropout(
+        BertForSequenceClassification(BertConfig(vocab_size=TOKENS, num_hidden_layers=1, num_labels=3, **sizes))
+    )
 
 
 def trained(rule: Pruning, moves: dict[int, Any]) -> dict[str, Tensor]:

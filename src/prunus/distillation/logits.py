@@ -4,7 +4,12 @@ With student logits s, teacher logits t, temperature T and the task's own ("hard
 
     total = hard_weight * L + weight * D                   and, of each further teacher, its weight * its D
     D     = T^2 * mean over rows of KL(softmax(t / T) || softmax(s / T))        classes, or positions of an answer
-    D     = mean over rows of (s - t)^2                                         regression (one output)
+    D     = T^2 * mean over rows of sum over labels of
+            KL(Bernoulli(sigmoid(t / T)) || Bernoulli(sigmoid(s / T)))          labels that do not exclude each other
+    D     = mean over rows and numbers of (s - t)^2                             regression
+
+For classes of tokens, rows are the tokens that the task's own loss counts (labels other than -100; of a causal language model,
+the next token's label), and without labels those that are attended to.
 
 T^2 keeps the size of the gradient independent of T. The mean is over rows (``batchmean``), not over rows x classes as in
 Intel Neural Compressor's ``KL`` loss, which is smaller by the number of classes. For extractive answers D is the mean of
@@ -14,7 +19,7 @@ that of the start and that of the end, each over the tokens that are attended to
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -22,10 +27,13 @@ from torch.nn import functional
 
 from prunus.distillation.contrastive import Contrastive
 from prunus.distillation.hidden import Inside
-from prunus.errors import Problem
+from prunus.errors import Problem, TargetError
 
-__all__ = ["Distillation", "Lesson", "distill", "logit_loss"]
+__all__ = ["Distillation", "Lesson", "Outputs", "distill", "logit_loss"]
 
+Outputs = Literal["classes", "labels", "numbers"]
+"""What the logits of a row are: classes of which one is right, labels of which any number is, numbers of a regression."""
+_IGNORED: Final = -100
 _HEADS: Final = (("start_logits", "end_logits"), ("logits",))
 
 
@@ -93,27 +101,72 @@ class Distillation:
         return found
 
 
-def logit_loss(student: Tensor, teacher: Tensor, temperature: float = 2.0, attended: Tensor | None = None) -> Tensor:
+def logit_loss(
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 2.0,
+    attended: Tensor | None = None,
+    outputs: Outputs = "classes",
+) -> Tensor:
     """D of the module's docstring for logits ``[rows, classes]``, in float32; a scalar.
 
     ``attended`` (bool ``[rows, classes]``) leaves places out of both distributions. One class means regression.
     """
     student, teacher = student.float(), teacher.float()
-    if student.shape[-1] == 1 and attended is None:
+    if outputs == "numbers" or (student.shape[-1] == 1 and attended is None and outputs == "classes"):
         return functional.mse_loss(student, teacher)
+    if outputs == "labels":
+        on, off = functional.logsigmoid(teacher / temperature), functional.logsigmoid(-teacher / temperature)
+        nearer = on.exp() * (on - functional.logsigmoid(student / temperature))
+        further = off.exp() * (off - functional.logsigmoid(-student / temperature))
+        return (nearer + further).sum(-1).mean() * temperature**2
     if attended is not None:
         lowest = torch.finfo(torch.float32).min / max(1.0, 1 / temperature)
         student, teacher = student.masked_fill(~attended, lowest), teacher.masked_fill(~attended, lowest)
     log_student = functional.log_softmax(student / temperature, dim=-1)
     log_teacher = functional.log_softmax(teacher / temperature, dim=-1)
-    return functional.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
+    rows = max(1, student.shape[0])  # of no rows the mean is 0
+    total: Tensor = functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+    return total / rows * temperature**2
 
 
 def distill(
-    student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], inputs: Mapping[str, Tensor], temperature: float
+    student: Mapping[str, Tensor],
+    teacher: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    temperature: float,
+    outputs: Outputs = "classes",
+    shifted: bool = False,
 ) -> Tensor:
-    """D over the outputs of two Hugging Face models for the same ``inputs``; the mean where there are several logits."""
-    names = next(names for names in _HEADS if names[0] in student)
+    """D over the outputs of two Hugging Face models for the same ``inputs``; the mean where there are several logits.
+
+    ``outputs`` says what logits ``[rows, ...]`` are, ``shifted`` that the logits of a token predict the next one. Raises
+    ``TargetError`` for outputs that are not those of rows or tokens.
+    """
+    names = next((names for names in _HEADS if names[0] in student), None)
+    if names is None:
+        rule = "give logits, or start_logits and end_logits"
+        raise TargetError(Problem("distill.weight", ", ".join(student), rule, "distill.hidden, and weight: 0"))
+    if names == ("logits",) and student["logits"].dim() != 2:
+        return _of_tokens(student["logits"], teacher["logits"], inputs, temperature, shifted)
     attended = inputs["attention_mask"].bool() if names[0] == "start_logits" and "attention_mask" in inputs else None
-    losses = [logit_loss(student[name], teacher[name], temperature, attended) for name in names]
+    losses = [logit_loss(student[name], teacher[name], temperature, attended, outputs) for name in names]
     return torch.stack(losses).mean()
+
+
+def _of_tokens(
+    student: Tensor, teacher: Tensor, inputs: Mapping[str, Tensor], temperature: float, shifted: bool
+) -> Tensor:
+    """D over the tokens that count, of logits ``[rows, tokens, classes]``."""
+    if student.dim() != 3:
+        rule = "be [rows, classes] or [rows, tokens, classes]"
+        raise TargetError(Problem("logits", list(student.shape), rule, "distill.hidden, and weight: 0"))
+    places, labels, mask = student.shape[:2], inputs.get("labels"), inputs.get("attention_mask")
+    counts = torch.ones(places, dtype=torch.bool, device=student.device)
+    if labels is not None and labels.shape == places:
+        counts = labels != _IGNORED
+        if shifted:
+            counts = functional.pad(counts[:, 1:], (0, 1))
+    elif mask is not None and mask.shape == places:
+        counts = mask.bool()
+    return logit_loss(student[counts], teacher[counts], temperature)

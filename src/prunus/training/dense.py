@@ -108,6 +108,7 @@ def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[
             prepared.dense_length,
             partial,
             bars=bars,
+            head=head,
             what="dense training",
         )
         if first():

@@ -24,7 +24,7 @@ from prunus.checkpoint.whole import is_whole
 from prunus.distillation.logits import Distillation
 from prunus.recipe import TrainSpec
 from prunus.sparsity.pruning import Pruning
-from prunus.tasks.base import Feature, Metrics
+from prunus.tasks.base import Feature, HeadKind, Metrics
 from prunus.tasks.collate import Collate
 from prunus.training.best import KeepBest
 from prunus.training.callback import STATE_FILE, PruneCallback
@@ -107,6 +107,7 @@ def fit(
     directory: Path,
     *,
     bars: Bars,
+    head: HeadKind,
     what: str = "training",
     pruning: Sequence[Pruning] = (),
     teachers: Sequence[nn.Module] = (),
@@ -146,6 +147,7 @@ def fit(
         pretrained=pretrained,
         score=score,
         rate=_rate(train, length, pruning),
+        head=head,
         callbacks=[TrainingBar(bars, what), stop, *(each for each in (best, logbook) if each is not None)],
     )
     if best is not None:

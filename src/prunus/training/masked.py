@@ -13,13 +13,7 @@ from torch import Tensor, nn
 from prunus.sparsity.wrappers import body_of
 from prunus.tasks.collate import IGNORED
 
-__all__ = ["is_masked", "masked_outputs"]
-
-
-def is_masked(inputs: Mapping[str, Any]) -> bool:
-    """Whether the labels are tokens."""
-    labels = inputs.get("labels")
-    return isinstance(labels, Tensor) and labels.dim() == 2
+__all__ = ["masked_outputs"]
 
 
 def masked_outputs(

@@ -18,7 +18,7 @@ from prunus.training.progress import Bars
 
 __all__ = ["LABEL_KEYS", "predict", "score_task"]
 
-LABEL_KEYS: Final = frozenset({"labels", "start_positions", "end_positions"})
+LABEL_KEYS: Final = frozenset({"labels", "shift_labels", "start_positions", "end_positions"})
 _NOWHERE: Final = float(np.finfo(np.float32).min)  # an answer cannot start in padding
 
 

@@ -181,6 +181,7 @@ def run(
                 prepared.length,
                 output,
                 bars=bars,
+                head=prepared.task.head,
                 what="sparse training" if recipe.prune else "training",
                 pruning=recipe.prune,
                 teachers=teachers,

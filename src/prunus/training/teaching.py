@@ -16,13 +16,15 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from prunus.checkpoint.state import read_tensors, write_tensors
 from prunus.distillation.inner import Inner
-from prunus.distillation.logits import Distillation, Lesson, distill, logit_loss
+from prunus.distillation.logits import Distillation, Lesson, Outputs, distill, logit_loss
 from prunus.errors import Problem, RecipeError
+from prunus.sparsity.wrappers import unwrapped
 from prunus.training.deepspeed import stage_of
-from prunus.training.masked import is_masked, masked_outputs
+from prunus.training.masked import masked_outputs
 from prunus.training.predict import LABEL_KEYS
 
 __all__ = ["Projectors", "Teaching"]
@@ -42,13 +44,20 @@ class _Taught:
 class Teaching:
     """The teachers of one student, with their weights and projectors.
 
+    ``masked`` says that the task is to predict masked tokens, whose logits alone are computed (``training.masked``).
     ``teachers[0]`` teaches as ``distillation`` says, the next as ``distillation.others`` say, in their order. Raises
     ``RecipeError`` where there are more or fewer, and ``TargetError`` for layers that are not there.
     """
 
     def __init__(
-        self, student: Any, teachers: Sequence[Any], distillation: Distillation, device: torch.device | str = "cpu"
+        self,
+        student: Any,
+        teachers: Sequence[Any],
+        distillation: Distillation,
+        device: torch.device | str = "cpu",
+        masked: bool = False,
     ) -> None:
+        self._masked = masked
         if len(teachers) != 1 + len(distillation.others):
             rule = f"be one for each teacher but the first: {max(0, len(teachers) - 1)}"
             fix = "Distillation(others=(Lesson(weight=0.5),)) with two teachers"
@@ -83,26 +92,28 @@ class Teaching:
         self,
         outputs: Mapping[str, Any],
         inputs: Mapping[str, Any],
+        student: nn.Module,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> dict[str, Tensor]:
-        """How far the student's ``outputs`` are from each teacher's for the same ``inputs``, in each respect that counts.
+        """How far the ``outputs`` of ``student`` are from each teacher's for the same ``inputs``, in each respect that counts.
 
         Teachers run within ``autocast``.
         """
         found: dict[str, Tensor] = {}
+        kind, shifted = _outputs_of(student)
         for each in self._taught:
             asks = {} if each.inner is None else each.inner.asks
             with torch.no_grad(), autocast():
-                if is_masked(inputs):
+                if self._masked:
                     taught, _ = masked_outputs(each.teacher, inputs, asks)
                 else:
                     taught = each.teacher(**{k: v for k, v in inputs.items() if k not in LABEL_KEYS}, **asks)
             parts = {} if each.inner is None else each.inner(outputs, taught, inputs)
             temperature = each.lesson.temperature
-            if is_masked(inputs):
+            if self._masked:
                 parts["distill_loss"] = logit_loss(outputs["logits"], taught["logits"], temperature)
             else:
-                parts["distill_loss"] = distill(outputs, taught, inputs, temperature)
+                parts["distill_loss"] = distill(outputs, taught, inputs, temperature, kind, shifted)
             found |= {name if name == "feature_loss" else name + each.suffix: value for name, value in parts.items()}
         return found
 
@@ -125,6 +136,17 @@ class Teaching:
 
     def _inners(self) -> list[Inner]:
         return [each.inner for each in self._taught if each.inner is not None]
+
+
+def _outputs_of(student: nn.Module) -> tuple[Outputs, bool]:
+    """What a model's logits are by what it says of itself, and whether those of a token predict the next one.
+
+    transformers writes ``problem_type`` into a configuration that leaves it open when it computes the first loss.
+    """
+    model = unwrapped(student)
+    problem = getattr(getattr(model, "config", None), "problem_type", None)
+    kinds: dict[str | None, Outputs] = {"regression": "numbers", "multi_label_classification": "labels"}
+    return kinds.get(problem, "classes"), type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 @final

@@ -2,8 +2,9 @@
 
     loss = hard_weight * task loss + what teachers add (training/teaching.py) + contrastive terms (training/contrast.py)
 
-Each micro-batch contributes the mean over its own rows, and gradient accumulation averages micro-batches; that of the last,
-shorter micro-batch therefore counts as much as the others. Evaluation asks no teacher.
+The task loss is that of ``transformers.Trainer``; what the task is, the model says. Teachers' parts are means over the rows of
+a micro-batch, and gradient accumulation averages micro-batches. In a recipe's run (``head``) the task loss is such a mean too,
+so that the last, shorter micro-batch counts as much as the others. Evaluation asks no teacher.
 """
 
 import shutil
@@ -26,9 +27,10 @@ from prunus.errors import Problem, PrunusError, TrainingError, first_line
 from prunus.quantization.layers import RANGES
 from prunus.sparsity.measure import sparsity_of
 from prunus.sparsity.pruning import Pruning
+from prunus.tasks.base import HeadKind
 from prunus.training.callback import PruneCallback
 from prunus.training.contrast import ROW_ID, Contrasting, Numbered, representing
-from prunus.training.masked import is_masked, masked_outputs
+from prunus.training.masked import masked_outputs
 from prunus.training.order import SeededOrder
 from prunus.training.teaching import Projectors, Teaching
 
@@ -41,6 +43,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
     ``pruning`` is a rule or several (None trains dense); ``teacher`` is a model with the student's outputs, or several, used
     with ``distillation`` (``training.teaching``); ``pretrained`` is the model before the task, for ``contrast.prc`` (None: as
     training begins); ``score`` replaces the Trainer's own evaluation by metrics of the model;
+    ``head`` is the task's head in a recipe's run: with ``masked-language``, logits are computed at the masked tokens alone;
     ``rate`` (step, total, warmup) -> factor (``training.rates``) takes the place of the Trainer's own learning rates. All
     other arguments are the Trainer's.
     """
@@ -54,11 +57,14 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         pretrained: nn.Module | None = None,
         score: Callable[[nn.Module], Mapping[str, float]] | None = None,
         rate: Callable[[int, int, int], float] | None = None,
+        head: HeadKind | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.score, self.rate = score, rate
-        self.model_accepts_loss_kwargs = False  # a mean per micro-batch, for both losses alike
+        self._masked = head == "masked-language"
+        if head is not None:
+            self.model_accepts_loss_kwargs = False  # a mean per micro-batch
         self.prune_callback = PruneCallback(pruning, seed=self.args.seed) if pruning is not None else None
         if self.prune_callback is not None:
             self.add_callback(self.prune_callback)
@@ -67,7 +73,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         self.teaching: Teaching | None = None
         teachers = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
         if teachers:
-            self.teaching = Teaching(self.model, teachers, own, self.args.device)
+            self.teaching = Teaching(self.model, teachers, own, self.args.device, self._masked)
             self.weights |= self.teaching.weights
             if len(self.teaching.projectors):
                 self.add_callback(Projectors(self.teaching))
@@ -109,7 +115,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         hard: Tensor
         contrasts = self.contrasting if model.training else None
         with representing(model, contrasts is not None) as given:
-            if is_masked(inputs):
+            if self._masked:
                 outputs, labels = masked_outputs(model, inputs, asks)
                 hard = functional.cross_entropy(outputs["logits"].float(), labels)
             else:
@@ -118,18 +124,28 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
                 )
         loss = hard
         if model.training:
-            parts = {"hard_loss": hard}
+            # Where the task loss is a sum over all micro-batches of a step by their number of items, it is a share already.
+            share = 1.0 / self.current_gradient_accumulation_steps if self._is_share(num_items_in_batch) else 1.0
+            parts = {"hard_loss": hard / share}
             if self.teaching is not None:
-                parts |= self.teaching.parts(outputs, inputs, self.accelerator.autocast)
+                parts |= self.teaching.parts(outputs, inputs, model, self.accelerator.autocast)
             if contrasts is not None and ids is not None:
                 parts |= contrasts.parts(given[0], inputs, ids, self.state.global_step)
-            loss = sum((self.weights[name] * part for name, part in parts.items()), torch.zeros_like(hard))
+            if len(parts) > 1 or self.weights["hard_loss"] != 1.0:
+                weighted = (self.weights[name] * part for name, part in parts.items())
+                loss = share * sum(weighted, torch.zeros_like(hard))
             self._note(parts)
             if not torch.isfinite(loss):
                 fix = "a lower learning rate, gradient clipping, or train.precision: fp32"
                 step = self.state.global_step
                 raise TrainingError(Problem(f"loss at step {step}", float(loss.detach()), "be finite", fix))
         return (loss, outputs) if return_outputs else loss
+
+    def _is_share(self, items: Tensor | int | None) -> bool:
+        """Whether ``Trainer`` takes the task loss as it is, and does not divide it by the number of micro-batches in a step."""
+        if self.loss_is_scaled_for_ga is not None:
+            return bool(self.loss_is_scaled_for_ga)
+        return (self.model_accepts_loss_kwargs and items is not None) or self.compute_loss_func is not None
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Projectors learn with the student, without weight decay."""
