@@ -2,9 +2,10 @@
 
     loss = hard_weight * task loss + what teachers add (training/teaching.py) + contrastive terms (training/contrast.py)
 
-The task loss is that of ``transformers.Trainer``; what the task is, the model says. Teachers' parts are means over the rows of
-a micro-batch, and gradient accumulation averages micro-batches. In a recipe's run (``head``) the task loss is such a mean too,
-so that the last, shorter micro-batch counts as much as the others. Evaluation asks no teacher.
+The task loss is that of ``transformers.Trainer``; what the task is, the model says. Under gradient accumulation it is the mean
+over all items (tokens, say) of a step where the model's loss counts them, and the mean of the micro-batches' means where it
+does not (there ``Trainer`` itself would add the means up). Teachers' parts are means of micro-batches' means. In a recipe's run
+(``head``) the task loss is one too, so that a shorter micro-batch counts as much as the others. Evaluation asks no teacher.
 """
 
 import shutil
@@ -65,6 +66,10 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         self._masked = head == "masked-language"
         if head is not None:
             self.model_accepts_loss_kwargs = False  # a mean per micro-batch
+        own_loss = (
+            self.compute_loss_func is not None or self.label_smoother is not None
+        )  # these are told the number of items
+        self._unsure = self.model_accepts_loss_kwargs and not own_loss and self.args.gradient_accumulation_steps > 1
         self.prune_callback = PruneCallback(pruning, seed=self.args.seed) if pruning is not None else None
         if self.prune_callback is not None:
             self.add_callback(self.prune_callback)
@@ -119,6 +124,9 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
                 outputs, labels = masked_outputs(model, inputs, asks)
                 hard = functional.cross_entropy(outputs["logits"].float(), labels)
             else:
+                if self._unsure and model.training and num_items_in_batch is not None:
+                    self._unsure = False
+                    self.model_accepts_loss_kwargs = self._counts_items(model, inputs, num_items_in_batch)
                 hard, outputs = super().compute_loss(
                     model, inputs | asks, return_outputs=True, num_items_in_batch=num_items_in_batch
                 )
@@ -140,6 +148,18 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
                 step = self.state.global_step
                 raise TrainingError(Problem(f"loss at step {step}", float(loss.detach()), "be finite", fix))
         return (loss, outputs) if return_outputs else loss
+
+    @torch.no_grad()
+    def _counts_items(self, model: nn.Module, inputs: dict[str, Any], items: Tensor | int) -> bool:
+        """Whether the model divides its loss by the number of items it is given: many take that number and ignore it."""
+        model.eval()  # no dropout, and no random number used up
+        try:
+            losses = [
+                super(PrunusTrainer, self).compute_loss(model, dict(inputs), False, n) for n in (items, 2 * items)
+            ]
+        finally:
+            model.train()
+        return not torch.equal(*losses)
 
     def _is_share(self, items: Tensor | int | None) -> bool:
         """Whether ``Trainer`` takes the task loss as it is, and does not divide it by the number of micro-batches in a step."""
