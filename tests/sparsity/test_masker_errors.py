@@ -1,7 +1,9 @@
 """What cannot run is refused with key, value, rule and fix; what breaks while training names the tensor."""
 
 import pytest
-from tiny import FIRST, SECOND, backward, prune, two_layers, zeros
+import torch
+from tiny import FIRST, SECOND, Layers, backward, prune, two_layers, zeros
+from torch import nn
 
 from prunus.errors import RecipeError, TrainingError
 from prunus.sparsity import Allocation, Masker, Pruning, Schedule, Span, Targets
@@ -102,3 +104,37 @@ def test_all_problems_of_all_rules_come_at_once() -> None:
         *(f"prune[0].{key}" for key in ("sparsity", "pattern", "criterion", "schedule.kind", "allocation.scope")),
         *(f"prune[1].{key}" for key in ("schedule.start", "targets.include")),
     }
+
+
+@pytest.mark.parametrize("criterion", ["snip", "snip_momentum", "movement"])
+@pytest.mark.parametrize("pattern", ["4x1", "2:4"])
+def test_gradients_that_are_all_zero_make_no_masks(criterion: str, pattern: str) -> None:
+    """They were set to zero before the masker saw them."""
+    model = two_layers()
+    masker = Masker(model, Pruning(0.5, pattern, criterion, Schedule("one_shot", Span(1))), 2)
+    backward(model, seed=1)
+    torch.optim.SGD(model.parameters()).zero_grad(set_to_none=False)
+    masker.observe(model)
+    with pytest.raises(
+        TrainingError, match=r"scores must differ between weights .* all gradients that it saw were zero"
+    ):
+        masker.step(model)
+
+
+def test_inputs_that_are_all_zero_make_no_masks() -> None:
+    model = Layers(nn.Linear(8, 8))
+    masker = Masker(model, Pruning(0.5, "4x1", "wanda", Schedule("one_shot", Span(1))), 2)
+    model(torch.zeros(4, 8))
+    with pytest.raises(TrainingError, match="all inputs that it saw were zero"):
+        masker.step(model)
+
+
+def test_one_tensor_without_scores_is_warned_of() -> None:
+    model = two_layers()
+    masker = Masker(model, Pruning(0.5, "4x1", "snip_momentum", Schedule("one_shot", Span(1))), 2)
+    backward(model, seed=1)
+    model[0].weight.grad.zero_()
+    masker.observe(model)
+    with pytest.warns(UserWarning, match=r"scores of 1 tensors are all zero \(0.weight, ...\)"):
+        masker.step(model)
+    masker.finish(model)

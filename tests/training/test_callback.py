@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import IterableDataset
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 
 from prunus import CheckpointError, Masker, PruneCallback, Pruning, RecipeError, Schedule, Span, TrainingError
 from prunus.training.callback import STATE_FILE
@@ -46,6 +46,9 @@ def zeros(model: nn.Module) -> int:
 # Hooks
 
 LATE = Schedule("one_shot", Span(3))
+
+
+STOPPED = pytest.mark.filterwarnings("ignore:training ended at step")
 
 
 def scores_after_one_step(tmp_path: Path, **more: Any) -> tuple[dict[str, torch.Tensor], float]:
@@ -107,6 +110,7 @@ def test_a_step_that_overflows_in_fp16_is_not_seen(fp16: bool, tmp_path: Path) -
     assert zeros(model) > 0
 
 
+@STOPPED
 def test_scores_see_the_accumulated_gradient(tmp_path: Path) -> None:
     whole, _ = scores_after_one_step(tmp_path, per_device_train_batch_size=4)
     halves, _ = scores_after_one_step(tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=2)
@@ -118,6 +122,7 @@ def test_scores_see_the_accumulated_gradient(tmp_path: Path) -> None:
     assert any(not torch.allclose(half[name], score, rtol=1e-1) for name, score in whole.items())
 
 
+@STOPPED
 def test_scores_see_the_clipped_gradient(tmp_path: Path) -> None:
     free, norm = scores_after_one_step(tmp_path, max_grad_norm=1e9)
     clipped, _ = scores_after_one_step(tmp_path, max_grad_norm=0.01)
@@ -208,7 +213,7 @@ def test_the_best_model_is_never_a_denser_one(every: int, best: int, revive: boo
 # Checkpoints and resuming
 
 
-def train(directory: Path, *, revive: bool = False, seed: int = 0, resume: bool = False, **more: Any) -> Any:
+def train(directory: Path, *, revive: bool = False, seed: int = 0, resume: bool | str = False, **more: Any) -> Any:
     """12 steps in epochs of 5, with checkpoints after each third; a new model and a new callback at each call."""
     model = tiny_model(seed=seed)
     schedule = Schedule("polynomial", Span(2), end=Span(9), every=Span(1))
@@ -312,8 +317,62 @@ def test_a_frozen_target_is_named(tmp_path: Path) -> None:
     model = tiny_model()
     name = next(iter(encoder_linears(model)))
     model.get_parameter(name).requires_grad_(False)
-    with pytest.raises(TrainingError, match=f"{name} must have a gradient for criterion snip_momentum"):
+    with pytest.raises(
+        RecipeError, match=rf"see gradients of all the weights .* 1 of 12 tensors are frozen \({name}\)"
+    ):
         plain_trainer(model, arguments(tmp_path), rows(32), callbacks=[PruneCallback(four_by_one())]).train()
+
+
+@pytest.mark.parametrize("moved", ["copied", "renamed", "in place"])
+@pytest.mark.parametrize("revive", [False, True])
+def test_the_state_comes_from_the_checkpoint_that_was_named(moved: str, revive: bool, tmp_path: Path) -> None:
+    """Also where the directory of this training holds another checkpoint of that step."""
+    whole, _ = train(tmp_path / "whole", revive=revive)
+    place, directory = tmp_path / "whole" / "checkpoint-6", tmp_path / "whole"
+    if moved != "in place":
+        directory = tmp_path / "other"
+        train(directory, revive=revive, seed=3)  # leaves a checkpoint-6 of its own
+        named = directory / ("checkpoint-6-best" if moved == "renamed" else "elsewhere/checkpoint-6")
+        place = Path(shutil.copytree(place, named))
+        shutil.rmtree(tmp_path / "whole")
+    resumed, _ = train(directory, revive=revive, resume=str(place))
+    assert same(weights(whole), weights(resumed))
+
+
+def test_a_training_that_stops_before_its_masks_are_whole_says_so(tmp_path: Path) -> None:
+    late = Schedule("linear", Span(1), end=Span(30), every=Span(1))
+    args = {
+        "max_steps": 40,
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "loss",
+        "greater_is_better": False,
+        "learning_rate": 1.0,
+    }
+    callback = PruneCallback(four_by_one(schedule=late))
+    stop = EarlyStoppingCallback(early_stopping_patience=1)
+    trainer = plain_trainer(
+        tiny_model(), arguments(tmp_path, **args), rows(32), callbacks=[callback, stop], eval_dataset=rows(8)
+    )
+    with pytest.warns(
+        UserWarning, match=r"before the last mask update at step 30: the sparsity is 0\.\d+, and 0\.5000"
+    ):
+        trainer.train()
+    assert trainer.state.global_step < 30
+    assert 0 < sum(fact.zeros for fact in callback.facts) < 2048
+
+
+def test_a_training_that_stops_after_its_masks_are_whole_is_counted(tmp_path: Path) -> None:
+    class Stop(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step == 6
+
+    callback = PruneCallback(four_by_one())
+    plain_trainer(tiny_model(), arguments(tmp_path), rows(32), callbacks=[callback, Stop()]).train()
+    assert sum(fact.zeros for fact in callback.facts) == 2048
 
 
 def test_nan_in_weights_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Contrastive terms in a training: the loss, ids that stay with their rows, banks and snapshots, resume."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,16 @@ def test_a_resumed_training_ends_where_a_whole_one_does(bank: Any, tmp_path: Pat
     assert again.contrasting.banks["snc"].names == whole.contrasting.banks["snc"].names
     for left, right in zip(whole.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(left, right)
+    shutil.copytree(tmp_path, tmp_path / "moved", ignore=shutil.ignore_patterns("checkpoint-8", "moved"))
+    elsewhere = trainer_of(tmp_path / "new", choice, **more)
+    elsewhere.train(resume_from_checkpoint=str(tmp_path / "moved" / "checkpoint-4"))
+    for left, right in zip(whole.model.parameters(), elsewhere.model.parameters(), strict=True):
+        assert torch.equal(left, right)
+    shutil.rmtree(tmp_path / "moved" / "banks")
+    with pytest.raises(CheckpointError, match="be in the folder of banks beside the checkpoint"):
+        trainer_of(tmp_path / "newer", choice, **more).train(
+            resume_from_checkpoint=str(tmp_path / "moved" / "checkpoint-4")
+        )
     other = trainer_of(tmp_path, choice, **more)
     other.train_dataset = Numbered(rows(32, seed=5))
     assert other.contrasting is not None

@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig, BertModel
 
 from prunus import CheckpointError, TrainingError
 from prunus.checkpoint.state import MASKS_FILE, read_masks
@@ -28,6 +28,7 @@ from prunus.training import run as run_module
 from prunus.training.callback import STATE_FILE, PruneCallback
 from prunus.training.fit import Interrupted, last_checkpoint
 from prunus.training.models import load_model
+from prunus.training.prepare import prepare
 from prunus.training.rescore import rescore
 from prunus.training.run import run
 from prunus.training.trainer import PrunusTrainer
@@ -230,6 +231,33 @@ def test_weights_that_are_not_where_the_masks_say_are_refused(finished: dict[str
 
 
 # The dense model
+
+
+@pytest.mark.parametrize("form", ["one file", "shards", "torch", "torch shards"])
+def test_other_weights_in_the_same_directory_train_another_dense_model(
+    form: str, small_data: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """The digest covers whatever form the weights are saved in."""
+    recipe = read_recipe(small_recipe(tmp_path / "model", small_data))
+    shutil.copytree(tiny_bert, tmp_path / "model")
+    digests = []
+    for seed in (0, 1, 1):
+        torch.manual_seed(seed)
+        model = BertModel(BertConfig.from_pretrained(tiny_bert))
+        for path in (tmp_path / "model").glob("*model*"):
+            path.unlink()
+        if form.startswith("torch"):
+            state, shards = model.state_dict(), 2 if "shards" in form else 1
+            names = list(state)
+            parts = [{name: state[name] for name in names[index::shards]} for index in range(shards)]
+            for index, part in enumerate(parts):
+                name = f"pytorch_model-{index}.bin" if shards > 1 else "pytorch_model.bin"
+                torch.save(part, tmp_path / "model" / name)
+        else:
+            model.save_pretrained(tmp_path / "model", max_shard_size="20KB" if form == "shards" else "1GB")
+        digests.append(dense_module._digest(prepare(recipe)))
+    assert digests[0] != digests[1]
+    assert digests[1] == digests[2]
 
 
 def test_the_dense_model_is_kept_for_the_next_run(

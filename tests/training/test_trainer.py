@@ -12,7 +12,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, TrainerCallback
 
-from prunus import Distillation, Masker, PrunusTrainer, Schedule, Span, TrainingError
+from prunus import CheckpointError, Distillation, Masker, PrunusTrainer, Schedule, Span, TrainingError
+from prunus.distillation.hidden import Inside
 from prunus.tasks.collate import Collate, Rows
 from prunus.training.callback import STATE_FILE
 from small import (
@@ -23,6 +24,7 @@ from small import (
     four_by_one,
     rows,
     same,
+    teacher_of,
     tiny_model,
     tiny_tokenizer,
     weights,
@@ -226,9 +228,11 @@ def ragged(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def distilled(directory: Path, revive: bool, sampling: str, resume: bool = False) -> tuple[Any, PrunusTrainer]:
+def distilled(
+    directory: Path, revive: bool, sampling: str, resume: bool | str = False, **more: Any
+) -> tuple[Any, PrunusTrainer]:
     """14 steps in epochs of 5, with checkpoints after 3, 5, 7 and 12; new objects at each call."""
-    model, teacher = tiny_model(), tiny_model(seed=1)
+    model, teacher = tiny_model(), more.pop("teacher", None) or tiny_model(seed=1)
     schedule = Schedule("exponential", Span(2), end=Span(11), every=Span(1))
 
     class SaveThen(TrainerCallback):  # type: ignore[misc]
@@ -245,6 +249,7 @@ def distilled(directory: Path, revive: bool, sampling: str, resume: bool = False
         callbacks=[SaveThen()],
         max_steps=14,
         train_sampling_strategy=sampling,
+        **more,
     )
     trainer.train(resume_from_checkpoint=resume or None)
     return model, trainer
@@ -332,6 +337,34 @@ def test_a_loop_in_four_lines(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = type(model).from_pretrained(tmp_path)
     assert sum(block_zeros(w)[0] for w in encoder_linears(again).values()) == 4 * int(0.6 * 1024)
+
+
+INSIDE = Distillation(1.0, hidden=Inside(weight=1.0, layers="uniform"))
+
+
+def test_projectors_and_the_order_of_rows_come_from_the_checkpoint_that_was_named(tmp_path: Path) -> None:
+    more: dict[str, Any] = {"distillation": INSIDE, "sampling": "group_by_length", "revive": False}
+    whole, _ = distilled(tmp_path / "whole", teacher=teacher_of(), **more)
+    place = shutil.copytree(tmp_path / "whole" / "checkpoint-7", tmp_path / "downloaded" / "best")
+    resumed, _ = distilled(tmp_path / "new", teacher=teacher_of(), resume=str(place), **more)
+    assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("file", ["projectors.safetensors", "epoch_order.safetensors", "clock.safetensors", STATE_FILE])
+def test_state_that_is_missing_in_the_checkpoint_is_an_error(file: str, tmp_path: Path) -> None:
+    more: dict[str, Any] = {"distillation": INSIDE, "sampling": "random", "revive": False}
+    distilled(tmp_path, teacher=teacher_of(), **more)
+    place = tmp_path / "checkpoint-7"
+    (place / file).unlink()
+    with pytest.raises(CheckpointError, match=f"{file} must be in the checkpoint that training resumes from"):
+        distilled(tmp_path, teacher=teacher_of(), resume=str(place), **more)
+
+
+def test_projectors_of_other_teachers_are_an_error(tmp_path: Path) -> None:
+    more: dict[str, Any] = {"distillation": INSIDE, "sampling": "random", "revive": False}
+    distilled(tmp_path, teacher=teacher_of(), **more)
+    with pytest.raises(CheckpointError, match="hold the projectors of these teachers"):
+        distilled(tmp_path, teacher=teacher_of(48), resume=True, **more)
 
 
 def test_processes_that_resume_within_an_epoch_see_its_rows(tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ Parameters are looked up by their plain names (``wrappers``) at each use and nev
 what replaces parameters (sharding, casting) stays correct. Masks, scores and dense weights follow their weight to its device.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
-from operator import le
+from operator import le, ne
 
 import torch
 from torch import Tensor, nn
@@ -286,6 +287,7 @@ class Masker:
         pattern, pruning, shapes = rule.pattern, rule.pruning, rule.selection.taken
         elements: dict[str, Tensor] = {}
         units: dict[str, Tensor] = {}
+        blank = []
         for name in shapes:
             weight = self._weight(model, name)
             if weight.is_meta:
@@ -295,6 +297,9 @@ class Masker:
                 self._shadow[name] = weight.clone()
             dense = self._shadow.get(name, weight)
             score = self._scorer.score(name, rule, dense)
+            whole = self._planned.get(name) == shapes[name][0] * shapes[name][1]  # all of it is zero already
+            if not whole and not self._world.count(name, score, ne, 0.0):
+                blank.append(name)
             kind = pruning.allocation.importance
             score = importance(score, kind, self._scorer.own(name, score), name, self._world)
             held = None if pruning.revive else self._masks.get(name)
@@ -304,6 +309,7 @@ class Masker:
             else:
                 kept_units = None if held is None else self._kept_units(name, held, pattern, shapes[name])
                 units[name] = score if kept_units is None else score.masked_fill(~kept_units, -torch.inf)
+        self._tell_blank(rule, blank)
         cuts = self._cuts(rule, units)
         if pruning.allocation.multiple > 1:
             cuts = in_multiples(units, cuts, pruning.allocation.multiple, self._world)
@@ -311,6 +317,21 @@ class Masker:
             keep = kept(units[name], self._world.own(name, units[name], cut))
             self._masks[name] = self._world.expand(name, pattern, keep, elements.get(name), shapes[name]).contiguous()
             self._planned[name] = cut.k * pattern.zeros_per_unit(shapes[name])
+
+    def _tell_blank(self, rule: Rule, names: Sequence[str]) -> None:
+        """Scores that are all zero say nothing: masks would go by position."""
+        if not names or not (rule.criterion.needs_gradient or rule.criterion.needs_input):
+            return
+        seen = "inputs" if rule.criterion.needs_input else "gradients"
+        if len(names) == len(rule.selection.taken):
+            rule_ = f"differ between weights (criterion {rule.criterion.name}): all {seen} that it saw were zero"
+            fix = "observe() before the gradients are set to zero, a loss that depends on these weights"
+            raise TrainingError(Problem("scores", "0 for every weight", rule_, fix))
+        text = (
+            f"step {self.steps}: scores of {len(names)} tensors are all zero ({names[0]}, ...), so their masks go by position; "
+            f"criterion {rule.criterion.name} saw no {seen} there"
+        )
+        warnings.warn(text, UserWarning, stacklevel=4)
 
     def _kept_units(self, name: str, mask: Tensor, pattern: Pattern, shape: tuple[int, int]) -> Tensor:
         rows, columns = pattern.units(shape)

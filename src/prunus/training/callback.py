@@ -7,7 +7,8 @@ The order within a step is the Trainer's own: gradients are accumulated, synchro
 therefore sees exact zeros).
 """
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any, Final
@@ -16,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from prunus.checkpoint.state import read_tensors, write_tensors
-from prunus.errors import CheckpointError, Problem, RecipeError
+from prunus.checkpoint.state import write_tensors
+from prunus.errors import CheckpointError, Problem, RecipeError, TargetError
 from prunus.sparsity.masker import Masker
-from prunus.sparsity.measure import TensorFacts, whole
+from prunus.sparsity.measure import TensorFacts, sparsity_of, whole
 from prunus.sparsity.pruning import Pruning
+from prunus.sparsity.wrappers import parameter
 from prunus.training.deepspeed import deepspeed_problems, stage_of
+from prunus.training.resume import read_state, resumed_from
 
 __all__ = ["STATE_FILE", "PruneCallback"]
 
@@ -32,9 +35,10 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
     """Prunes the model of a Trainer by one or several rules.
 
     After training, ``facts`` holds what was counted in the weights and ``masker`` the masks. Checkpoints carry the state of
-    the masker, so that ``trainer.train(resume_from_checkpoint=True)`` goes on with the same masks and schedule. Raises
-    ``RecipeError`` at the start of training for rules that do not fit the model or its length, ``TrainingError`` at its
-    end where the zeros are not there.
+    the masker, so that ``trainer.train(resume_from_checkpoint=...)`` goes on with the same masks and schedule, wherever the
+    checkpoint lies. Raises ``RecipeError`` at the start of training for rules that do not fit the model or its length,
+    ``TrainingError`` at its end where the zeros are not there. A training that is stopped before the last mask update
+    (``EarlyStoppingCallback``) ends with a warning that names the sparsity it reached.
 
     With ``load_best_model_at_end``, only checkpoints after the last mask update count as best.
     """
@@ -48,6 +52,8 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
         self._seed = seed
         self._locked = masker is not None
         self._saved: Path | None = None
+        self.interrupted: Callable[[], bool] = lambda: False
+        """Whether the user has stopped the training, and knows that it is not at its end."""
 
     def save_state(self, directory: Path, writes: bool = True) -> None:
         """Writes what a resumed run needs into a checkpoint's directory.
@@ -74,14 +80,14 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
         except TypeError:  # a stream has no length, and its training has max_steps and no epochs
             steps_per_epoch = None
         self._saved = held = None
-        if state.global_step:
-            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / STATE_FILE
-            if not path.is_file():
-                rule = "be in the checkpoint that training resumes from"
-                raise CheckpointError(Problem(STATE_FILE, str(path), rule, "a checkpoint written with the callback"))
-            held = read_tensors(path)
-            _check_zeros(model, held, path)
+        checkpoint = resumed_from(args, state)
+        if checkpoint is not None:
+            held = read_state(checkpoint, STATE_FILE, "the callback")
+            _check_zeros(model, held, checkpoint / STATE_FILE)
         self.masker = Masker(model, self.prunings, state.max_steps, steps_per_epoch, seed=self._seed, state=held)
+        found = _frozen(model, self.masker)
+        if found:
+            raise RecipeError(*found)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
@@ -116,9 +122,21 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Counts the zeros; a miss is an error. A training that was stopped on purpose is not counted."""
-        if self.masker is not None and (self._locked or state.global_step >= state.max_steps):
+        """Counts the zeros; a miss is an error. A training that ends before its last mask update is told by a warning."""
+        if self.masker is None:
+            return
+        if self._locked or self.masker.finished or state.global_step >= state.max_steps:
             self.facts = self.masker.finish(model)
+            return
+        self.facts = self.masker.measure(model)
+        if not self.interrupted():
+            last = max(rule.timetable.events[-1] for rule in self.masker.rules)
+            text = (
+                f"training ended at step {state.global_step} of {state.max_steps}, before the last mask update at step {last}: "
+                f"the sparsity is {sparsity_of(self.facts):.4f}, and {self.masker.due(last):.4f} was asked for. A schedule "
+                "that ends before anything stops the training (end: 50%, say) reaches its target."
+            )
+            warnings.warn(text, UserWarning, stacklevel=2)
 
 
 def _overflowed(model: nn.Module) -> bool:
@@ -127,16 +145,30 @@ def _overflowed(model: nn.Module) -> bool:
 
 
 def _check_zeros(model: nn.Module, held: Mapping[str, Tensor], path: Path) -> None:
-    """The state is found by its step alone: one of another run would have its masks where these weights are not zero."""
-    weights = dict(model.named_parameters())
-    for key, value in held.items():
+    """A state of another run would have its masks where these weights are not zero."""
+    for key, mask in held.items():
         kind, _, name = key.partition(".")
-        weight = weights.get(name) if kind == "mask" else None
-        if (
-            weight is not None
-            and weight.shape == value.shape
-            and whole(weight.detach())[~value.to(weight.device)].any()
-        ):
+        if kind != "mask":
+            continue
+        try:
+            weight = parameter(model, name)
+        except TargetError:  # the masker names all that do not fit
+            continue
+        if weight.shape == mask.shape and whole(weight.detach())[~mask.to(weight.device)].any():
             rule = "belong to the weights that training resumes from"
-            fix = "a checkpoint below the output_dir of this training"
+            fix = "the checkpoint as it was written"
             raise CheckpointError(Problem(str(path), f"a mask over nonzero weights of {name}", rule, fix))
+
+
+def _frozen(model: nn.Module, masker: Masker) -> list[Problem]:
+    """Rules whose scores come from gradients of weights that get none: those below adapters, say."""
+    found = []
+    for index, rule in enumerate(masker.rules):
+        taken = rule.selection.taken if rule.criterion.needs_gradient else {}
+        names = [name for name in taken if not parameter(model, name).requires_grad]
+        if names:
+            what = f"{len(names)} of {len(taken)} tensors are frozen ({names[0]})"
+            text = f"see gradients of all the weights that it scores: {what}"
+            fix = "criterion: magnitude, or training these weights"
+            found.append(Problem(f"prune[{index}].criterion", rule.criterion.name, text, fix))
+    return found

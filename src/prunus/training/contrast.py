@@ -8,6 +8,7 @@ An example is a row of the training data set, by its position there. Its number 
 collators as ``row_id``. Banks are files beside the checkpoints: a resumed run reads the ones that its checkpoint names.
 """
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import sha256
@@ -20,14 +21,15 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from prunus.checkpoint.state import read_tensors, write_tensors
+from prunus.checkpoint.state import write_tensors
 from prunus.checkpoint.states import read_states, write_states
 from prunus.distillation.banks import Bank, draw, filled
 from prunus.distillation.contrastive import Contrastive, Representation, contrastive_loss, sets_of
-from prunus.errors import Problem, TargetError, TrainingError
+from prunus.errors import CheckpointError, Problem, TargetError, TrainingError
 from prunus.sparsity.wrappers import body_of
 from prunus.training.callback import PruneCallback
 from prunus.training.predict import LABEL_KEYS
+from prunus.training.resume import read_state, resumed_from
 
 __all__ = ["ROW_ID", "Contrasting", "Numbered", "represented", "representing"]
 
@@ -190,13 +192,17 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         self._read_rows()
         self.banks = {name: Bank(len(self._rows)) for name in terms}
         self._grid = 0
-        if state.global_step:
-            path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _STATE_FILE
-            held = read_tensors(path)
+        checkpoint = resumed_from(args, state)
+        if checkpoint is not None:
+            held = read_state(checkpoint, _STATE_FILE, "the same contrastive terms")
             self._grid = int(held["grid"])
             for key in held:
                 term, _, name = key.partition(".")
                 if name and term in self.banks:
+                    if self._rank == 0:
+                        _bring(name, checkpoint.parent / _BANKS, self._directory)
+                    if self._processes > 1:
+                        torch.distributed.barrier()
                     self.banks[term].add(name, self._placed(self._read(name)))
             return
         if "prc" in terms:
@@ -283,6 +289,19 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
                 yield ids, represented(found[0], asked.get("attention_mask"), self.choice.representation)
         finally:
             model.train(training)
+
+
+def _bring(name: str, source: Path, directory: Path) -> None:
+    """Copies a bank beside a checkpoint that lies elsewhere to those of this training. Raises ``CheckpointError``."""
+    own, other = (folder / f"{name}.safetensors" for folder in (directory, source))
+    if other.is_file() and other.resolve() != own.resolve():
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = own.with_name(f"{own.name}.partial")
+        shutil.copyfile(other, partial)
+        partial.replace(own)
+    elif not other.is_file():
+        rule = "be in the folder of banks beside the checkpoint that training resumes from"
+        raise CheckpointError(Problem(other.name, str(other), rule, f"copying {_BANKS} with the checkpoint"))
 
 
 def _same_everywhere(states: Tensor, name: str, processes: int) -> None:

@@ -50,8 +50,9 @@ class Dense:
 def _digest(prepared: Prepared) -> str:
     """Names the dense model by everything that decides its weights."""
     sha = hashlib.sha256()
-    files = sorted(Path(prepared.dense_source).glob("*.safetensors")) if Path(prepared.dense_source).is_dir() else []
+    files = _weight_files(Path(prepared.dense_source))
     for path in files:
+        sha.update(path.name.encode())
         with path.open("rb") as file:
             sha.update(hashlib.file_digest(file, "sha256").digest())
     if isinstance(prepared.train_features, MaskedRows):
@@ -65,7 +66,7 @@ def _digest(prepared: Prepared) -> str:
         "config": {
             name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")
         },
-        "source": None if files else [prepared.dense_source, prepared.recipe.model.revision],
+        "source": None if files else [prepared.dense_source, _revision(prepared)],
         "task": _said(replace(prepared.recipe.task, train=None, validation=None, data=None), TaskSpec()),
         "rows": len(prepared.train_features),
         "head": prepared.task.head,
@@ -74,6 +75,20 @@ def _digest(prepared: Prepared) -> str:
     }
     sha.update(json.dumps(said, sort_keys=True, default=str).encode())
     return sha.hexdigest()[:16]
+
+
+def _weight_files(source: Path) -> list[Path]:
+    """Every file of a directory that its weights may be read from, in whatever form: all safetensors and torch files, and the
+    indices that say which shards count. None for a model of the Hub.
+    """
+    kinds = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.index.json")
+    return sorted({path for kind in kinds for path in source.glob(kind)}) if source.is_dir() else []
+
+
+def _revision(prepared: Prepared) -> str | None:
+    """Which commit of a model of the Hub is loaded: the name of a branch says another one tomorrow."""
+    commit: str | None = getattr(prepared.dense_config, "_commit_hash", None)
+    return commit or prepared.recipe.model.revision
 
 
 def _said(spec: Any, default: Any) -> dict[str, Any]:

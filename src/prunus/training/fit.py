@@ -152,6 +152,8 @@ def fit(
     )
     if best is not None:
         best.pruning = trainer.prune_callback
+    if trainer.prune_callback is not None:
+        trainer.prune_callback.interrupted = lambda: stop.asked
     guard = Guard(metric, train.collapse, train.on_collapse, trainer.prune_callback)
     trainer.add_callback(guard)
     trainer.remove_callback(PrinterCallback)

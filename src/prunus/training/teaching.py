@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from prunus.checkpoint.state import read_tensors, write_tensors
+from prunus.checkpoint.state import write_tensors
 from prunus.distillation.inner import Inner
 from prunus.distillation.logits import Distillation, Lesson, Outputs, distill, logit_loss
-from prunus.errors import Problem, RecipeError
+from prunus.errors import CheckpointError, Problem, RecipeError
 from prunus.sparsity.wrappers import unwrapped
 from prunus.training.deepspeed import stage_of
 from prunus.training.masked import masked_outputs
 from prunus.training.predict import LABEL_KEYS
+from prunus.training.resume import read_state, resumed_from
 
 __all__ = ["Projectors", "Teaching"]
 
@@ -129,10 +130,15 @@ class Teaching:
             write_tensors(directory / _PROJECTORS_FILE, self.projectors.state_dict())
 
     def load_state(self, directory: Path, student: nn.Module) -> None:
-        """Reads them again."""
-        if (directory / _PROJECTORS_FILE).is_file():
-            self.projectors.load_state_dict(read_tensors(directory / _PROJECTORS_FILE))
-            self.fold(student)
+        """Reads them again. Raises ``CheckpointError`` where they are missing, or belong to other layers."""
+        held = read_state(directory, _PROJECTORS_FILE, "the same teachers")
+        own = {name: tuple(value.shape) for name, value in self.projectors.state_dict().items()}
+        if {name: tuple(value.shape) for name, value in held.items()} != own:
+            rule = "hold the projectors of these teachers"
+            fix = "the teachers and layers that the checkpoint was written with"
+            raise CheckpointError(Problem(str(directory / _PROJECTORS_FILE), ", ".join(held), rule, fix))
+        self.projectors.load_state_dict(held)
+        self.fold(student)
 
     def _inners(self) -> list[Inner]:
         return [each.inner for each in self._taught if each.inner is not None]
@@ -166,8 +172,9 @@ class Projectors(TrainerCallback):  # type: ignore[misc]
             raise RecipeError(
                 Problem("distill", f"ZeRO-{stage}", rule, "layers of one width, or DDP (accelerate launch)")
             )
-        if state.global_step:
-            self._teaching.load_state(Path(args.output_dir) / f"checkpoint-{state.global_step}", model)
+        checkpoint = resumed_from(args, state)
+        if checkpoint is not None:
+            self._teaching.load_state(checkpoint, model)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

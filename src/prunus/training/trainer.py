@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from prunus.checkpoint.state import read_tensors, write_tensors
+from prunus.checkpoint.state import write_tensors
 from prunus.distillation.logits import Distillation
 from prunus.errors import Problem, PrunusError, TrainingError, first_line
 from prunus.quantization.layers import RANGES
@@ -33,6 +33,7 @@ from prunus.training.callback import PruneCallback
 from prunus.training.contrast import ROW_ID, Contrasting, Numbered, representing
 from prunus.training.masked import masked_outputs
 from prunus.training.order import SeededOrder
+from prunus.training.resume import read_state, resumed_from
 from prunus.training.teaching import Projectors, Teaching
 
 __all__ = ["PrunusTrainer", "release"]
@@ -317,9 +318,9 @@ class _EpochOrder(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Reads it where training goes on within an epoch."""
         self._restored = None
-        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _ORDER_FILE
-        if state.epoch and not float(state.epoch).is_integer() and path.is_file():
-            self._restored = read_tensors(path).get("began")
+        checkpoint = resumed_from(args, state)
+        if checkpoint is not None and state.epoch and not float(state.epoch).is_integer():
+            self._restored = read_state(checkpoint, _ORDER_FILE, "PrunusTrainer").get("began")
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -350,11 +351,11 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Reads it where training goes on; a checkpoint of an earlier version has none."""
+        """Reads it where training goes on."""
         self._began, self._before = perf_counter(), 0.0
-        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / _CLOCK_FILE
-        if state.global_step and path.is_file():
-            self._before = float(read_tensors(path)["seconds"])
+        checkpoint = resumed_from(args, state)
+        if checkpoint is not None:
+            self._before = float(read_state(checkpoint, _CLOCK_FILE, "PrunusTrainer")["seconds"])
 
 
 _CLOCK_FILE = "clock.safetensors"
