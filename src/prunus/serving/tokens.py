@@ -37,7 +37,7 @@ class Tokens:
         )
         self._texts: Any = Tokenizer.from_str(own.to_str())
         self._texts.no_padding()
-        self._texts.enable_truncation(self.limit)
+        self._texts.enable_truncation(self.limit, direction=(own.truncation or {}).get("direction", "right"))
         window = min(options.answer_tokens, self.limit)
         self._question = window // 4
         self._windows: Any = None

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from prunus.checkpoint.state import RANGES_FILE, read_tensors, write_tensors
+from prunus.checkpoint.weights import read_weights
 from prunus.errors import CheckpointError, DataError, MissingExtra, Problem, RecipeError, first_line
 from prunus.quantization import restore
 from prunus.tasks.base import HeadKind, Task
@@ -146,14 +147,13 @@ def meta_model(config: PreTrainedConfig, head: HeadKind, key: str = "model.name"
 def carry_over(source: str, saved: Path, prefix: str) -> None:
     """Adds what a language model does not use, and a task may, to a saved one: the pooler of its source.
 
-    Nothing where the source is no directory with one file of weights, or has no such tensors.
+    Nothing where the source is no directory, or has no such tensors.
     """
-    path = Path(source) / "model.safetensors"
-    if not path.is_file():
+    if not Path(source).is_dir():
         return
-    tensors = read_tensors(saved / "model.safetensors")
+    tensors = read_weights(saved)
     more = {}
-    for name, tensor in read_tensors(path).items():
+    for name, tensor in read_weights(Path(source)).items():
         bare = name.removeprefix(f"{prefix}.")
         if bare.startswith("pooler."):
             more[f"{prefix}.{bare}"] = tensor
