@@ -154,12 +154,18 @@ def export_graph(
             inside = [name for name in layers if INSIDE.search(name)]
             if integers < len(inside):
                 rule = f"run on bytes in all {len(inside)} quantized layers of the stack"
-                raise EngineError(Problem("products of the compiled graph", f"{integers} int8, {floats} float32", rule))
+                got = f"{integers} int8, {floats} float32 for {model.config.model_type}"
+                raise EngineError(Problem("products of the compiled graph", got, rule, advice(to)))
             facts["weights"] = same_weights(layers, partial / FILES[to], to) if layers else {}
             if evaluate and task is not None:
                 facts["metrics"] = measured(model, partial / FILES[to], to, names, task, tokenizer, bars)
             (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
+
+
+def advice(to: str) -> str:
+    """What to do about an architecture whose products an engine compiles in float in part, such as DeBERTa's."""
+    return f"--precision float32: {to} does not run all products of this architecture on bytes"
 
 
 def sampled(

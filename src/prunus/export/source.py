@@ -107,6 +107,12 @@ def carry_tokenizer(directory: Path, output: Path, console: Console | None = Non
             console.print(f"tokenizer files copied unread: transformers cannot use them ({reason})", highlight=False)
         return None
     tokenizer.save_pretrained(output)
+    settings = output / "tokenizer_config.json"
+    if (
+        settings.is_file()
+    ):  # what the class of the tokenizer knows, written down for who reads the files without transformers
+        held = read_settings(settings) | {"model_input_names": list(tokenizer.model_input_names)}
+        settings.write_text(json.dumps(held, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _check_same(tokenizer, output)
     return tokenizer
 

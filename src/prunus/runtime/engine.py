@@ -255,6 +255,11 @@ class Engine:
         """The tokenizer beside the model (the package ``tokenizers``)."""
         return self._texts.tokenizer
 
+    @property
+    def token_types(self) -> bool:
+        """Whether the tokenizer gives the model types of tokens."""
+        return self._texts.types
+
     def tokenize(self, texts: Sequence[str | tuple[str, str]]) -> tuple[list[Array], list[Array]]:
         """Token ids and types of texts or pairs of texts.
 

@@ -293,7 +293,7 @@ def accelerate(
 
 
 def plain(linear: nn.Linear) -> bool:
-    """Whether nothing hangs on a layer that a replacement would lose: hooks, parametrizations, a type that float32 does not hold."""
+    """Whether nothing hangs on a layer that a replacement would lose: hooks, parametrizations, or another type."""
     hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
     return not any(hooks) and "weight" in linear._parameters and linear.weight.dtype in FLOATS
 

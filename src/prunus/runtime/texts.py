@@ -1,6 +1,7 @@
 """Texts -> token ids, with the tokenizer that lies beside a packed model (the package ``tokenizers``)."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ class Texts:
     def __init__(self, directory: Path | None, longest: int, sentences: Sentences | None) -> None:
         self._directory, self._longest, self._sentences = directory or Path(), longest, sentences
         self._tokenizer: Any = None
-        self._types = True
         self._lengths: dict[str, int] = {}
 
     @property
@@ -47,12 +47,12 @@ class Texts:
     def _load(self) -> Any:
         from tokenizers import Tokenizer, normalizers
 
-        path, settings = self._directory / "tokenizer.json", self._directory / "tokenizer_config.json"
+        path = self._directory / "tokenizer.json"
         if not path.is_file():
             raise EngineError(Problem(str(path), "nothing", "be a file of the tokenizer"))
         found: Any = Tokenizer.from_file(str(path))
         found.no_padding()
-        own = read_settings(settings) if settings.is_file() else {}
+        own = self._settings()
         stated = self._sentences.max_length if self._sentences else None
         limit = own.get("model_max_length") if stated is None else stated
         limit = limit if isinstance(limit, int) and 0 < limit <= self._longest else self._longest
@@ -60,9 +60,19 @@ class Texts:
         if self._sentences and self._sentences.lower:
             lower = normalizers.Lowercase()
             found.normalizer = normalizers.Sequence([lower, found.normalizer] if found.normalizer else [lower])
-        inputs = own.get("model_input_names")
-        self._types = not isinstance(inputs, list) or "token_type_ids" in inputs
         return found
+
+    @cached_property
+    def types(self) -> bool:
+        """Whether the model is given the types of tokens: the tokenizer's settings may leave them out, whatever its template
+        says, and transformers then gives none.
+        """
+        inputs = self._settings().get("model_input_names")
+        return not isinstance(inputs, list) or "token_type_ids" in inputs
+
+    def _settings(self) -> dict[str, Any]:
+        path = self._directory / "tokenizer_config.json"
+        return read_settings(path) if path.is_file() else {}
 
     def tokenize(self, texts: Sequence[str | tuple[str, str]]) -> tuple[list[Array], list[Array]]:
         """Token ids and types of texts or pairs of texts.
@@ -74,10 +84,9 @@ class Texts:
         check_texts(texts)
         encodings = self.tokenizer.encode_batch([text if isinstance(text, str) else tuple(text) for text in texts])
         ids = [np.array(one.ids) for one in encodings]
-        # Where the tokenizer's settings leave types out, transformers gives the model none, whatever the template says.
+        typed = self.types
         kinds = [
-            np.array(one.type_ids) if self._types else np.zeros_like(row)
-            for one, row in zip(encodings, ids, strict=True)
+            np.array(one.type_ids) if typed else np.zeros_like(row) for one, row in zip(encodings, ids, strict=True)
         ]
         return ids, kinds
 

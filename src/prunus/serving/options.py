@@ -31,6 +31,10 @@ class Served(Protocol):
         """A ``tokenizers.Tokenizer`` that truncates to the longest input."""
 
     @property
+    def token_types(self) -> bool:
+        """Whether the tokenizer gives the model types of tokens; zeros where not."""
+
+    @property
     def sentences(self) -> Sentences:
         """How a sentence becomes an embedding."""
 
