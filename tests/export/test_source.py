@@ -23,6 +23,7 @@ from prunus.errors import CheckpointError, EngineError
 from prunus.export import Calibration, export_packed
 from prunus.export.archive import export_archive, restore_archive
 from prunus.export.graph import export_graph
+from prunus.export.running import whereabouts
 from prunus.export.smaller import compact_directory
 from prunus.export.source import carry_tokenizer, full_settings
 from prunus.runtime import load
@@ -318,3 +319,13 @@ def test_products_that_stay_in_float_come_with_advice(tmp_path: Path) -> None:
     (tmp_path / "texts").write_text("\n".join([*TEXTS, *TEXTS]), encoding="utf-8")
     with pytest.raises(EngineError, match=r"got 3 int8, 9 float32 for bert\n.*try --precision float32"):
         export_graph(source, tmp_path / "onnx", "onnx", "int8", Calibration(tmp_path / "texts"))
+
+
+@pytest.mark.parametrize("form", ["bin", "sharded safetensors"])
+def test_the_torch_backend_takes_any_form(form: str, tmp_path: Path) -> None:
+    source = saved(tmp_path / "source", vocabulary_text)
+    shards(source, form)
+    assert whereabouts(source, "torch") == weight_files(source)[0]
+    weight_files(source)[0].unlink()
+    with pytest.raises(EngineError, match=r"model\.safetensors must be in"):
+        whereabouts(source, "torch")

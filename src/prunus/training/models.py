@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from prunus.checkpoint.sentence_files import model_directory
 from prunus.checkpoint.state import RANGES_FILE, read_tensors, write_tensors
 from prunus.checkpoint.weights import read_weights
 from prunus.errors import CheckpointError, DataError, MissingExtra, Problem, RecipeError, first_line
@@ -68,6 +69,7 @@ def model_source(name: str, key: str = "model.name") -> str:
         return str(Path(spec.origin).with_name("model"))
     path = Path(name).expanduser()
     if path.is_dir():
+        path = model_directory(path)
         if not (path / "config.json").is_file():
             raise RecipeError(Problem(key, name, "be a directory with a config.json", "the directory of a saved model"))
         if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):

@@ -285,7 +285,7 @@ def _finish(
         if prepared.task.head == "masked-language":
             carry_over(prepared.source, partial, model.base_model_prefix)
         prepared.tokenizer.save_pretrained(partial)
-        sentences = find_sentence_files(Path(prepared.source))
+        sentences = find_sentence_files(Path(prepared.source)) if Path(prepared.source).is_dir() else None
         if sentences is not None:
             sentences.copy(partial)  # the output makes embeddings as its source does
         facts[column] = weight_facts(model, tensors, metrics) | {
