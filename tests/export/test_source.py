@@ -223,6 +223,14 @@ def test_positions_without_a_padding_token_are_refused(tmp_path: Path) -> None:
         export_packed(tmp_path / "model", tmp_path / "packed", "float32")
 
 
+def test_weights_of_another_quantization_are_refused(tmp_path: Path) -> None:
+    source = saved(tmp_path / "source", vocabulary_text)
+    path = source / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(EngineError, match=r"quantization_config must be absent.*got 'fp8'"):
+        export_packed(source, tmp_path / "packed", "float32")
+
+
 # weights
 
 

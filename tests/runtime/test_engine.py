@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -518,6 +519,11 @@ def test_sentence_embeddings(sentences: tuple[Engine, Any]) -> None:
 def test_without_a_tokenizer_sentences_are_an_engine_error(engine: Engine) -> None:
     with pytest.raises(EngineError, match=r"tokenizer\.json"):
         engine.encode("a fine film")
+
+
+def test_an_engine_is_neither_copied_nor_pickled(engine: Engine) -> None:
+    with pytest.raises(EngineError, match=r"try prunus\.runtime\.load"):
+        deepcopy(engine)
 
 
 # what a checkpoint may be

@@ -67,6 +67,12 @@ def read_dense(directory: Path, more: Mapping[str, Any] | None = None) -> Dense:
     if not (directory / "config.json").is_file():
         raise EngineError(Problem(str(directory / "config.json"), "nothing", "be a file"))
     settings = full_settings(directory) | dict(more or {})
+    held = settings.get("quantization_config")
+    method = held.get("quant_method") if isinstance(held, Mapping) else None
+    if held and method != "prunus":
+        rule = "be absent: its numbers are not those of the model"
+        fix = "exporting the model as it was before that quantization"
+        raise EngineError(Problem("config.json: quantization_config", method or str(held)[:60], rule, fix))
     shape_of(settings)  # a model without a fused engine is told before its weights are read
     weights = read_weights(directory)
     arrays = {name: (value.float() if value.is_floating_point() else value).numpy() for name, value in weights.items()}

@@ -327,6 +327,11 @@ class Engine:
         """Ends the engine's threads."""
         self.encoder.team.close()
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Threads and machine code stay in their process."""
+        fix = "prunus.runtime.load, in the process that needs another"
+        raise EngineError(Problem("an engine", "to be copied or pickled", "stay as it is", fix))
+
     def __enter__(self) -> "Engine":
         return self
 
