@@ -21,6 +21,15 @@ def test_files_replace_those_of_their_name(tmp_path: Path) -> None:
     assert names(tmp_path) == {"a": "new", "b": "old"}
 
 
+def test_folders_replace_those_of_their_name(tmp_path: Path) -> None:
+    (tmp_path / "out" / "folder").mkdir(parents=True)
+    (tmp_path / "out" / "folder" / "old").touch()
+    with staged(tmp_path / "out") as partial:
+        (partial / "folder").mkdir()
+        (partial / "folder" / "new").touch()
+    assert [path.name for path in (tmp_path / "out" / "folder").iterdir()] == ["new"]
+
+
 def stop_halfway(place: Path, error: type[BaseException]) -> None:
     with staged(place) as partial:
         (partial / "a").write_text("new")

@@ -34,7 +34,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
 """What a model can be exported to, and the packages that takes."""
 
 Directory = Annotated[Path, typer.Argument(help="A packed model: what prunus export wrote.")]
-Threads = Annotated[int | None, typer.Option(help="Threads of the engine; default all processors.")]
+Threads = Annotated[
+    int | None, typer.Option(help="Threads of the engine; default all processors, within the CPU quota.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Facts as one JSON object on standard output.")]
 
 
@@ -123,14 +125,14 @@ def archive(directory: Path, target: Path, to: str, overwrite: bool, as_json: bo
     from prunus.export.archive import export_archive, restore_archive
 
     if to == "transformers":
-        facts = restore_archive(directory, target, overwrite=overwrite)
+        facts = restore_archive(directory, target, overwrite=overwrite, console=err)
         if as_json:
             print_json(facts | {"output": str(target)})
             return
         size = f"{facts['bytes'] / 2**20:.1f} MiB"
         out.print(f"{facts['tensors']} tensors as they were, {size}: {target}", highlight=False)
         return
-    facts = export_archive(directory, target, overwrite=overwrite)
+    facts = export_archive(directory, target, overwrite=overwrite, console=err)
     if as_json:
         print_json(facts | {"output": str(target)})
         return
@@ -192,7 +194,9 @@ def bench(
     case: Annotated[list[str] | None, typer.Option(metavar="BxT", help="Sequences x tokens, as 8x128.")] = None,
     texts: Annotated[Path | None, typer.Option(help="One text a line: for int8 ranges and mixed lengths.")] = None,
     rounds: Annotated[int, typer.Option(min=3, max=1000, help="Rounds in which all engines take turns.")] = 15,
-    threads: Annotated[int, typer.Option(min=1, max=256, help="Of every engine.")] = 2,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Of every engine; default 2, or 1 where there is no second.")
+    ] = None,
     report: Annotated[bool, typer.Option(help="Write the figures into a run's facts and its report.html.")] = True,
     as_json: AsJson = False,
 ) -> None:
@@ -202,11 +206,13 @@ def bench(
         from prunus.bench.command import bench as run_bench
         from prunus.report.facts import FACTS_FILE
         from prunus.report.html import add_facts
+        from prunus.runtime.processors import processors
         from prunus.training.quiet import quiet
 
         cases = [read_case(text) for text in case or ()] or list(CASES)
         quiet()
-        facts = run_bench(directory, engine or (), cases, threads, rounds, texts, err)
+        count = min(2, max(1, processors())) if threads is None else threads
+        facts = run_bench(directory, engine or (), cases, count, rounds, texts, err)
         if as_json:
             print_json(facts)
         else:
@@ -241,7 +247,7 @@ def compact(
         from prunus.export.smaller import compact_directory
 
         place = output or directory.with_name(f"{directory.name}-compact")
-        facts = compact_directory(directory, place)
+        facts = compact_directory(directory, place, err)
         if as_json:
             print_json(facts)
             return

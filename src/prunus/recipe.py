@@ -114,7 +114,7 @@ class TrainSpec:
     report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml"], ...] = ()
     """Where Trainer reports besides ``log.jsonl``; each needs its package."""
     threads: int | None = None
-    """CPU threads; None leaves torch's own choice."""
+    """CPU threads; None leaves torch's own choice, within the CPU quota of the process."""
 
     def problems(self, key: str = "train") -> list[Problem]:
         """Values out of range."""

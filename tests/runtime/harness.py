@@ -6,7 +6,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.runtime.families import Dense, Shape, shape_of
+from prunus.runtime.families import Dense, Shape, places, shape_of
 from prunus.runtime.isa import ISAS, Isa, available
 from prunus.runtime.lang import Kernel
 from prunus.runtime.machine import Code, load
@@ -251,8 +251,8 @@ def draw_ids(shape: Shape, lengths: Sequence[int], seed: int = 0) -> tuple[list[
 def flat(shape: Shape, ids: Sequence[Array], types: Sequence[Array]) -> tuple[Array, Array]:
     """Lengths and inputs as ``Encoder.run`` takes them."""
     lengths = np.array([len(one) for one in ids])
-    places = np.concatenate([np.arange(length) + shape.first_position for length in lengths])
-    return lengths, np.stack([np.concatenate(ids), places, np.concatenate(types)])
+    at = np.concatenate([places(shape, row) for row in ids])
+    return lengths, np.stack([np.concatenate(ids), at, np.concatenate(types)])
 
 
 def relative_error(got: Array, expected: Array) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from harness import Array
 
 from prunus.runtime.convert import Model
+from prunus.runtime.families import places
 from prunus.runtime.kernels.maths import PHI, PHI_END, POWER_SHORT
 from prunus.runtime.pack import Packed, unpack
 
@@ -87,8 +88,8 @@ def one(model: Model, ids: Array, kinds: Array) -> Array:
         inverse = t[f"{name}.inverse"][: x.shape[1]]
         return np.rint(np.clip(fused(x, inverse, t[f"{name}.zero"]), 0, 255)).astype(np.uint8)
 
-    places = np.arange(count) + s.first_position
-    x = t["embeddings.word"][ids] + t["embeddings.type"][kinds] + t["embeddings.position"][places]
+    at = places(s, ids)
+    x = t["embeddings.word"][ids] + t["embeddings.type"][kinds] + t["embeddings.position"][at]
     x = normalized(x, t["embeddings.gamma"], t["embeddings.beta"], s.epsilon)
     if s.narrow:
         x = (x @ t["projection.weight"].T + t["projection.bias"]).astype(np.float32)

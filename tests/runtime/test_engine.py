@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,72 @@ def test_an_output_is_read_by_name_attribute_and_position(engine: Engine) -> Non
         output.hidden_states  # noqa: B018
     with pytest.raises(KeyError):
         output["hidden_states"]
+
+
+MASKS = {
+    "left": [0, 0, 0, 1, 1, 1],
+    "hole": [1, 1, 0, 0, 1, 1],
+    "both": [0, 1, 0, 1, 1, 0],
+    "right": [1, 1, 1, 0, 0, 0],
+}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.endswith(("Model", "SequenceClassification"))])
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("filled", [True, False])
+def test_masks_give_the_same_numbers_or_an_error(
+    name: str, kind: str, filled: bool, tmp_path: Path, shared_code: None
+) -> None:
+    model = saved(tmp_path, name)
+    packed(tmp_path)
+    mask = torch.tensor([[1] * 6, MASKS[kind]])
+    ids = torch.randint(3, VOCABULARY, (2, 6), generator=torch.Generator().manual_seed(4))
+    if filled:
+        ids = ids.masked_fill(mask == 0, model.config.pad_token_id or 0)
+    refused = (name.startswith("MPNet") and kind in ("hole", "both")) or (
+        name.endswith("Classification") and kind in ("left", "both")
+    )
+    with load(tmp_path, threads=1) as engine:
+        if refused:
+            with pytest.raises(EngineError, match=r"attention_mask\[1\] must (have no gap|begin with 1)"):
+                engine(ids, mask)
+            return
+        output = engine(ids, mask)
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask)
+    first = next(iter(output))
+    keep = slice(None) if first == "logits" else mask.bool()
+    assert float((output[first][keep] - expected[first][keep]).abs().max()) < 1e-4
+    if "pooler_output" in expected and expected["pooler_output"] is not None:
+        # What the pooler gives for a first token that is padding is not worth having, and is not given.
+        assert ("pooler_output" in output) == (kind in ("hole", "right"))
+
+
+def test_a_padding_token_within_a_text_counts_as_in_transformers(tmp_path: Path, shared_code: None) -> None:
+    model = saved(tmp_path, "RobertaModel")
+    packed(tmp_path)
+    ids = torch.tensor([[0, 5, 1, 6, 1, 7, 2]])
+    with load(tmp_path, threads=1) as engine, torch.no_grad():
+        found = engine.states([ids[0].numpy()])[0]
+        assert np.abs(found - model(ids).last_hidden_state[0].numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (None, "texts must be a list of texts"),
+        (7, "texts must be a list of texts"),
+        ([None, "a"], r"texts\[0\] must be a text, or a pair of texts, got 'NoneType'"),
+        (["a", 3.5], r"texts\[1\] must be a text"),
+        ([("a", 2)], r"texts\[0\] must be a text"),
+        ([["a", "b", "c"]], r"texts\[0\] must be a text"),
+        (["half \ud83d"], r"texts\[0\] must be Unicode text without lone surrogates"),
+    ],
+)
+def test_what_is_no_text_is_an_engine_error(sentences: tuple[Engine, Any], texts: Any, words: str) -> None:
+    for call in (sentences[0].encode, sentences[0].tokenize):
+        with pytest.raises(EngineError, match=words):
+            call(texts)
 
 
 def test_masks_of_any_type_and_holes(engine: Engine) -> None:
@@ -452,6 +519,11 @@ def test_sentence_embeddings(sentences: tuple[Engine, Any]) -> None:
 def test_without_a_tokenizer_sentences_are_an_engine_error(engine: Engine) -> None:
     with pytest.raises(EngineError, match=r"tokenizer\.json"):
         engine.encode("a fine film")
+
+
+def test_an_engine_is_neither_copied_nor_pickled(engine: Engine) -> None:
+    with pytest.raises(EngineError, match=r"try prunus\.runtime\.load"):
+        deepcopy(engine)
 
 
 # what a checkpoint may be

@@ -140,6 +140,8 @@ SLOWLY = """
         def __init__(self, engine, seconds):
             self.engine, self.seconds = engine, seconds
             self.settings, self.head, self.tokenizer = engine.settings, engine.head, engine.tokenizer
+            self.sentences, self.features, self.token_types = engine.sentences, engine.features, engine.token_types
+            self.skipped, self.embed = engine.skipped, engine.embed
 
         def states(self, sequences, types=None):
             time.sleep(self.seconds)

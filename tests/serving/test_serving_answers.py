@@ -7,6 +7,7 @@ import struct
 import numpy as np
 import pytest
 
+from prunus.errors import EngineError
 from prunus.serving.answers import (
     Span,
     Window,
@@ -16,7 +17,6 @@ from prunus.serving.answers import (
     best_span,
     class_names,
     class_scores,
-    mean_embedding,
     ranked,
     softmax,
 )
@@ -44,7 +44,27 @@ def test_a_softmax_does_not_overflow() -> None:
     ],
 )
 def test_scores_by_the_type_of_problem(logits: np.ndarray, problem_type: str | None, scores: list[float]) -> None:
-    assert class_scores(logits, problem_type) == pytest.approx(scores)
+    assert class_scores(logits, {"problem_type": problem_type}) == pytest.approx(scores)
+
+
+@pytest.mark.parametrize(
+    ("settings", "scores"),
+    [
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"}}, [2.5]),
+        ({"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}}, [0.924142]),
+        ({"sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity"}, [2.5]),
+        ({"sbert_ce_default_activation_function": None, "problem_type": None}, [0.924142]),
+        ({"sentence_transformers": {"activation_fn": "somebody.elses.Function"}}, [0.924142]),
+        ({"sentence_transformers": {"version": "5.0"}}, [0.924142]),
+    ],
+)
+def test_a_cross_encoder_names_its_activation(settings: dict[str, object], scores: list[float]) -> None:
+    assert class_scores(np.array([2.5]), settings) == pytest.approx(scores, abs=1e-6)
+
+
+def test_an_activation_that_is_not_served_is_refused() -> None:
+    with pytest.raises(EngineError, match="activation_fn must be Identity or Sigmoid"):
+        class_scores(np.array([2.5]), {"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Tanh"}})
 
 
 def test_labels_from_the_settings_or_by_number() -> None:
@@ -52,11 +72,6 @@ def test_labels_from_the_settings_or_by_number() -> None:
     assert class_names({"id2label": None}, 1) == ["LABEL_0"]
     rows = ranked(np.array([0.25, 0.5, 0.25]), ["a", "b", "c"])
     assert rows == [{"label": "b", "score": 0.5}, {"label": "a", "score": 0.25}, {"label": "c", "score": 0.25}]
-
-
-def test_an_embedding_is_the_mean_of_length_one() -> None:
-    assert mean_embedding(np.array([[2.0, 0.0], [4.0, 8.0]], np.float32)).tolist() == pytest.approx([0.6, 0.8])
-    assert mean_embedding(np.zeros((2, 2), np.float32)).tolist() == [0.0, 0.0]
 
 
 def test_an_embedding_as_text_and_as_base64_is_exact() -> None:

@@ -406,6 +406,8 @@ class Broken:
 
     def __init__(self, engine: Engine, error: Exception) -> None:
         self.settings, self.head, self.tokenizer, self.error = engine.settings, engine.head, engine.tokenizer, error
+        self.sentences, self.features, self.token_types = engine.sentences, engine.features, engine.token_types
+        self.skipped, self.embed = engine.skipped, engine.embed
 
     def states(self, sequences: Any, types: Any = None) -> Any:
         raise self.error

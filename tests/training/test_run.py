@@ -520,6 +520,37 @@ def test_regression(tiny_bert: Path, tmp_path: Path) -> None:
     assert facts["sparse"]["sparsity"] == 0.5
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_the_output_of_a_sentence_transformers_model_is_one_too(
+    old: bool, tiny_bert: Path, small_data: Path, tmp_path: Path
+) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling
+
+    source = tmp_path / "st"
+    SentenceTransformer(modules=[Transformer(str(tiny_bert)), Pooling(16, "cls"), Dense(16, 4)]).save(str(source))
+    if old:  # the transformer in a folder of its own
+        inside = source / "0_Transformer"
+        inside.mkdir()
+        for path in source.iterdir():
+            if path.is_file() and path.name not in ("modules.json", "config_sentence_transformers.json"):
+                path.rename(inside / path.name)
+        modules = json.loads((source / "modules.json").read_text())
+        modules[0]["path"] = "0_Transformer"
+        (source / "modules.json").write_text(json.dumps(modules))
+    raw = small_recipe(source, small_data)
+    raw["train"] |= {"epochs": 1}
+    raw["prune"] |= {"criterion": "magnitude", "schedule": {"kind": "one_shot", "start": 0}}
+    del raw["dense"], raw["distill"]
+    run(read_recipe(raw), tmp_path / "out")
+    model = SentenceTransformer(str(tmp_path / "out"), device="cpu")
+    with torch.no_grad():
+        first = model[0].model(**model[0].tokenizer("good film", return_tensors="pt")).last_hidden_state[:, 0]
+        expected = model[2].linear(first).tanh()[0]
+    assert torch.allclose(torch.from_numpy(model.encode("good film")), expected, atol=1e-5)
+
+
 def test_the_small_files_are_as_the_tests_take_them(small_data: Path) -> None:
     assert len((small_data / TEXT_FILE).read_text().splitlines()) == 61
     assert (small_data / QA_FILE).read_text().count('"question"') == 20

@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoTokenizer
 from prunus._version import __version__
 from prunus.bench.engines import ENGINES, Batch, Call, Subject, make_engines, missing_packages
 from prunus.bench.rounds import Timing, compare, timed
+from prunus.checkpoint.sentence_files import model_directory
 from prunus.errors import EngineError, Problem
 from prunus.runtime.families import shape_of
 from prunus.runtime.isa import choose
@@ -110,7 +111,8 @@ def bench(
         raise EngineError(*unknown)
     names = [name for name, missing in absent.items() if not missing]
     torch.set_num_threads(threads)
-    model = AutoModel.from_pretrained(directory).eval()
+    directory, name = model_directory(directory), directory.resolve().name
+    model = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
     shape = shape_of(model.config.to_dict())
     words, longest = shape.words, shape.positions - shape.first_position
     long = [
@@ -123,7 +125,7 @@ def bench(
     calibration = [padded_batch([row]) for row in rows[:64]]
     calibration = calibration or [padded_batch([generator.integers(0, words, min(128, longest))]) for _ in range(8)]
     facts: dict[str, Any] = {
-        "model": directory.name,
+        "model": name,
         "threads": threads,
         "processor": processor(),
         "isa": choose().name,

@@ -39,6 +39,8 @@ def staged(output: Path, last: str = "") -> Iterator[Path]:
     try:
         yield partial
         for path in sorted(partial.iterdir(), key=lambda path: path.name == last):
+            if path.is_dir() and (output / path.name).is_dir():  # a directory does not replace one that holds files
+                shutil.rmtree(output / path.name)
             os.replace(path, output / path.name)
         partial.rmdir()
     except BaseException as error:

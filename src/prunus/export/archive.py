@@ -1,7 +1,8 @@
 """A model on disk at the size of what is left of it, and back again: every number is what it was (a zero loses its sign).
 
-    archive.safetensors    every tensor of model.safetensors, each in the smallest of the forms that give it back exactly
-    config.json, tokenizer, ranges.safetensors, prunus.json    as they were
+    archive.safetensors    every tensor of the model, each in the smallest of the forms that give it back exactly
+    config.json, ranges.safetensors, prunus.json, modules of sentence-transformers    as they were
+    tokenizer              as it saves itself
 
 Forms, by name in the metadata's JSON ``tensors`` (name -> form, shape ``[outputs, inputs]``, block ``[rows, columns]``):
 
@@ -26,14 +27,18 @@ from typing import Any, Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prunus._version import __version__
+from prunus.checkpoint.sentence_files import find_sentence_files, model_directory
 from prunus.checkpoint.staged import copy_files, staged
 from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, read_tensors, write_tensors
+from prunus.checkpoint.weights import read_weights, weight_files
 from prunus.errors import CheckpointError, Problem
 from prunus.export.packed import COPIED
+from prunus.export.source import carry_sentence_files, carry_tokenizer
 
 __all__ = ["ARCHIVE", "export_archive", "read_archive", "restore_archive", "write_archive"]
 
@@ -225,7 +230,9 @@ def taken(
     return None
 
 
-def export_archive(directory: Path, output: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def export_archive(
+    directory: Path, output: Path, *, overwrite: bool = False, console: Console | None = None
+) -> dict[str, Any]:
     """Archives a saved model; reads the archive back and compares every tensor before it counts.
 
     Returns the facts that ``archive.json`` holds: forms, and bytes of the pruned weights and of the whole file, each also
@@ -235,15 +242,19 @@ def export_archive(directory: Path, output: Path, *, overwrite: bool = False) ->
         CheckpointError: no model there, an output that is taken, or a disk that is full.
 
     """
-    if not (directory / MODEL).is_file():
-        raise CheckpointError(Problem(str(directory / MODEL), "nothing", "be a file", "the output of prunus run"))
+    sentences = find_sentence_files(directory)
+    directory = model_directory(directory)
+    files = weight_files(directory)
     if (output / ARCHIVE).exists() and not overwrite:
         rule = "not hold an archive yet"
         raise CheckpointError(Problem("output", str(output), rule, "--overwrite or another directory"))
-    tensors = read_tensors(directory / MODEL)
+    tensors = read_weights(directory)
     ranges = read_tensors(directory / RANGES_FILE) if (directory / RANGES_FILE).is_file() else {}
     with staged(output, FACTS) as partial:
         copy_files(directory, partial, KEEPS)
+        carry_tokenizer(directory, partial, console)
+        if sentences is not None:
+            sentences.copy(partial)
         forms = write_archive(partial / ARCHIVE, tensors, ranges)
         back = read_archive(partial / ARCHIVE)
         for name, tensor in tensors.items():
@@ -253,13 +264,15 @@ def export_archive(directory: Path, output: Path, *, overwrite: bool = False) ->
             "prunus": __version__,
             "forms": {name: form.json() for name, form in forms.items()},
             "bytes": sizes(tensors, ranges, forms),
-            "files": {"model": (directory / MODEL).stat().st_size, "archive": (partial / ARCHIVE).stat().st_size},
+            "files": {"model": sum(f.stat().st_size for f in files), "archive": (partial / ARCHIVE).stat().st_size},
         }
         (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
 
 
-def restore_archive(directory: Path, output: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def restore_archive(
+    directory: Path, output: Path, *, overwrite: bool = False, console: Console | None = None
+) -> dict[str, Any]:
     """The directory that was archived: ``model.safetensors`` with every tensor as it was, and what lay beside it.
 
     Raises:
@@ -275,6 +288,8 @@ def restore_archive(directory: Path, output: Path, *, overwrite: bool = False) -
     tensors = read_archive(directory / ARCHIVE)
     with staged(output, MODEL) as partial:
         copy_files(directory, partial, KEEPS)
+        carry_tokenizer(directory, partial, console)
+        carry_sentence_files(directory, partial)
         write_tensors(partial / MODEL, tensors, {"format": "pt"})
     return {"tensors": len(tensors), "bytes": (output / MODEL).stat().st_size}
 

@@ -25,13 +25,16 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
 from prunus._version import __version__
+from prunus.checkpoint.sentence_files import find_sentence_files, model_directory
 from prunus.checkpoint.staged import copy_files, staged
 from prunus.checkpoint.state import RANGES_FILE, read_tensors
+from prunus.checkpoint.weights import weight_files
 from prunus.errors import CheckpointError, DataError, EngineError, Problem, first_line
 from prunus.export.onnx import export_onnx, whole_weight
 from prunus.export.packed import COPIED, Calibration, run_task, texts_of, tokenizer_of
 from prunus.export.running import Running, output_names
 from prunus.export.scoring import agreement
+from prunus.export.source import carry_tokenizer
 from prunus.quantization import Quantization, QuantLinear, quantize, restore
 from prunus.runtime.families import read_settings
 from prunus.tasks.base import Task
@@ -51,9 +54,9 @@ INSIDE = re.compile(r"\.\d+\.")
 
 def load(directory: Path) -> PreTrainedModel:
     """The saved model, with plain attention, whose products of bytes every engine recognises."""
-    missing = [name for name in ("config.json", "model.safetensors") if not (directory / name).is_file()]
-    if missing:
-        raise EngineError(*(Problem(str(directory / name), "nothing", "be a file") for name in missing))
+    if not (directory / "config.json").is_file():
+        raise EngineError(Problem(str(directory / "config.json"), "nothing", "be a file"))
+    weight_files(directory)
     names = read_settings(directory / "config.json").get("architectures") or [""]
     names = names if isinstance(names, list) else [names]
     kinds = {
@@ -109,6 +112,8 @@ def export_graph(
         )
     if found:
         raise CheckpointError(*found)
+    sentences = find_sentence_files(directory)
+    directory = model_directory(directory)
     model, tokenizer = load(directory), tokenizer_of(directory)
     names = output_names(hasattr(model, "qa_outputs"))
     with Bars(console) as bars:
@@ -129,6 +134,9 @@ def export_graph(
         example = batches[0] if batches else guess(model)
         with staged(output, FACTS) as partial:
             copy_files(directory, partial, COPIED)
+            carry_tokenizer(directory, partial, console)
+            if sentences is not None and console is not None:
+                console.print("left out: modules.json; the file gives the outputs of the head alone", highlight=False)
             bars("exporting", 0, 1)
             write(model, example, names, partial, to)
             bars("exporting", 1, 1)
@@ -146,12 +154,18 @@ def export_graph(
             inside = [name for name in layers if INSIDE.search(name)]
             if integers < len(inside):
                 rule = f"run on bytes in all {len(inside)} quantized layers of the stack"
-                raise EngineError(Problem("products of the compiled graph", f"{integers} int8, {floats} float32", rule))
+                got = f"{integers} int8, {floats} float32 for {model.config.model_type}"
+                raise EngineError(Problem("products of the compiled graph", got, rule, advice(to)))
             facts["weights"] = same_weights(layers, partial / FILES[to], to) if layers else {}
             if evaluate and task is not None:
                 facts["metrics"] = measured(model, partial / FILES[to], to, names, task, tokenizer, bars)
             (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
+
+
+def advice(to: str) -> str:
+    """What to do about an architecture whose products an engine compiles in float in part, such as DeBERTa's."""
+    return f"--precision float32: {to} does not run all products of this architecture on bytes"
 
 
 def sampled(

@@ -19,12 +19,16 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from prunus._version import __version__
+from prunus.checkpoint.sentence_files import model_directory
 from prunus.checkpoint.staged import copy_files, staged
+from prunus.checkpoint.weights import weight_files
 from prunus.errors import CheckpointError, DataError, EngineError, Problem, PrunusError
 from prunus.export.scoring import agreement, engine_outputs
+from prunus.export.sentences import cross_encoder_settings, read_sentences
+from prunus.export.source import carry_tokenizer, read_dense
 from prunus.runtime.convert import Model, Ranges, calibrate, convert
 from prunus.runtime.engine import Engine
-from prunus.runtime.families import Dense, read_checkpoint
+from prunus.runtime.families import Dense
 from prunus.runtime.learned import read_learned
 from prunus.runtime.store import FILE, read_model, write_model
 from prunus.tasks.base import Feature, Task
@@ -33,14 +37,8 @@ from prunus.training.progress import Bars
 __all__ = ["FACTS", "Calibration", "export_packed"]
 
 FACTS = "packed.json"
-COPIED = (
-    "config.json",
-    "prunus.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-)
+COPIED = ("config.json", "prunus.json")
+"""Copied as they are; a tokenizer writes its own files (``source.carry_tokenizer``)."""
 COVERAGE = 0.99
 """Quantile of the sequences' extremes that a range covers."""
 
@@ -80,7 +78,8 @@ def export_packed(
     """Packs the model in ``directory`` into ``output``; returns the facts that ``packed.json`` holds.
 
     Args:
-        directory: a Hugging Face directory (``config.json``, ``model.safetensors``, tokenizer), such as a run's output.
+        directory: a Hugging Face directory (``config.json``, weights, tokenizer), such as a run's output; of a
+            sentence-transformers directory the modules are packed too, so that ``Engine.encode`` gives its embeddings.
         output: a new directory.
         precision: ``int8`` or ``float32``.
         calibration: where the ranges of int8 come from; by default from the run's own training data.
@@ -101,7 +100,9 @@ def export_packed(
         found.append(Problem("output", str(output), "not hold a packed model yet", "--overwrite or another directory"))
     if found:
         raise CheckpointError(*found)
-    dense = read_checkpoint(directory)
+    sentences, more = read_sentences(directory), cross_encoder_settings(directory)
+    directory = model_directory(directory)
+    dense = read_dense(directory, more)
     with Bars(console) as bars:
         task, note = run_task(directory, calibration.data, bars)
         if precision == "int8" and calibration.texts is None and task is None:
@@ -111,17 +112,20 @@ def export_packed(
             )
         with staged(output, FACTS) as partial:
             copy_files(directory, partial, COPIED)
+            if carry_tokenizer(directory, partial, console) is None and console is not None:
+                console.print("no tokenizer: the packed model takes token ids alone", highlight=False)
             started = time.perf_counter()
             ranges = seen(dense, directory, calibration, task, bars) if precision == "int8" else None
             learned = read_learned(directory, dense.shape) if precision == "int8" else None
             model = convert(dense, ranges, COVERAGE, learned=learned)
+            model = model if sentences is None else sentences.add(model)
             write_model(model, partial)
             facts: dict[str, Any] = {
                 "prunus": __version__,
                 "precision": precision,
                 "layers": layer_facts(dense, model),
                 "bytes": {
-                    "dense": (directory / "model.safetensors").stat().st_size,
+                    "dense": sum(path.stat().st_size for path in weight_files(directory)),
                     "packed": (partial / FILE).stat().st_size,
                 },
                 "calibration": None

@@ -11,6 +11,7 @@ prunus       ``packed.safetensors``      ``prunus export --to prunus``
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from prunus.errors import EngineError, MissingExtra, Problem
+from prunus.checkpoint.weights import weight_files
+from prunus.errors import CheckpointError, EngineError, MissingExtra, Problem
+from prunus.runtime.processors import processors
 from prunus.tasks.collate import TOKEN_KEYS
 
 __all__ = ["BACKENDS", "TARGETS", "Running", "output_names", "whereabouts"]
@@ -52,6 +55,9 @@ def whereabouts(directory: Path, backend: str) -> Path:
     if backend not in {"torch", "prunus"} and find_spec(backend) is None:
         fix = 'pip install "prunus[export]"'
         raise MissingExtra(Problem(f"--backend {backend}", f"no package {backend}", "have its packages", fix))
+    if backend == "torch" and not (directory / BACKENDS["torch"]).is_file():
+        with suppress(CheckpointError):  # whatever form the weights have: transformers reads it
+            return weight_files(directory)[0]
     places = [directory]
     if backend in _BESIDE:
         places.append(directory.with_name(directory.resolve().name + _BESIDE[backend]))
@@ -93,7 +99,7 @@ def _onnx(path: Path, outputs: list[str], threads: int | None) -> tuple[list[str
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or processors()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     _has(outputs, [one.name for one in session.get_outputs()])
@@ -104,8 +110,7 @@ def _openvino(path: Path, outputs: list[str], threads: int | None) -> tuple[list
     import openvino
 
     hints: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    if threads:
-        hints["INFERENCE_NUM_THREADS"] = threads
+    hints["INFERENCE_NUM_THREADS"] = threads or max(1, processors())
     compiled: Any = openvino.Core().compile_model(str(path), "CPU", hints)
     request: Any = compiled.create_infer_request()
     _has(outputs, [name for one in compiled.outputs for name in one.names])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from rich.console import Console
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -23,10 +24,11 @@ from transformers import (
 
 from prunus._version import __version__
 from prunus.checkpoint.compacted import compact
-from prunus.checkpoint.staged import copy_files, staged
+from prunus.checkpoint.sentence_files import find_sentence_files, model_directory
+from prunus.checkpoint.staged import staged
 from prunus.checkpoint.state import RANGES_FILE
 from prunus.errors import CheckpointError, Problem, first_line
-from prunus.export.packed import COPIED
+from prunus.export.source import carry_tokenizer
 from prunus.report.facts import FACTS_FILE, read_facts, write_facts
 from prunus.sparsity.compact import Layout
 from prunus.sparsity.structures import Structure, structures
@@ -62,8 +64,10 @@ def read_model(directory: Path) -> Any:
         raise CheckpointError(Problem("directory", str(directory), rule, "the output of a run")) from None
 
 
-def compact_directory(directory: Path, output: Path) -> dict[str, Any]:
+def compact_directory(directory: Path, output: Path, console: Console | None = None) -> dict[str, Any]:
     """Writes the smaller model into ``output``, a new directory, and returns what was counted and compared.
+
+    Its tokenizer goes with it, and the modules of a sentence-transformers directory.
 
     Raises ``CheckpointError`` where nothing can be taken out, for a model that was trained in 8 bits, and where the outputs
     would not stay.
@@ -73,6 +77,8 @@ def compact_directory(directory: Path, output: Path) -> dict[str, Any]:
     if (directory / RANGES_FILE).is_file():
         rule = "be in float32: learned ranges belong to layers as they are"
         raise CheckpointError(Problem("directory", "8 bits", rule, "prunus export --to onnx or openvino"))
+    sentences = find_sentence_files(directory)
+    source, directory = directory, model_directory(directory)
     model = read_model(directory)
     inputs, before, whole = _inputs(model), _counts(model), structures(model)
     expected = _outputs(model, inputs)
@@ -88,7 +94,7 @@ def compact_directory(directory: Path, output: Path) -> dict[str, Any]:
         rule = f"give the same outputs, within {_TOLERANCE:g} of the largest ({size:.3g})"
         raise CheckpointError(Problem("the smaller model", gap, rule, "a bug report"))
     facts: dict[str, Any] = {
-        "source": directory.name,
+        "source": source.name,
         "prunus": __version__,
         "parameters": {"before": before[0], "after": _counts(model)[0]},
         "encoder": {"before": before[1], "after": _counts(model)[1]},
@@ -99,7 +105,9 @@ def compact_directory(directory: Path, output: Path) -> dict[str, Any]:
     }
     with staged(output, FACTS_FILE) as partial:
         model.save_pretrained(partial)
-        copy_files(directory, partial, [name for name in COPIED if name != "config.json"])
+        carry_tokenizer(directory, partial, console)
+        if sentences is not None:
+            sentences.copy(partial)
         held = read_facts(directory) if (directory / FACTS_FILE).is_file() else {}
         # What was counted in layers of another size does not hold any more.
         kept = {key: value for key, value in held.items() if key not in ("tensors", "skipped")}

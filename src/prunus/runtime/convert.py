@@ -26,6 +26,7 @@ from prunus.runtime.families import Dense, Shape
 from prunus.runtime.learned import Learned
 from prunus.runtime.pack import Packed, choose_kind, pack
 from prunus.runtime.reference import encode
+from prunus.runtime.sentences import Sentences
 
 __all__ = ["ROLES", "Model", "Ranges", "calibrate", "chunks", "convert"]
 
@@ -89,6 +90,8 @@ class Model:
     layers: list[dict[str, Packed]]
     tensors: dict[str, Array]
     settings: dict[str, object]
+    sentences: Sentences | None = None
+    """What sentence-transformers does with the states; None where the model does not say."""
 
 
 def calibrate(dense: Dense, sequences: Sequence[Array], types: Sequence[Array] | None = None) -> Ranges:

@@ -8,7 +8,6 @@ Sequences of a batch are packed: padding is not computed. What stands at a padde
 logits -10000, so that no answer begins there.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +19,13 @@ from numpy.typing import NDArray
 from prunus.errors import EngineError, Problem
 from prunus.runtime.convert import Model, chunks
 from prunus.runtime.encoder import Encoder
-from prunus.runtime.families import read_settings
+from prunus.runtime.families import places
 from prunus.runtime.heads import Head, head_of
 from prunus.runtime.isa import choose
+from prunus.runtime.processors import processors
+from prunus.runtime.sentences import MEAN, unit
 from prunus.runtime.store import read_model
+from prunus.runtime.texts import Texts, check_texts
 
 __all__ = ["Engine", "Output", "load"]
 
@@ -31,6 +33,7 @@ Array = NDArray[Any]
 AT_ONCE = 4096
 """Tokens that one pass computes at most, unless one sequence is longer: bounds the memory of a large batch."""
 NOWHERE = -10000.0
+HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
 
 class Output(dict[str, Any]):
@@ -66,9 +69,14 @@ class Engine:
         self.settings = model.settings
         architectures = model.settings.get("architectures") or [""]
         self.architecture = str(architectures[0]) if isinstance(architectures, list) else str(architectures)
-        self.head: Head = head_of(self.architecture, model.shape.family, model.tensors, model.shape.hidden)
+        self.sentences = model.sentences or MEAN
+        named = self.architecture
+        if model.sentences is not None and not named.endswith(HEADS):
+            named = "Model"  # sentence-transformers reads the encoder alone, whatever head it was trained with
+        self.head: Head = head_of(named, model.shape.family, model.tensors, model.shape.hidden)
         self.encoder = Encoder(model, choose(isa), count)
-        self._tokenizer: Any = None
+        self._read = Texts(directory, self.longest, self.sentences)
+        self._texts = self._read if self.head.kind == "none" else Texts(directory, self.longest, None)
 
     @property
     def threads(self) -> int:
@@ -109,22 +117,21 @@ class Engine:
             EngineError: an empty or too long sequence, or ids outside the vocabulary.
 
         """
-        first = self.model.shape.first_position
         ids = [whole_numbers(f"input_ids[{i}]", one, 1) for i, one in enumerate(sequences)]
         kinds = [np.zeros_like(one) for one in ids]
         if types is not None:
             kinds = [whole_numbers(f"token_type_ids[{i}]", one, 1) for i, one in enumerate(types)]
-        places = [np.arange(first, first + len(one)) for one in ids]
+        at = [places(self.model.shape, one) for one in ids]
         if positions is not None:
-            places = [whole_numbers(f"positions[{i}]", one, 1) for i, one in enumerate(positions)]
+            at = [whole_numbers(f"positions[{i}]", one, 1) for i, one in enumerate(positions)]
         lengths = np.array([len(one) for one in ids], np.int64)
-        for name, given in (("token_type_ids", kinds), ("positions", places)):
+        for name, given in (("token_type_ids", kinds), ("positions", at)):
             if [len(one) for one in given] != lengths.tolist():
                 got = f"{len(given)} sequences of {[len(one) for one in given[:8]]} tokens"
                 raise EngineError(Problem(name, got, f"fit input_ids: {len(ids)} sequences"))
         if not ids:
             raise EngineError(Problem("input_ids", "an empty batch", "hold at least one sequence"))
-        flat = np.stack([np.concatenate(parts) for parts in (ids, places, kinds)])
+        flat = np.stack([np.concatenate(parts) for parts in (ids, at, kinds)])
         return np.split(self._run(lengths, flat), np.cumsum(lengths)[:-1])
 
     def _run(self, lengths: Array, flat: Array) -> Array:
@@ -182,20 +189,42 @@ class Engine:
                 raise EngineError(Problem(name, given.shape, f"have the shape of input_ids, {ids.shape}"))
         if mask is not None and mask.all():
             mask = None  # the usual case has a path of few steps
-        shape = self.model.shape
-        if shape.first_position:  # counted over what is no padding, as these families do
-            places = np.cumsum(ids != shape.padding, axis=1) * (ids != shape.padding) + shape.padding
-        else:
-            places = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        if mask is not None:
+            self._check_mask(mask)
+        at = places(self.model.shape, ids)
         lengths = np.full(len(ids), ids.shape[1], np.int64) if mask is None else mask.sum(1)
         flat = np.zeros((3, int(lengths.sum())), np.int64)
-        for row, values in zip(flat, (ids, places, kinds), strict=True):
+        for row, values in zip(flat, (ids, at, kinds), strict=True):
             if values is not None:
                 row[:] = values.reshape(-1) if mask is None else values[mask]
         output = self._output(self._run(lengths, flat), lengths, ids.shape, mask)
         if wants_torch:
             output = Output({name: torch.from_numpy(value) for name, value in output.items()})
         return output
+
+    def _check_mask(self, mask: Array) -> None:
+        """Refuses masks with which the packed tokens would not give what the model gives.
+
+        Raises:
+            EngineError: gaps, where attention depends on distances; padding on the left, where a head reads the first token.
+
+        """
+        problems = []
+        if self.model.shape.reach:
+            changes = np.diff(mask.astype(np.int8), axis=1, prepend=0)
+            rule = "have no gap within a row: this model's attention depends on the distance of tokens"
+            problems += [
+                Problem(f"attention_mask[{i}]", "zeros between ones", rule, "input_ids without those tokens")
+                for i in np.flatnonzero((changes == 1).sum(1) > 1).tolist()
+            ]
+        if self.head.kind == "sequence":
+            rule = "begin with 1: the head reads the first token of the row"
+            problems += [
+                Problem(f"attention_mask[{i}]", "a zero at the first token", rule, "padding on the right")
+                for i in np.flatnonzero(~mask[:, 0]).tolist()
+            ]
+        if problems:
+            raise EngineError(*problems[:20])
 
     def _output(self, states: Array, lengths: Array, shape: tuple[int, ...], mask: Array | None) -> Output:
         def spread(values: Array, empty: float) -> Array:
@@ -216,51 +245,92 @@ class Engine:
                 start_logits=np.ascontiguousarray(both[..., 0]), end_logits=np.ascontiguousarray(both[..., 1])
             )
         output = Output(last_hidden_state=spread(states, 0.0))
-        if self.head.layers:
+        if self.head.layers and (mask is None or mask[:, 0].all()):
+            # The pooler reads the first token of the row; where that is padding there is nothing to give.
             output["pooler_output"] = self.head(states[firsts])
         return output
 
     @property
     def tokenizer(self) -> Any:
         """The tokenizer beside the model (the package ``tokenizers``)."""
-        if self._tokenizer is None:
-            from tokenizers import Tokenizer
+        return self._texts.tokenizer
 
-            path = (self.directory or Path()) / "tokenizer.json"
-            if not path.is_file():
-                raise EngineError(Problem(str(path), "nothing", "be a file of the tokenizer"))
-            self._tokenizer = Tokenizer.from_file(str(path))
-            self._tokenizer.no_padding()
-            self._tokenizer.enable_truncation(min(self.longest, self._limit()))
-        return self._tokenizer
-
-    def _limit(self) -> int:
-        """The longest input that the tokenizer's own settings allow."""
-        path = (self.directory or Path()) / "tokenizer_config.json"
-        limit = read_settings(path).get("model_max_length") if path.is_file() else None
-        return limit if isinstance(limit, int) and 0 < limit <= self.longest else self.longest
+    @property
+    def token_types(self) -> bool:
+        """Whether the tokenizer gives the model types of tokens."""
+        return self._texts.types
 
     def tokenize(self, texts: Sequence[str | tuple[str, str]]) -> tuple[list[Array], list[Array]]:
-        """Token ids and types of texts or pairs of texts."""
-        encodings = self.tokenizer.encode_batch(list(texts))
-        return [np.array(e.ids) for e in encodings], [np.array(e.type_ids) for e in encodings]
+        """Token ids and types of texts or pairs of texts.
 
-    def encode(self, sentences: str | Sequence[str], normalize_embeddings: bool = True) -> Array:
-        """Sentence embeddings ``[sentences, hidden]``: the mean of the last hidden states, of length one if asked.
+        Raises:
+            EngineError: something else than texts or pairs of texts, or no tokenizer beside the model.
 
-        The call of sentence-transformers; one sentence as a plain string gives one embedding ``[hidden]``.
         """
-        texts = [sentences] if isinstance(sentences, str) else list(sentences)
-        if not texts:
-            return np.zeros((0, self.model.shape.hidden), np.float32)
-        means = np.stack([state.mean(0) for state in self.states(*self.tokenize(texts))])
-        if normalize_embeddings:
-            means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
-        return means[0] if isinstance(sentences, str) else means
+        return self._texts.tokenize(texts)
+
+    @property
+    def features(self) -> int:
+        """Features of a sentence's embedding."""
+        return self.sentences.width(self.model.shape.hidden, self.model.tensors)
+
+    def skipped(self, prompt: str) -> int:
+        """Tokens of a prompt that are left out of the pooling; 0 where they are pooled too."""
+        return 0 if not prompt or self.sentences.include_prompt else self._read.length(prompt)
+
+    def embed(self, states: Array, skip: int = 0, normalize: bool | None = None) -> Array:
+        """The embedding ``[features]`` of one sentence's states ``[tokens, hidden]``; ``encode`` has the rules.
+
+        ``skip`` counts the tokens of a prompt that are left out (``skipped``).
+        """
+        vector = self.sentences.embed(states, self.model.tensors, skip)
+        plain = self.model.sentences is None
+        return unit(vector) if (plain if normalize is None else normalize) else vector
+
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        normalize_embeddings: bool | None = None,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+    ) -> Array:
+        """Sentence embeddings ``[sentences, features]``: the call of sentence-transformers, and its result.
+
+        A model that was exported from a directory of sentence-transformers has its modules (pooling, dense layers,
+        normalization), its longest input and its prompts. Any other model gives the mean of the last hidden states, of
+        length one. One sentence as a plain string gives one embedding ``[features]``.
+
+        Args:
+            sentences: texts.
+            normalize_embeddings: True: embeddings of length one; False: as the modules leave them, and plain means of a model
+                without modules; None: as the modules leave them, and length one for a model without modules.
+            prompt: text to put before each sentence.
+            prompt_name: name of a prompt of the model; without either the model's default prompt, if it has one.
+
+        Raises:
+            EngineError: what is no text, a prompt that the model does not have, or no tokenizer beside the model.
+
+        """
+        texts = [sentences] if isinstance(sentences, str) else sentences
+        check_texts(texts)
+        if not len(texts):
+            return np.zeros((0, self.features), np.float32)
+        before = self.sentences.prompt(prompt, prompt_name)
+        skip = self.skipped(before)
+        if before:
+            texts = [before + text if isinstance(text, str) else (before + text[0], text[1]) for text in texts]
+        states = self.states(*self._read.tokenize(texts))
+        found = np.stack([self.embed(state, skip, normalize_embeddings) for state in states])
+        return found[0] if isinstance(sentences, str) else found
 
     def close(self) -> None:
         """Ends the engine's threads."""
         self.encoder.team.close()
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Threads and machine code stay in their process."""
+        fix = "prunus.runtime.load, in the process that needs another"
+        raise EngineError(Problem("an engine", "to be copied or pickled", "stay as it is", fix))
 
     def __enter__(self) -> "Engine":
         return self
@@ -283,20 +353,12 @@ def whole_numbers(name: str, value: Any, dimensions: int, floats: bool = False) 
         raise EngineError(Problem(name, str(error), rule)) from None
 
 
-def processors() -> int:
-    """Processors of this process, or ``PRUNUS_THREADS``."""
-    stated = os.environ.get("PRUNUS_THREADS", "")
-    if stated:
-        return int(stated) if stated.isdecimal() else 0
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def load(directory: str | Path, threads: int | None = None, isa: str | None = None) -> Engine:
     """Loads a packed model.
 
     Args:
         directory: what ``prunus export --to prunus`` wrote.
-        threads: of this engine; all processors of this process without it (or ``PRUNUS_THREADS``).
+        threads: of this engine; without it ``PRUNUS_THREADS``, or as many as this process has processors or quota for.
         isa: forces a path of instructions (or ``PRUNUS_ISA``).
 
     Raises:

@@ -21,7 +21,17 @@ from safetensors import SafetensorError, safe_open
 from prunus.errors import EngineError, Problem, nearest
 from prunus.runtime.layout import filled, layout_of
 
-__all__ = ["FAMILIES", "Dense", "Family", "Shape", "canonical", "read_checkpoint", "read_settings", "shape_of"]
+__all__ = [
+    "FAMILIES",
+    "Dense",
+    "Family",
+    "Shape",
+    "canonical",
+    "places",
+    "read_checkpoint",
+    "read_settings",
+    "shape_of",
+]
 
 Array = NDArray[Any]
 Settings = dict[str, Any]
@@ -90,10 +100,12 @@ class Family:
     """Names of settings that differ from BERT's."""
     types: bool = True
     positions_from_padding: bool = False
+    padding: int = 0
+    """The id of padding of a configuration that does not name one: the default of transformers' class."""
     relative: str = ""
 
 
-ROBERTA = Family("roberta.", positions_from_padding=True)
+ROBERTA = Family("roberta.", positions_from_padding=True, padding=1)
 FAMILIES = {
     "bert": Family("bert."),
     "roberta": ROBERTA,
@@ -133,6 +145,7 @@ FAMILIES = {
         norms=BERT_NORMS | {"attention_norm": "attention.LayerNorm"},
         types=False,
         positions_from_padding=True,
+        padding=1,
         relative="encoder.relative_attention_bias.weight",
     ),
 }
@@ -205,8 +218,7 @@ def shape_of(settings: Settings) -> Shape:
     own, hidden = hidden // heads if left else 0, left or hidden
     if hidden % 16:
         raise EngineError(Problem("config.json: hidden_size", hidden, "be divisible by 16"))
-    padding = settings.get("pad_token_id")
-    padding = padding if isinstance(padding, int) and not isinstance(padding, bool) else 0
+    padding = padding_of(settings, family, whole["vocab_size"])
     narrow = settings.get("embedding_size", whole["hidden_size"]) if kind == "electra" else whole["hidden_size"]
     if not isinstance(narrow, int) or narrow < 16 or narrow % 16:
         raise EngineError(Problem("config.json: embedding_size", narrow, "be a multiple of 16"))
@@ -227,6 +239,17 @@ def shape_of(settings: Settings) -> Shape:
         padding,
         own,
     )
+
+
+def padding_of(settings: Settings, family: Family, words: int) -> int:
+    """The id of padding, which the positions of some families depend on."""
+    stated = settings.get("pad_token_id", family.padding)
+    if isinstance(stated, int) and not isinstance(stated, bool) and 0 <= stated < words:
+        return stated
+    if family.positions_from_padding:
+        rule = "be the id of a token: positions are counted from it"
+        raise EngineError(Problem("config.json: pad_token_id", stated, rule, str(family.padding)))
+    return 0  # nothing depends on it
 
 
 def canonical(settings: Settings, state: dict[str, Array]) -> Dense:
@@ -332,6 +355,14 @@ def relative_table(weight: Array, heads: int, reach: int) -> Array:
     far = exact + (np.log(safe) / np.float32(math.log(128 / exact)) * (half - exact)).astype(np.int64)
     bucket = np.where(away < exact, away, np.minimum(far, half - 1)) + half * (distance < 0)
     return np.ascontiguousarray(weight[bucket].T[:heads], np.float32)
+
+
+def places(shape: Shape, ids: Array) -> Array:
+    """Positions of token ids ``[..., tokens]``, as transformers counts them: some families count only what is no padding."""
+    if not shape.first_position:
+        return np.broadcast_to(np.arange(ids.shape[-1]), ids.shape)
+    real = ids != shape.padding
+    return np.asarray(np.cumsum(real, axis=-1) * real + shape.padding)
 
 
 def read_settings(path: Path) -> Settings:

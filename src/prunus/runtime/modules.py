@@ -8,6 +8,7 @@ and the rest of the model stays as slow as it was. A layer is replaced only wher
 """
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from prunus.errors import EngineError, Problem
 from prunus.runtime.isa import Isa, choose
 from prunus.runtime.kernels.drive import HEAD, drive
 from prunus.runtime.kernels.linear import ARGUMENTS, TILE, linear
@@ -23,38 +25,140 @@ from prunus.runtime.kernels.norm import EMBED, NORMALIZE, READ, embed, normalize
 from prunus.runtime.lang import Kernel
 from prunus.runtime.machine import load
 from prunus.runtime.pack import Packed, choose_kind, pack, unpack
+from prunus.runtime.processors import processors
 from prunus.runtime.team import Team, aligned, table_of
 
 __all__ = ["SparseLinear", "accelerate"]
 
 Array = NDArray[Any]
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 PAYS = 0.7
 """A layer is replaced where at most this share of its weights is left in the groups of four that hold any."""
 
 
 class SparseLinear(nn.Module):
-    """``nn.Linear`` for inference, with packed weights; the same call, shapes and result."""
+    """``nn.Linear`` for inference on the CPU, with packed weights; the same call, shapes and result.
+
+    The dense weight stays beside the packed one: ``state_dict`` and ``save_pretrained`` write it, ``load_state_dict``, a change
+    of type and a change in place pack it again, and a copy of the module shares its threads. Training, gradients and other
+    devices are refused with an ``EngineError``.
+    """
 
     def __init__(self, dense: nn.Linear, team: Team, isa: Isa, integers: bool) -> None:
         super().__init__()
-        weight = dense.weight.detach().float().numpy()
-        bias = np.zeros(len(weight), np.float32) if dense.bias is None else dense.bias.detach().float().numpy()
         self.in_features, self.out_features = dense.in_features, dense.out_features
-        kind = "gather" if integers else choose_kind(weight != 0, integers)
-        self._packed: Packed = pack(kind, weight, bias)
-        self._bias = self._packed.bias.copy()
-        self._sums = np.zeros(len(self._bias), np.float32)
-        if integers:
-            self._sums[: len(weight)] = unpack(self._packed).astype(np.int64).sum(1)
-        self._team, self._integers = team, integers
-        self._code = load(isa, builders(isa, kind, integers))
+        self._team, self._isa, self._integers = team, isa, integers
+        self._take(dense.weight.detach(), None if dense.bias is None else dense.bias.detach())
+        self.training = dense.training
+
+    @property
+    def weight(self) -> Tensor:
+        """``[out_features, in_features]``, as the dense layer had it."""
+        return self._weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """``[out_features]``, or None."""
+        return self._bias
+
+    def _take(self, weight: Tensor, bias: Tensor | None) -> None:
+        """Packs these; they are plain tensors here, so that no optimizer finds them."""
+        if weight.device.type != "cpu":
+            raise EngineError(
+                Problem("device", str(weight.device), "be the CPU: packed weights run nowhere else", "cpu")
+            )
+        if weight.dtype not in FLOATS:
+            rule = "be float32, or what float32 holds: the kernels compute in it"
+            raise EngineError(Problem("dtype", str(weight.dtype), rule, "model.float()"))
+        self._weight, self._bias = weight, bias
+        numbers = weight.float().numpy()
+        added = np.zeros(len(numbers), np.float32) if bias is None else bias.float().numpy()
+        kind = "gather" if self._integers else choose_kind(numbers != 0, self._integers)
+        self._packed: Packed = pack(kind, numbers, added)
+        self._added = self._packed.bias.copy()
+        self._sums = np.zeros(len(self._added), np.float32)
+        if self._integers:
+            self._sums[: len(numbers)] = unpack(self._packed).astype(np.int64).sum(1)
+        self._code = load(self._isa, builders(self._isa, kind, self._integers))
+        self._versions = self._now()
+
+    def _now(self) -> tuple[int, ...]:
+        """Changes with every change in place."""
+        return tuple(tensor._version for tensor in (self._weight, self._bias) if tensor is not None)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseLinear":
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._take(fn(self._weight), None if self._bias is None else fn(self._bias))
+        return self
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = self._weight
+        if self._bias is not None:
+            destination[prefix + "bias"] = self._bias
+
+    def _load_from_state_dict(
+        self, state: Any, prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
+    ) -> None:
+        held = {"weight": self._weight} if self._bias is None else {"weight": self._weight, "bias": self._bias}
+        found = {}
+        for name, own in held.items():
+            given = state.get(prefix + name)
+            if given is None:
+                missing += [prefix + name] if strict else []
+            elif given.shape != own.shape:
+                errors.append(f"size mismatch for {prefix}{name}: {tuple(given.shape)} for {tuple(own.shape)}")
+            else:
+                found[name] = given.detach().to("cpu", own.dtype, copy=True)
+        if strict:
+            unexpected += [n for n in state if n.startswith(prefix) and n.removeprefix(prefix) not in held]
+        if found:
+            self._take(found.get("weight", self._weight), found.get("bias", self._bias))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "SparseLinear":
+        """Weights of its own, the same threads."""
+        copied = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copied
+        copied.__dict__ = self.__dict__ | {
+            name: {} if isinstance(value, dict) and not value else deepcopy(value, memo)
+            for name, value in self.__dict__.items()
+            if name not in ("_team", "_isa", "_code", "_packed", "_added", "_sums", "_weight", "_bias")
+        }
+        copied._take(self._weight.clone(), None if self._bias is None else self._bias.clone())
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Threads and machine code stay in their process."""
+        fix = "its state_dict, and accelerate() where it is loaded"
+        raise EngineError(
+            Problem("SparseLinear", "an accelerated layer", "stay in its process: it is not pickled", fix)
+        )
 
     def extra_repr(self) -> str:
         """As ``nn.Linear`` prints it, with the kind of its records."""
         return f"in_features={self.in_features}, out_features={self.out_features}, kind={self._packed.kind}"
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[..., in_features]`` -> ``[..., out_features]``."""
+        """``[..., in_features]`` -> ``[..., out_features]``.
+
+        Raises:
+            EngineError: in training mode, or for an input on another device; and in the backward pass.
+
+        """
+        if self.training:
+            fix = "model.eval(), or training the dense model and accelerating it afterwards"
+            raise EngineError(Problem("an accelerated layer", "training mode", "be used for inference", fix))
+        if x.device.type != "cpu":
+            raise EngineError(Problem("input", str(x.device), "be on the CPU, as packed weights are", "x.cpu()"))
+        if self._now() != self._versions:
+            self._take(self._weight, self._bias)
+        if torch.is_grad_enabled() and x.requires_grad:
+            answer: Tensor = NoGradient.apply(x, self)  # type: ignore[no-untyped-call]
+            return answer
+        return self.product(x)
+
+    def product(self, x: Tensor) -> Tensor:
+        """The layer's result, without a graph."""
         rows = x.detach().reshape(-1, self.in_features).to(torch.float32).contiguous().numpy()
         if not len(rows):
             return x.new_zeros((*x.shape[:-1], self.out_features))
@@ -84,7 +188,7 @@ class SparseLinear(nn.Module):
         rest = {"positions": nothing, "types": nothing, "position": table, "type": table}
         entry = {"x": x, "x_step": x[0].nbytes, "features": wide_in}
         steps = [("embed", arguments(EMBED, words=words, word=given, **entry, **rest), 1)]
-        source, scale, bias = x, packed.scale, self._bias
+        source, scale, bias = x, packed.scale, self._added
         if self._integers:
             low, high = min(0.0, float(rows.min())), max(0.0, float(rows.max()))
             step = max(high - low, 1e-6) / 255
@@ -94,7 +198,7 @@ class SparseLinear(nn.Module):
             more = {"rows": source, "y_step": source[0].nbytes, "inverse": inverse, "zero": zeros}
             steps.append(("store_10", arguments(NORMALIZE, **entry, **more, epsilon=zeros), 1))
             scale = (packed.scale * step).astype(np.float32)
-            bias = (self._bias - zero * scale * self._sums).astype(np.float32)
+            bias = (self._added - zero * scale * self._sums).astype(np.float32)
         product = arguments(
             ARGUMENTS,
             x=source,
@@ -120,6 +224,21 @@ class SparseLinear(nn.Module):
         return np.ascontiguousarray(answer[:tokens, :outputs])
 
 
+class NoGradient(torch.autograd.Function):
+    """A layer's result whose backward pass is an error instead of a gradient that silently ends here."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: SparseLinear) -> Tensor:
+        """The product."""
+        return layer.product(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Raises ``EngineError``."""
+        fix = "training the dense model, and accelerating it afterwards"
+        raise EngineError(Problem("an accelerated layer", "a backward pass", "be used for inference", fix))
+
+
 def builders(isa: Isa, kind: str, integers: bool) -> dict[str, Callable[[], Kernel]]:
     """The kernels of one layer."""
     found: dict[str, Callable[[], Kernel]] = {"drive": drive, "embed": partial(embed, isa), "read": partial(read, isa)}
@@ -140,12 +259,14 @@ def accelerate(
     Args:
         model: any PyTorch model on the CPU; its other parts are left as they are.
         precision: ``float32`` or ``int8``.
-        threads: shared by all layers; PyTorch's own number without it.
+        threads: shared by all layers; without it PyTorch's own number, within the CPU quota.
         isa: forces a path of instructions.
         at_most: layers of which a larger share would be computed are left dense.
 
     Returns:
         Names of the layers that were replaced.
+
+    The model saves, loads, copies and changes its type as before; ``SparseLinear`` says what it refuses.
 
     Raises:
         ValueError: another precision, or a model in training mode.
@@ -158,17 +279,23 @@ def accelerate(
     found: list[tuple[str, nn.Module, str, nn.Linear]] = []
     for path, parent in model.named_modules():
         for name, child in parent.named_children():
-            if type(child) is nn.Linear and child.weight.device.type == "cpu":
-                share = computed(child.weight.detach().numpy() != 0)
+            if type(child) is nn.Linear and child.weight.device.type == "cpu" and plain(child):
+                share = computed(child.weight.detach().float().numpy() != 0)
                 if share <= at_most:
                     found.append((f"{path}.{name}".lstrip("."), parent, name, child))
     if not found:
         return []
     chosen = choose(isa)
-    team = Team(load(chosen, {"drive": drive}), threads or torch.get_num_threads())
+    team = Team(load(chosen, {"drive": drive}), threads or min(torch.get_num_threads(), max(1, processors())))
     for _, parent, name, child in found:
         setattr(parent, name, SparseLinear(child, team, chosen, precision == "int8"))
     return [path for path, *_ in found]
+
+
+def plain(linear: nn.Linear) -> bool:
+    """Whether nothing hangs on a layer that a replacement would lose: hooks, parametrizations, or another type."""
+    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
+    return not any(hooks) and "weight" in linear._parameters and linear.weight.dtype in FLOATS
 
 
 def computed(kept: Array) -> float:

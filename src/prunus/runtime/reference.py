@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.runtime.families import Shape
+from prunus.runtime.families import Shape, places
 
 __all__ = ["attention", "encode", "normalized"]
 
@@ -82,9 +82,9 @@ def encode(
     lengths = [len(ids) for ids in sequences]
     cuts = np.cumsum(lengths)[:-1]
     kinds = np.concatenate([np.zeros_like(ids) for ids in sequences] if types is None else list(types))
-    places = np.concatenate([np.arange(length) + shape.first_position for length in lengths])
+    at = np.concatenate([places(shape, ids) for ids in sequences])
     x = t["embeddings.word"][np.concatenate(list(sequences))] + t["embeddings.type"][kinds]
-    x = normalized(x + t["embeddings.position"][places], t["embeddings.gamma"], t["embeddings.beta"], shape.epsilon)
+    x = normalized(x + t["embeddings.position"][at], t["embeddings.gamma"], t["embeddings.beta"], shape.epsilon)
     if shape.narrow:
         x = x @ t["projection.weight"].T + t["projection.bias"]
 

@@ -1,9 +1,10 @@
 """A packed model on disk: one directory, loaded by ``prunus.runtime.load``.
 
     packed.safetensors     all arrays; ``__metadata__`` holds ``format``, ``version``, ``precision``, and as JSON ``config``
-                           (the model's config.json) and ``layers`` (name -> kind of its records, outputs, inputs)
+                           (the model's config.json, with the defaults that it leaves out), ``layers`` (name -> kind of its
+                           records, outputs, inputs) and, in version 2, ``sentence`` (see ``sentences``)
     config.json            of the model, as it was: for transformers, not read here
-    tokenizer files        as they were
+    tokenizer files        as the tokenizer itself saves them
     prunus.json            the facts of the run that made the model, where there were any
 
 Arrays, by name (N counts layers from 0, ROLE is query, key, value, out, up or down):
@@ -15,6 +16,7 @@ Arrays, by name (N counts layers from 0, ROLE is query, key, value, out, up or d
     layers.N.attention.scale   float32    one number a head; int8 also ``.gain``, one a feature, and ``.zero``
     layers.N.{input,middle,inner}.{inverse,zero}      float32, int8 only: bytes of the activations
     head.*                     float32    dense layers of the task
+    sentence.N.weight, .bias   float32    modules after the pooling of a sentence-transformers model
 
 Nothing in a file is trusted: generated code takes addresses from indices, so every index, every count, every shape is checked
 when a file is read, before any of it is used.
@@ -35,6 +37,7 @@ from prunus.runtime.convert import ROLES, Model
 from prunus.runtime.families import Shape, shape_of
 from prunus.runtime.kernels.linear import RECORD
 from prunus.runtime.pack import FLOAT_KINDS, INTEGER_KINDS, Packed
+from prunus.runtime.sentences import sentences_of
 
 __all__ = ["FILE", "FORMAT", "VERSION", "read_model", "write_model"]
 
@@ -42,6 +45,8 @@ Array = NDArray[Any]
 FILE = "packed.safetensors"
 FORMAT = "prunus-packed"
 VERSION = "1"
+SENTENCES = "2"
+"""The version of files that describe sentence embeddings: a reader that does not know them must not guess."""
 PARTS = ("first", "records", "scale", "bias")
 
 
@@ -61,6 +66,8 @@ def write_model(model: Model, place: Path) -> None:
         "config": json.dumps(model.settings),
         "layers": json.dumps(kinds),
     }
+    if model.sentences is not None:
+        metadata |= {"version": SENTENCES, "sentence": json.dumps(model.sentences.json())}
     partial = path.with_name(path.name + ".partial")
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, metadata=metadata)
     partial.replace(path)
@@ -84,7 +91,7 @@ def read_model(place: Path) -> Model:
         raise EngineError(
             Problem(str(path), str(error), "be a whole safetensors file", "exporting the model again")
         ) from None
-    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
+    if metadata.get("format") != FORMAT or metadata.get("version") not in {VERSION, SENTENCES}:
         got = f"{metadata.get('format')} {metadata.get('version')}"
         raise EngineError(Problem(str(path), got, f"be {FORMAT} {VERSION}", "exporting the model with this version"))
     return Check(arrays, metadata).model()
@@ -118,7 +125,10 @@ class Check:
         parts = {f"layers.{i}.{role}.{part}" for i in range(shape.layers) for role in ROLES for part in PARTS}
         tensors = {n: a for n, a in self.arrays.items() if n not in parts and a.dtype == np.float32}
         whole = [{role: packed for role, packed in layer.items() if packed is not None} for layer in layers]
-        return Model(shape, integers, whole, tensors, settings)
+        sentences = None
+        if self.metadata.get("version") == SENTENCES:
+            sentences = sentences_of(self.json("sentence"), shape.hidden, tensors)
+        return Model(shape, integers, whole, tensors, settings, sentences)
 
     def json(self, name: str) -> Any:
         """Metadata that is written as JSON; None where it is not."""

@@ -1,7 +1,7 @@
 """From numbers to answers: pure functions over numpy arrays, without a server around them.
 
-    embedding     mean of the states, of length one
-    classes       softmax(z)[i] = exp(z[i]) / sum exp(z), or sigmoid(z)[i] = 1 / (1 + exp(-z[i])) where classes are independent
+    classes       softmax(z)[i] = exp(z[i]) / sum exp(z), or sigmoid(z)[i] = 1 / (1 + exp(-z[i])) where classes are independent;
+                  of a CrossEncoder of sentence-transformers, the activation that its configuration names
     a span        argmax start[i] + end[j],   i <= j < i + longest,   over the context's tokens of all windows
 
 The score of a span is ``softmax(start)[i] softmax(end)[j]``, each over the context's tokens of all windows of its question, so
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from prunus.errors import EngineError, Problem
 from prunus.serving.options import Array
 
 __all__ = [
@@ -26,16 +27,10 @@ __all__ = [
     "best_span",
     "class_names",
     "class_scores",
-    "mean_embedding",
+    "cross_encoder_activation",
     "ranked",
     "softmax",
 ]
-
-
-def mean_embedding(states: Array) -> Array:
-    """``[tokens, hidden]`` -> ``[hidden]``: the mean, of length one; zeros stay zeros. As ``Engine.encode``."""
-    mean = states.mean(0)
-    return np.asarray(mean / max(float(np.linalg.norm(mean)), 1e-12), np.float32)
 
 
 def as_base64(vector: Array) -> str:
@@ -66,16 +61,43 @@ def sigmoid(logits: Array) -> Array:
     return np.asarray((1 + np.tanh(np.asarray(logits, np.float64) / 2)) / 2)
 
 
-def class_scores(logits: Array, problem_type: object = None) -> Array:
-    """Scores of classes from their logits, as transformers' pipeline chooses: by ``problem_type``, and one class alone.
+def class_scores(logits: Array, settings: Mapping[str, Any]) -> Array:
+    """Scores of classes from their logits.
 
-    ``regression`` keeps the number; ``multi_label_classification`` and a single class are sigmoids; else a softmax.
+    Where ``config.json`` names the activation of a CrossEncoder of sentence-transformers, it is used, as ``predict`` does:
+    ``Identity`` keeps the logits, ``Sigmoid`` is taken of each. Else transformers' pipeline is followed: ``regression`` keeps
+    the number; ``multi_label_classification`` and a single class are sigmoids; all others a softmax.
+
+    Raises:
+        EngineError: another activation.
+
     """
-    if problem_type == "regression":
+    named = cross_encoder_activation(settings)
+    kind = settings.get("problem_type")
+    if named == "Identity" or (not named and kind == "regression"):
         return np.asarray(logits, np.float64)
-    if problem_type == "multi_label_classification" or np.shape(logits)[-1] == 1:
+    if named == "Sigmoid" or kind == "multi_label_classification" or np.shape(logits)[-1] == 1:
         return sigmoid(logits)
     return softmax(logits)
+
+
+def cross_encoder_activation(settings: Mapping[str, Any]) -> str:
+    """The class of the activation that a CrossEncoder of sentence-transformers names in ``config.json``; empty without one.
+
+    Raises:
+        EngineError: one that is not served.
+
+    """
+    held = settings.get("sentence_transformers")
+    path = (
+        held.get("activation_fn") if isinstance(held, Mapping) else settings.get("sbert_ce_default_activation_function")
+    )
+    if not isinstance(path, str) or not path.startswith("torch."):
+        return ""  # sentence-transformers does not run code that a configuration names; it takes its default
+    name = path.rpartition(".")[2]
+    if name not in ("Identity", "Sigmoid"):
+        raise EngineError(Problem("config.json: activation_fn", path, "be Identity or Sigmoid, which the server knows"))
+    return name
 
 
 def class_names(settings: Mapping[str, Any], count: int) -> list[str]:

@@ -85,8 +85,10 @@ class Service:
         self.batcher = Batcher(engine, options, self._saw_batch)
         settings, self.kind = engine.settings, engine.head.kind
         self.words = int(settings.get("vocab_size") or 2**24)
-        self.hidden = int(settings.get("hidden_size") or settings.get("dim") or 0)
+        self.features = engine.features if self.kind == "none" else 0
+        self.prompt = engine.sentences.prompt() if self.kind == "none" else ""
         classes = len(engine.head.layers[-1][0]) if self.kind == "sequence" else 0
+        answers.cross_encoder_activation(settings)  # one that is not served is refused before the first request
         self.names = answers.class_names(settings, classes)
         self.created = int(time.time())
 
@@ -107,16 +109,19 @@ class Service:
         """``POST /v1/embeddings``."""
         raw, size = await self._asked(request, "none")
         name = self.options.name
-        wanted = asked.read_embeddings(raw, name, self.hidden, self.words, self.options.max_inputs)
+        wanted = asked.read_embeddings(raw, name, self.features, self.words, self.options.max_inputs)
 
         async def work() -> Response:
             if wanted.ids:
                 ids, types = self.tokens.of_ids(wanted.ids, wanted.truncate, "input")
+                skip = 0
             else:
-                ids, types = await aside(size, self.tokens.of_texts, wanted.texts, wanted.truncate, "input")
-            found = await self.batcher.compute(ids, types, answers.mean_embedding)
+                texts = [self.prompt + text for text in wanted.texts]
+                ids, types = await aside(size, self.tokens.of_texts, texts, wanted.truncate, "input")
+                skip = self.engine.skipped(self.prompt)
+            found = await self.batcher.compute(ids, types, lambda states: self.engine.embed(states, skip))
             count = sum(map(len, ids))
-            body = await aside(len(found) * self.hidden, embeddings_body, found, wanted.base64, name, count)
+            body = await aside(len(found) * self.features, embeddings_body, found, wanted.base64, name, count)
             return Response(body, media_type="application/json")
 
         return await until_gone(request.receive, work())
@@ -129,8 +134,8 @@ class Service:
         async def work() -> Response:
             ids, types = await aside(size, self.tokens.of_texts, wanted.texts, wanted.truncate, "inputs")
             found = await self.batcher.compute(ids, types, lambda states: self.engine.head(states[:1])[0])
-            kind = self.engine.settings.get("problem_type")
-            return JSONResponse([answers.ranked(answers.class_scores(z, kind), self.names) for z in found])
+            scores = [answers.class_scores(z, self.engine.settings) for z in found]
+            return JSONResponse([answers.ranked(score, self.names) for score in scores])
 
         return await until_gone(request.receive, work())
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from prunus.errors import EngineError, Problem
 from prunus.runtime.heads import Head
+from prunus.runtime.sentences import Sentences
 
 __all__ = ["Array", "Options", "Served"]
 
@@ -28,6 +29,24 @@ class Served(Protocol):
     @property
     def tokenizer(self) -> Any:
         """A ``tokenizers.Tokenizer`` that truncates to the longest input."""
+
+    @property
+    def token_types(self) -> bool:
+        """Whether the tokenizer gives the model types of tokens; zeros where not."""
+
+    @property
+    def sentences(self) -> Sentences:
+        """How a sentence becomes an embedding."""
+
+    @property
+    def features(self) -> int:
+        """Features of an embedding."""
+
+    def skipped(self, prompt: str) -> int:
+        """Tokens of a prompt that are left out of the pooling."""
+
+    def embed(self, states: Array, skip: int = 0) -> Array:
+        """``[tokens, hidden]`` -> ``[features]``: the embedding of one sentence."""
 
     def states(self, sequences: Sequence[Array], types: Sequence[Array] | None = None) -> list[Array]:
         """Hidden states ``[tokens, hidden]`` of each sequence of token ids."""

@@ -32,12 +32,13 @@ class Tokens:
 
     def __init__(self, engine: Served, options: Options) -> None:
         own = engine.tokenizer
+        self._types = engine.token_types
         self.limit = int(
             (own.truncation or {}).get("max_length") or engine.settings.get("max_position_embeddings") or 512
         )
         self._texts: Any = Tokenizer.from_str(own.to_str())
         self._texts.no_padding()
-        self._texts.enable_truncation(self.limit)
+        self._texts.enable_truncation(self.limit, direction=(own.truncation or {}).get("direction", "right"))
         window = min(options.answer_tokens, self.limit)
         self._question = window // 4
         self._windows: Any = None
@@ -67,7 +68,7 @@ class Tokens:
         ]
         if empty:
             raise Refused(400, *empty[:20])
-        return [np.array(one.ids) for one in found], [np.array(one.type_ids) for one in found]
+        return [np.array(one.ids) for one in found], [self._kinds(one) for one in found]
 
     def of_ids(self, ids: Sequence[Sequence[int]], truncate: bool, key: str) -> tuple[list[Array], list[Array]]:
         """Ids as they were sent, cut at the end.
@@ -98,10 +99,13 @@ class Tokens:
                 raise Refused(422, Problem(key, f"more than {self._question} tokens", rule, "truncate: true"))
             question = question.strip()[: alone.offsets[self._question - 1][1]]
         whole = self._windows.encode(question.strip(), context)
-        return [window_of(one) for one in (whole, *whole.overflowing)]
+        return [window_of(one, self._kinds(one)) for one in (whole, *whole.overflowing)]
+
+    def _kinds(self, encoding: Any) -> Array:
+        return np.array(encoding.type_ids if self._types else [0] * len(encoding.ids), np.int64)
 
 
-def window_of(encoding: Any) -> Window:
+def window_of(encoding: Any, types: Array) -> Window:
     places = np.array([i for i, part in enumerate(encoding.sequence_ids) if part == 1], np.int64)
     characters = np.array(encoding.offsets, np.int64).reshape(-1, 2)[places]
-    return Window(np.array(encoding.ids), np.array(encoding.type_ids), places, characters)
+    return Window(np.array(encoding.ids), types, places, characters)

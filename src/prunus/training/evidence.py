@@ -18,6 +18,7 @@ from prunus.sparsity.masker import Masker
 from prunus.sparsity.measure import TensorFacts, all_sparsity, sparsity_of
 from prunus.sparsity.schedules import Span
 from prunus.tasks.base import Task
+from prunus.training.threads import training_threads
 
 __all__ = [
     "environment",
@@ -66,7 +67,7 @@ def environment(threads: int | None = None) -> dict[str, Any]:
     return found | {
         "cpu": processor(),
         "cores": cores,
-        "threads": threads or torch.get_num_threads(),
+        "threads": training_threads(threads),
         "accelerator": device,
     }
 
@@ -128,7 +129,8 @@ def tensor_facts(tensors: Sequence[TensorFacts], masker: Masker) -> list[dict[st
 
 def size_on_disk(directory: Path) -> int:
     """Bytes of the weights' files."""
-    return sum(path.stat().st_size for path in directory.glob("model*.safetensors"))
+    files = list(directory.glob("model*.safetensors")) or directory.glob("pytorch_model*.bin")
+    return sum(path.stat().st_size for path in files)
 
 
 _LOSSES: Final = re.compile(r"step|loss|learning_rate|(?!eval_|train_)\w+_loss(_\d+)?")  # the number is which teacher

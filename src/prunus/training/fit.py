@@ -36,6 +36,7 @@ from prunus.training.processes import count
 from prunus.training.progress import Bars, TrainingBar
 from prunus.training.rates import cosine_cycles, linear_rewinding
 from prunus.training.sharded import Whole
+from prunus.training.threads import training_threads
 from prunus.training.trainer import PrunusTrainer, release
 
 __all__ = ["Fit", "Interrupted", "drop_checkpoints", "fit", "last_checkpoint"]
@@ -123,8 +124,7 @@ def fit(
     ``resume`` goes on from the last whole checkpoint; where there is none yet, from the beginning. Raises ``Interrupted`` after
     Ctrl-C, ``TrainingError`` for a loss that is not finite or zeros that are missing.
     """
-    if train.threads is not None:
-        torch.set_num_threads(train.threads)
+    torch.set_num_threads(training_threads(train.threads))
     checkpoints = directory / "checkpoints"
     start = last_checkpoint(checkpoints, bool(pruning)) if resume else None
     frozen = [re.compile(pattern) for pattern in train.freeze]

@@ -19,6 +19,7 @@ from prunus.sparsity.compact import shrink
 from prunus.sparsity.structures import structures
 from prunus.tasks.base import HeadKind
 from prunus.training.models import from_config
+from prunus.training.threads import training_threads
 
 __all__ = ["layer_times", "of_size", "seconds_of"]
 
@@ -84,7 +85,7 @@ def seconds_of(
 @contextmanager
 def _with_threads(threads: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(threads or before)
+    torch.set_num_threads(training_threads(threads))
     try:
         yield
     finally:

@@ -20,7 +20,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from prunus.checkpoint.sentence_files import model_directory
 from prunus.checkpoint.state import RANGES_FILE, read_tensors, write_tensors
+from prunus.checkpoint.weights import read_weights
 from prunus.errors import CheckpointError, DataError, MissingExtra, Problem, RecipeError, first_line
 from prunus.quantization import restore
 from prunus.tasks.base import HeadKind, Task
@@ -67,6 +69,7 @@ def model_source(name: str, key: str = "model.name") -> str:
         return str(Path(spec.origin).with_name("model"))
     path = Path(name).expanduser()
     if path.is_dir():
+        path = model_directory(path)
         if not (path / "config.json").is_file():
             raise RecipeError(Problem(key, name, "be a directory with a config.json", "the directory of a saved model"))
         if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
@@ -146,14 +149,13 @@ def meta_model(config: PreTrainedConfig, head: HeadKind, key: str = "model.name"
 def carry_over(source: str, saved: Path, prefix: str) -> None:
     """Adds what a language model does not use, and a task may, to a saved one: the pooler of its source.
 
-    Nothing where the source is no directory with one file of weights, or has no such tensors.
+    Nothing where the source is no directory, or has no such tensors.
     """
-    path = Path(source) / "model.safetensors"
-    if not path.is_file():
+    if not Path(source).is_dir():
         return
-    tensors = read_tensors(saved / "model.safetensors")
+    tensors = read_weights(saved)
     more = {}
-    for name, tensor in read_tensors(path).items():
+    for name, tensor in read_weights(Path(source)).items():
         bare = name.removeprefix(f"{prefix}.")
         if bare.startswith("pooler."):
             more[f"{prefix}.{bare}"] = tensor

@@ -20,6 +20,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 
 from prunus._version import __version__
+from prunus.checkpoint.sentence_files import find_sentence_files
 from prunus.checkpoint.staged import staged
 from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, write_masks, write_tensors
 from prunus.errors import CheckpointError, Problem, PrunusError
@@ -285,6 +286,9 @@ def _finish(
         if prepared.task.head == "masked-language":
             carry_over(prepared.source, partial, model.base_model_prefix)
         prepared.tokenizer.save_pretrained(partial)
+        sentences = find_sentence_files(Path(prepared.source)) if Path(prepared.source).is_dir() else None
+        if sentences is not None:
+            sentences.copy(partial)  # the output makes embeddings as its source does
         facts[column] = weight_facts(model, tensors, metrics) | {
             "seconds": result.seconds,
             "bytes": size_on_disk(partial),
