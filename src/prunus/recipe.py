@@ -66,6 +66,11 @@ class ModelSpec:
     """``dense``: from the fine-tuned dense model; ``pretrained``: from ``name``; ``auto``: dense where one is trained, but
     ``name`` where its zeros are locked or the dense model is another."""
 
+    @property
+    def cuts(self) -> bool:
+        """Whether the training begins with fewer layers or features than ``name`` has."""
+        return bool(self.layers) or self.depth is not None or self.hidden is not None
+
 
 @dataclass(frozen=True)
 class TrainSpec:
@@ -221,7 +226,7 @@ class Recipe:
         if not any(self.budgets(pruning) for pruning in self.prune):
             rule = "come with a rule of prune for heads or ffn, which leave a smaller model"
             found.append(Problem("budget", "given", rule, "prune: [{pattern: heads, ...}, {pattern: ffn, ...}]"))
-        if self.model.layers or self.model.depth is not None or self.model.hidden is not None:
+        if self.model.cuts:
             rule = "be left out with model.layers, depth or hidden: it is a share of the model as it is before"
             found.append(Problem("budget", "given", rule, "prune: [{pattern: heads, sparsity: 0.5, ...}]"))
         for index, pruning in enumerate(self.prune):

@@ -44,7 +44,8 @@ class Masker:
 
     ``prunings`` are the rules; ``total_steps`` and ``steps_per_epoch`` count optimizer steps and turn the spans of the
     schedules into steps. ``state`` is what ``state_dict`` returned in an earlier run of the same recipe; the masker then
-    goes on where that one was. Raises ``RecipeError`` with all problems of all rules.
+    goes on where that one was. ``saved`` are masks (bool ``[out, in]``, True = kept) that were saved with the model: a rule
+    that locks zeros keeps those of its mask. Raises ``RecipeError`` with all problems of all rules.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Masker:
         *,
         seed: int = 0,
         state: Mapping[str, Tensor] | None = None,
+        saved: Mapping[str, Tensor] | None = None,
     ) -> None:
         several = [prunings] if isinstance(prunings, Pruning) else list(prunings)
         self.rules: list[Rule] = resolve(model, several, total_steps, steps_per_epoch or total_steps)
@@ -71,7 +73,7 @@ class Masker:
             for index, rule in enumerate(self.rules):
                 if rule.pruning.lock:
                     taken, key = rule.selection.taken, f"prune[{index}]"
-                    self._hold(found_zeros(model, taken, rule.pattern, rule.pruning.sparsity, key=key))
+                    self._hold(found_zeros(model, taken, rule.pattern, rule.pruning.sparsity, saved, key))
                 elif rule.timetable.due(0) and rule.timetable.prunes(0):
                     self._update(model, rule)
             self.apply(model)

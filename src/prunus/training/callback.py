@@ -45,6 +45,8 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
         self.prunings = (prunings,) if isinstance(prunings, Pruning) else tuple(prunings)
         self.masker = masker
         self.facts: list[TensorFacts] = []
+        self.saved_masks: Mapping[str, Tensor] | None = None
+        """Masks that were saved with the model (bool, True = kept): a rule that locks zeros keeps those."""
         self._seed = seed
         self._locked = masker is not None
         self._saved: Path | None = None
@@ -81,7 +83,15 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
                 raise CheckpointError(Problem(STATE_FILE, str(path), rule, "a checkpoint written with the callback"))
             held = read_tensors(path)
             _check_zeros(model, held, path)
-        self.masker = Masker(model, self.prunings, state.max_steps, steps_per_epoch, seed=self._seed, state=held)
+        self.masker = Masker(
+            model,
+            self.prunings,
+            state.max_steps,
+            steps_per_epoch,
+            seed=self._seed,
+            state=held,
+            saved=self.saved_masks,
+        )
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any

@@ -1,6 +1,7 @@
 """Models by name: the embedded one, a directory, a Hub id; with the head a task needs."""
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from prunus.checkpoint.compacted import shrink_as_saved
 from prunus.checkpoint.state import RANGES_FILE, read_tensors, write_tensors
 from prunus.errors import CheckpointError, DataError, MissingExtra, Problem, RecipeError, first_line
 from prunus.quantization import restore
@@ -126,18 +128,23 @@ def _check_labels(config: PreTrainedConfig, task: Task, key: str) -> None:
 
 
 def from_config(config: PreTrainedConfig, head: HeadKind) -> PreTrainedModel:
-    """The model with random weights."""
-    return _HEADS[head].from_config(config)
+    """The model with random weights, of the sizes that its weights have: a compacted model is as small as its layout says.
+
+    The model has a copy of ``config``. Raises ``CheckpointError`` for a layout that does not fit.
+    """
+    model = _HEADS[head].from_config(deepcopy(config))
+    shrink_as_saved(model)
+    return model
 
 
 def meta_model(config: PreTrainedConfig, head: HeadKind, key: str = "model.name") -> PreTrainedModel:
-    """The model without any memory for its weights: names and shapes for a plan.
+    """The model without any memory for its weights: names and shapes for a plan, as ``from_config`` makes it.
 
-    Raises ``RecipeError`` for an architecture that has no such head.
+    Raises ``RecipeError`` for an architecture that has no such head, ``CheckpointError`` for a layout that does not fit.
     """
     try:
         with torch.device("meta"):
-            return _HEADS[head].from_config(config)
+            return from_config(config, head)
     except ValueError as error:
         rule = f"be of an architecture with a head for {head} ({first_line(error)})"
         raise RecipeError(Problem(key, config.model_type, rule, "an encoder such as minilm")) from None

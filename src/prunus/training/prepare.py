@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunus.checkpoint.state import MASKS_FILE, read_masks
@@ -30,7 +30,7 @@ from prunus.training.models import config_for, load_model, load_tokenizer, meta_
 from prunus.training.processes import count, first_before_others
 from prunus.training.shape import cut_shapes
 
-__all__ = ["Length", "Prepared", "length_of", "prepare"]
+__all__ = ["Length", "Prepared", "length_of", "prepare", "saved_masks"]
 
 Progress = Callable[[str, int, int], None]
 """(what, done, total)"""
@@ -194,7 +194,7 @@ def _reporters(train: TrainSpec) -> list[Problem]:
 
 def shaped(config: PreTrainedConfig, head: HeadKind, spec: ModelSpec) -> PreTrainedModel:
     """The model without weights, of the shapes that its training begins with."""
-    skeleton = meta_model(deepcopy(config), head)
+    skeleton = meta_model(config, head)
     cut_shapes(skeleton, spec)
     return skeleton
 
@@ -229,13 +229,22 @@ def _other_zeros(
     if not any(rule.pruning.lock for rule in rules):
         return found
     model = _gather(found, lambda: load_model(source, config, head, recipe.model.revision))
-    path = Path(source) / MASKS_FILE
-    masks = _gather(found, lambda: read_masks(path)) if path.is_file() else None
+    masks = _gather(found, lambda: saved_masks(recipe, source))
     for index, rule in enumerate(rules):
         if model is not None and rule.pruning.lock:
             names, key = list(rule.selection.taken), f"prune[{index}]"
             _gather(found, lambda: found_zeros(model, names, rule.pattern, rule.pruning.sparsity, masks, key))  # noqa: B023
     return found
+
+
+def saved_masks(recipe: Recipe, source: str) -> dict[str, Tensor] | None:
+    """The masks beside the model whose zeros a rule locks (bool ``[out, in]``, True = kept); None where there are none.
+
+    They are those of the whole model: one that loses layers or features is checked by its weights alone. Raises
+    ``CheckpointError`` for a damaged file.
+    """
+    path, cut = Path(source) / MASKS_FILE, recipe.model.cuts
+    return read_masks(path) if recipe.locks and not cut and path.is_file() else None
 
 
 R = TypeVar("R")

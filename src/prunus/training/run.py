@@ -45,7 +45,7 @@ from prunus.training.evidence import (
 from prunus.training.fit import Fit, drop_checkpoints, fit
 from prunus.training.models import base_model, carry_over, config_for, load_model, trained_for
 from prunus.training.predict import score_task
-from prunus.training.prepare import Prepared, prepare
+from prunus.training.prepare import Prepared, prepare, saved_masks
 from prunus.training.processes import first, together
 from prunus.training.progress import Bars
 from prunus.training.shape import cut
@@ -183,6 +183,7 @@ def run(
                 bars=bars,
                 what="sparse training" if recipe.prune else "training",
                 pruning=recipe.prune,
+                masks=saved_masks(recipe, prepared.source),
                 teachers=teachers,
                 distillation=recipe.distill,
                 pretrained=_pretrained(prepared),
