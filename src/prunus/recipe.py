@@ -54,6 +54,8 @@ class ModelSpec:
     name: str = "minilm"
     """A directory, a Hub id, or ``minilm``: the embedded all-MiniLM-L6-v2 of the extra ``demo``."""
     revision: str | None = None
+    head: Literal["kept", "new"] = "kept"
+    """``new`` draws the task's head afresh, whatever head the checkpoint has: for one that was trained on other labels."""
     dense: str | None = None
     """What the dense model is fine-tuned from, where that is not ``name``: of a sparse model, the model before pruning."""
     layers: tuple[int, ...] = ()

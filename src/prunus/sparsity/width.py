@@ -60,9 +60,9 @@ def stream_axes(model: Any) -> dict[str, tuple[int, ...]]:
     width = sizes.most_common(1)[0][0] if sizes else width
     found: dict[str, tuple[int, ...]] = {}
     for name, axes in wide.items():
-        axes = [i for i in axes if own[name].shape[i] == width]
-        if axes:
-            found[name] = tuple(axes)
+        along = tuple(i for i in axes if own[name].shape[i] == width)
+        if along:
+            found[name] = along
     return found
 
 

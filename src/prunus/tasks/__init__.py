@@ -6,6 +6,7 @@ task = load_task(spec)  # both splits in memory
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,11 +15,24 @@ from prunus.tasks import classification, masked_language, questions
 from prunus.tasks.base import Feature, HeadKind, Metrics, Split, Task
 from prunus.tasks.collate import Collate
 from prunus.tasks.files import Layout, check_columns
-from prunus.tasks.question_answering import MIN_LENGTH
+from prunus.tasks.question_answering import MIN_LENGTH, QuestionAnsweringTask
 from prunus.tasks.sources import Origin, Places, locate
 from prunus.tasks.spec import TaskSpec
 
-__all__ = ["TASKS", "Collate", "Feature", "HeadKind", "Metrics", "Split", "Task", "TaskSpec", "check_task", "load_task"]
+__all__ = [
+    "TASKS",
+    "Collate",
+    "Feature",
+    "HeadKind",
+    "Metrics",
+    "Split",
+    "Task",
+    "TaskSpec",
+    "check_task",
+    "load_task",
+    "row_length",
+    "shortened",
+]
 
 Progress = Callable[[int, int], None]
 
@@ -85,6 +99,23 @@ def check_task(spec: TaskSpec) -> list[Problem]:
         if isinstance(origin, Path) and origin.is_file() and not _is_text(spec):
             problems += check_columns(origin, _layout(spec))
     return problems
+
+
+def row_length(spec: TaskSpec) -> int:
+    """Tokens of a row at most, as far as the task says."""
+    return spec.max_length or (384 if _answers_questions(spec) else 128)
+
+
+def shortened(spec: TaskSpec, task: Task, length: int, note: str) -> tuple[TaskSpec, Task]:
+    """A task with rows of at most ``length`` tokens, and ``note`` among its notes; its data are not read again."""
+    spec = replace(spec, max_length=length, doc_stride=min(spec.doc_stride, length // 2))
+    if isinstance(task, masked_language.MaskedLanguageTask):
+        return spec, replace(task, spec=spec, corpora={}, more_notes=(*task.more_notes, note))
+    if isinstance(task, QuestionAnsweringTask):
+        changed = replace(task, max_length=length, doc_stride=spec.doc_stride, notes=(*task.notes, note))
+        return spec, changed
+    assert isinstance(task, classification.ClassificationTask)
+    return spec, replace(task, max_length=length, notes=(*task.notes, note))
 
 
 def _is_text(spec: TaskSpec) -> bool:

@@ -14,6 +14,7 @@ rating}``.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
@@ -31,7 +32,16 @@ from prunus.tasks.metrics import accuracy, f1, macro_f1, matthews, pearson, spea
 from prunus.tasks.sources import Origin, Places, open_rows, subset, subset_notes
 from prunus.tasks.spec import TaskSpec
 
-__all__ = ["GLUE", "METRICS", "ClassificationTask", "Glue", "layout_of", "load_classification", "places_of"]
+__all__ = [
+    "GLUE",
+    "METRICS",
+    "ClassificationTask",
+    "Glue",
+    "class_name",
+    "layout_of",
+    "load_classification",
+    "places_of",
+]
 
 METRICS: Final[Mapping[str, Callable[[NDArray[Any], NDArray[Any]], float]]] = {
     "accuracy": accuracy,
@@ -43,6 +53,8 @@ METRICS: Final[Mapping[str, Callable[[NDArray[Any], NDArray[Any]], float]]] = {
 }
 
 _CHUNK: Final = 1024
+_WHOLE: Final = re.compile(r"(-?[0-9]+)\.0*")
+"""A whole number that was written as a float."""
 
 
 @final
@@ -274,15 +286,22 @@ def _parse(origin: Origin, layout: Layout, complaints: Complaints) -> list[_Pars
     return parsed
 
 
-def _plain(value: object) -> str | None:
-    """A label as a class name; None for what cannot be one (null, a list, a number that is not whole)."""
+def class_name(value: object) -> str | None:
+    """A label as a class name; None for what cannot be one (null, a list, a number that is not whole).
+
+    The same class has the same name however a file writes it: 1, 1.0 and "1.0" are "1"; true, "True" and "TRUE" are "true".
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else None
-    if isinstance(value, int | str):
-        return str(value).strip() or None
-    return None
+    if not isinstance(value, int | str):
+        return None
+    name = str(value).strip()
+    if name.lower() in ("true", "false"):
+        return name.lower()
+    whole = _WHOLE.fullmatch(name)
+    return (whole[1] if whole else name) or None
 
 
 def _is_fraction(name: str) -> bool:
@@ -297,7 +316,7 @@ def _classes(train: Iterable[_Parsed], complaints: Complaints) -> tuple[str, ...
     names: dict[str, None] = {}
     for item in train:
         value = item.row.values["target"]
-        name = _plain(value)
+        name = class_name(value)
         if name is None or _is_fraction(name):
             fix = "columns: {score: NAME} for a target that is a number" if name or isinstance(value, float) else ""
             complaints.add(item.row.where, value, "hold a class as label, a string or a whole number", fix)
@@ -314,7 +333,7 @@ def _classes(train: Iterable[_Parsed], complaints: Complaints) -> tuple[str, ...
 def _class_id(row: Row, labels: tuple[str, ...], complaints: Complaints, *, by_id: bool) -> int | None:
     """The id of a class that is given by its name or, with ``by_id``, as a number."""
     value = row.values["target"]
-    name = _plain(value)
+    name = class_name(value)
     if name in labels:
         return labels.index(name)
     if by_id and name is not None and name.isascii() and name.isdecimal() and int(name) < len(labels):

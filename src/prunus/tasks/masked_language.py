@@ -47,9 +47,6 @@ class MaskedRows(Sequence[Feature]):
     def __init__(
         self, rows: TokenRows, tokenizer: PreTrainedTokenizerBase, share: float, seed: int, limit: int | None
     ) -> None:
-        if tokenizer.mask_token_id is None:
-            rule = "have a token for masked places"
-            raise RecipeError(Problem("the tokenizer", "no mask token", rule, "an encoder such as minilm"))
         self.rows, self.share, self.seed, self.epoch = rows, share, seed, 0
         self.mask, self.vocabulary = int(tokenizer.mask_token_id), len(tokenizer)
         self.special = np.array(sorted(tokenizer.all_special_ids))
@@ -125,6 +122,7 @@ class MaskedLanguageTask:
     spec: TaskSpec
     origins: Mapping[Split, Origin]
     corpora: dict[str, Corpus] = field(default_factory=dict)
+    more_notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -156,7 +154,7 @@ class MaskedLanguageTask:
         if "validation" not in self.origins:
             every = round(1 / self.spec.held_out)
             notes.append(f"evaluated on every {every}th document of the text, which is not trained on")
-        return tuple(notes)
+        return (*notes, *self.more_notes)
 
     def corpus(self, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int, int], None] | None = None) -> Corpus:
         """The tokens of both splits."""
@@ -176,7 +174,8 @@ class MaskedLanguageTask:
     def features(
         self, split: Split, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int, int], None] | None = None
     ) -> MaskedRows:
-        """Masked rows of a split."""
+        """Masked rows of a split. Raises ``RecipeError`` for a tokenizer without the special tokens of such rows."""
+        _check_tokenizer(tokenizer)
         rows = self.corpus(tokenizer, progress).rows[split]
         seed = self.spec.subset_seed + (split == "validation")
         return MaskedRows(rows, tokenizer, self.spec.mask_share, seed, self._limit(split))
@@ -193,6 +192,18 @@ class MaskedLanguageTask:
     def baselines(self) -> Mapping[str, Metrics]:
         """None."""
         return {}
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    special = {
+        "mask": tokenizer.mask_token_id,
+        "first": tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id,
+        "last": tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id,
+    }
+    absent = [name for name, token in special.items() if token is None]
+    if absent:
+        rule = "have a token for masked places, and one for the ends of a row"
+        raise RecipeError(Problem("the tokenizer", f"no {absent[0]} token", rule, "an encoder such as minilm"))
 
 
 def settings(spec: TaskSpec) -> list[Problem]:

@@ -96,7 +96,8 @@ def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[
     train = prepared.recipe.dense_training
     set_seed(train.seed)
     revision, rows = prepared.recipe.model.revision, prepared.train_features
-    model = load_model(prepared.dense_source, prepared.dense_config, head, revision, rows)
+    new = prepared.recipe.model.head == "new"
+    model = load_model(prepared.dense_source, prepared.dense_config, head, revision, rows, new_head=new)
     partial = kept.with_name(f"{kept.name}.{uuid4().hex[:8] if count() == 1 else 'several'}.partial")
     partial.mkdir(parents=True, exist_ok=count() > 1)
     try:

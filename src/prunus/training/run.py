@@ -245,7 +245,7 @@ def _dense(
         elif teacher == "start":
             teachers.append(_start(prepared))
         else:
-            teachers.append(load_model(teacher, config_for(teacher, prepared.task, key=key), head))
+            teachers.append(_teacher(prepared, teacher, key))
     if recipe.starts_dense and dense is not None:
         starting = deepcopy(dense)
     return dense, teachers, starting
@@ -254,7 +254,14 @@ def _dense(
 def _start(prepared: Prepared) -> PreTrainedModel:
     """The model of ``source``: as training begins, where it does not begin with the dense one."""
     recipe, rows = prepared.recipe, prepared.train_features
-    return load_model(prepared.source, prepared.config, prepared.task.head, recipe.model.revision, rows)
+    new = recipe.model.head == "new"
+    return load_model(prepared.source, prepared.config, prepared.task.head, recipe.model.revision, rows, new_head=new)
+
+
+def _teacher(prepared: Prepared, source: str, key: str) -> PreTrainedModel:
+    """A teacher that was fine-tuned before."""
+    config = config_for(source, prepared.task, key=key, tokenizer=prepared.tokenizer)
+    return load_model(source, config, prepared.task.head)
 
 
 def _pretrained(prepared: Prepared) -> PreTrainedModel | None:

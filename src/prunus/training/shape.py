@@ -14,7 +14,7 @@ from prunus.checkpoint.compacted import narrow, shorten
 from prunus.errors import Problem, RecipeError
 from prunus.recipe import ModelSpec
 from prunus.sparsity.depth import influence, layers_of, spread
-from prunus.sparsity.width import strength, stream_width
+from prunus.sparsity.width import stream_width, strength
 
 __all__ = ["cut", "cut_shapes"]
 
