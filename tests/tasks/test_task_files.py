@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prunus.errors import DataError
-from prunus.tasks import files
+from prunus.tasks import files, lines
 from prunus.tasks.files import Complaints, Layout, check_columns, read_rows
 
 LAYOUT = Layout({"text": ("sentence", "text"), "target": ("label",)}, {"pair": ("other",)})
@@ -201,7 +201,7 @@ def test_directory_is_not_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["long.tsv", "long.csv", "long.jsonl", "long.tsv.gz"])
 def test_lines_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(files, "MAX_ROW", 1000)
+    monkeypatch.setattr(lines, "MAX_ROW", 1000)
     data = b"sentence\tlabel\nx\t1\n" if "tsv" in name else b""
     data += b"x" * 5000
     path = plain(tmp_path / name, gzip.compress(data, mtime=0) if name.endswith(".gz") else data)

@@ -114,8 +114,9 @@ def shortened(spec: TaskSpec, task: Task, length: int, note: str) -> tuple[TaskS
     if isinstance(task, QuestionAnsweringTask):
         changed = replace(task, max_length=length, doc_stride=spec.doc_stride, notes=(*task.notes, note))
         return spec, changed
-    assert isinstance(task, classification.ClassificationTask)
-    return spec, replace(task, max_length=length, notes=(*task.notes, note))
+    if isinstance(task, classification.ClassificationTask):
+        return spec, replace(task, max_length=length, notes=(*task.notes, note))
+    raise TypeError(f"a task of prunus, not {type(task).__name__}")
 
 
 def _is_text(spec: TaskSpec) -> bool:

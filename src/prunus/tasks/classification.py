@@ -27,7 +27,7 @@ from prunus.errors import Problem, TrainingError, nearest
 from prunus.tasks.base import HeadKind, Metrics, Split
 from prunus.tasks.collate import TOKEN_KEYS, Rows
 from prunus.tasks.examples import TextExample
-from prunus.tasks.files import Complaints, Layout, Row, text_of
+from prunus.tasks.files import Complaints, Layout, Row, lone_surrogate, text_of
 from prunus.tasks.metrics import accuracy, f1, macro_f1, matthews, pearson, spearman
 from prunus.tasks.sources import Origin, Places, open_rows, subset, subset_notes
 from prunus.tasks.spec import TaskSpec
@@ -317,7 +317,10 @@ def _classes(train: Iterable[_Parsed], complaints: Complaints) -> tuple[str, ...
     for item in train:
         value = item.row.values["target"]
         name = class_name(value)
-        if name is None or _is_fraction(name):
+        half = lone_surrogate(name) if name is not None else None
+        if half is not None:
+            complaints.add(item.row.where, half, "hold whole characters as label")
+        elif name is None or _is_fraction(name):
             fix = "columns: {score: NAME} for a target that is a number" if name or isinstance(value, float) else ""
             complaints.add(item.row.where, value, "hold a class as label, a string or a whole number", fix)
         else:
