@@ -129,7 +129,7 @@ def stored(
     origins: dict[Split, Origin], choices: Choices, tokenizer: PreTrainedTokenizerBase, progress: Progress | None = None
 ) -> Corpus:
     """The corpus of these files, tokenised now or kept from an earlier run."""
-    place = cache_or_temporary("tokens") / digest(origins, choices, tokenizer)
+    place = cache_or_temporary("tokens", digest(origins, choices, tokenizer))
     if not (place / "facts.json").is_file():
         partial = place.with_name(f"{place.name}.{uuid4().hex[:8]}.partial")
         partial.mkdir(parents=True)

@@ -17,7 +17,6 @@ would have seen, whatever was prefetched. Rows to evaluate on are masked once.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp
-from pathlib import Path
 from typing import Any, Final, final, overload
 
 import numpy as np
@@ -26,6 +25,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
 from prunus.errors import DataError, Problem, RecipeError
+from prunus.paths import expanded
 from prunus.tasks.base import Feature, HeadKind, Metrics, Split
 from prunus.tasks.collate import IGNORED
 from prunus.tasks.corpus import Choices, Corpus, TokenRows, stored
@@ -224,7 +224,11 @@ def locate_text(spec: TaskSpec) -> tuple[dict[Split, Origin], list[Problem]]:
     for split, name in named:
         if name is None:
             continue
-        path = Path(name).expanduser()
+        try:
+            path = expanded(name, f"task.{split}")
+        except RecipeError as error:
+            problems += error.problems
+            continue
         if not path.is_file():
             problems.append(
                 Problem(f"task.{split}", name, "be an existing file", "a text file: .txt, .jsonl, also .gz")
@@ -232,8 +236,11 @@ def locate_text(spec: TaskSpec) -> tuple[dict[Split, Origin], list[Problem]]:
         elif not path.name.lower().endswith(ENDINGS):
             problems.append(Problem(f"task.{split}", name, f"end in {', '.join(ENDINGS)}", "a text file"))
         found[split] = path
-    if "train" not in found and spec.data is not None:
-        folder = Path(spec.data).expanduser()
+    if spec.train is None and spec.data is not None:
+        try:
+            folder = expanded(spec.data, "task.data")
+        except RecipeError as error:
+            return found, [*problems, *error.problems]
         texts = sorted(p for p in folder.glob("*") if p.name.lower().endswith(ENDINGS)) if folder.is_dir() else []
         if len(texts) == 1:
             found["train"] = texts[0]
@@ -241,10 +248,10 @@ def locate_text(spec: TaskSpec) -> tuple[dict[Split, Origin], list[Problem]]:
             got = ", ".join(path.name for path in texts[:5]) or "none"
             rule = f"be a directory with one text file ({', '.join(ENDINGS)}), here {got}"
             problems.append(Problem("task.data", spec.data, rule, "task.train, the file itself"))
-    elif "train" not in found and spec.hub is not None:
+    elif spec.train is None and spec.hub is not None:
         name, _, configuration = spec.hub.partition(":")
         found["train"] = HubSplit(name, configuration or None, "train")
-    elif "train" not in found:
+    elif spec.train is None:
         problems.append(
             Problem("task.train", None, "name a file of text", "--train-file text.txt, also .jsonl and .gz")
         )

@@ -11,6 +11,7 @@ collators as ``row_id``. Banks are files beside the checkpoints: a resumed run r
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import sha256
+from inspect import signature
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, final
@@ -119,6 +120,7 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         self._directory, self._digest, self._device = Path(), "", torch.device("cpu")
         self._lengths: list[int] = []
         self._rank, self._processes = 0, 1
+        self._columns: frozenset[str] | None = None  # those that the collator is given; None: all
         found = []
         terms = choice.terms
         if "fic" in terms and teacher is None:
@@ -187,6 +189,7 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         terms = self.choice.terms
         self._directory, self._device = Path(args.output_dir) / _BANKS, args.device
         self._rank, self._processes = args.process_index, args.world_size
+        self._columns = columns_of(model) if args.remove_unused_columns else None
         self._read_rows()
         self.banks = {name: Bank(len(self._rows)) for name in terms}
         self._grid = 0
@@ -262,6 +265,11 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         path = self._directory / f"{name}.safetensors"
         return read_states(path, len(self._rows), self._digest, mapped=self.choice.bank == "mmap")
 
+    def _row(self, position: int) -> dict[str, Any]:
+        """A row as Trainer gives it to the collator: without columns that the model does not take, such as its text."""
+        row = self._rows[position]
+        return {name: value for name, value in row.items() if self._columns is None or name in self._columns}
+
     def _placed(self, states: Tensor) -> Tensor:
         return states.to(self._device) if self.choice.bank == "device" else states
 
@@ -274,7 +282,7 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         model.eval()
         try:
             for first in range(0, len(order), self._batch_size):
-                rows = [self._rows[i] for i in order[first : first + self._batch_size]]
+                rows = [self._row(i) for i in order[first : first + self._batch_size]]
                 batch = self._collate(rows)
                 ids = batch[ROW_ID]
                 asked = {name: value.to(device) for name, value in batch.items() if name not in _NOT_ASKED}
@@ -283,6 +291,14 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
                 yield ids, represented(found[0], asked.get("attention_mask"), self.choice.representation)
         finally:
             model.train(training)
+
+
+def columns_of(model: nn.Module) -> frozenset[str]:
+    """Columns of a data set that ``Trainer`` leaves in: arguments of the model, labels, and the number of the row."""
+    whole: Any = getattr(model, "module", model)
+    if callable(getattr(whole, "get_base_model", None)):  # adapters take any argument and pass it on
+        whole = whole.get_base_model()
+    return _NOT_ASKED | frozenset(signature(whole.forward).parameters)
 
 
 def _same_everywhere(states: Tensor, name: str, processes: int) -> None:

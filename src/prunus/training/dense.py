@@ -84,7 +84,7 @@ def _said(spec: Any, default: Any) -> dict[str, Any]:
 
 def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[[str], None]) -> Dense:
     """The dense model of a recipe, fine-tuned now or kept from an earlier run."""
-    kept = cache_or_temporary("dense") / _digest(prepared)
+    kept = cache_or_temporary("dense", _digest(prepared))
     head = prepared.task.head
     together()  # all look before one writes
     there = (kept / FACTS_FILE).is_file()

@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import (
 from prunus.checkpoint.compacted import shrink_as_saved
 from prunus.checkpoint.state import RANGES_FILE, read_tensors, write_tensors
 from prunus.errors import CheckpointError, DataError, MissingExtra, Problem, RecipeError, first_line
+from prunus.paths import expanded, readable
 from prunus.quantization import restore
 from prunus.tasks.base import HeadKind, Task
 from prunus.tasks.classification import class_name
@@ -74,7 +75,7 @@ def model_source(name: str, key: str = "model.name") -> str:
         if spec is None or spec.origin is None:
             raise MissingExtra(Problem(key, name, "be installed", 'pip install "prunus[demo]"'))
         return str(Path(spec.origin).with_name("model"))
-    path = Path(name).expanduser()
+    path = readable(Path(name), key)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise RecipeError(Problem(key, name, "be a directory with a config.json", "the directory of a saved model"))
@@ -90,7 +91,7 @@ def base_model(name: str) -> str | None:
     """The Hub id of a model's origin, None for a directory."""
     if name == MINILM:
         return "sentence-transformers/all-MiniLM-L6-v2"
-    return None if Path(name).expanduser().exists() else name
+    return None if expanded(name, "model.name").exists() else name
 
 
 def config_for(

@@ -23,6 +23,7 @@ from prunus._version import __version__
 from prunus.checkpoint.staged import staged
 from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, write_masks, write_tensors
 from prunus.errors import CheckpointError, Problem, PrunusError
+from prunus.paths import expanded, readable, writable
 from prunus.quantization import quantize, strip
 from prunus.recipe import OWN_TEACHERS, Recipe
 from prunus.report.card import model_card
@@ -66,6 +67,7 @@ def check_output(directory: Path, overwrite: bool, resume: bool) -> None:
         raise CheckpointError(Problem("output", str(directory), "exist to be resumed", "a run without --resume"))
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(Problem("output", str(directory), "be a directory", "another --output"))
+    writable(directory, "output")
     if not directory.is_dir() or not any(directory.iterdir()):
         return
     if resume:
@@ -92,7 +94,7 @@ def _check_inputs(prepared: Prepared, output: Path) -> None:
         task.validation,
         task.data,
     ):
-        if read is not None and Path(read).expanduser().resolve().is_relative_to(output.resolve()):
+        if read is not None and expanded(read, "output").resolve().is_relative_to(output.resolve()):
             raise CheckpointError(
                 Problem("output", str(output), f"not hold {read}, which the run reads", "another one")
             )
@@ -120,6 +122,7 @@ def run(
     be known then, and ``Interrupted`` after Ctrl-C.
     """
     console = console if first() else None
+    output = readable(output, "output")
     if first():
         check_output(output, overwrite, resume)
     together()
@@ -137,7 +140,8 @@ def run(
         recipe = prepared.recipe
         if overwrite and not resume and output.is_dir() and first():
             _check_inputs(prepared, output)
-            shutil.rmtree(output)
+            shutil.rmtree(output.resolve())  # of a link its target is emptied, and the link stays
+            output.resolve().mkdir()
         together()
         output.mkdir(parents=True, exist_ok=True)
         collate = Collate(prepared.tokenizer)
