@@ -179,7 +179,11 @@ def test_forms_of_set(text: str, settings_: list[str], expected: list[float], tm
     ("text", "settings_", "said"),
     [
         (TWO, ["prune.sparsity=0.5"], "prune.sparsity must name one of the 2 entries of prune by its number"),
-        (TWO, ["prune.schedule.every=5"], r"--set prune\[0\].schedule.every=... or --set prune\[1\].schedule.every=..."),
+        (
+            TWO,
+            ["prune.schedule.every=5"],
+            r"--set prune\[0\].schedule.every=... or --set prune\[1\].schedule.every=...",
+        ),
         (TWO, ["prune[2].sparsity=0.5"], "--set must name one of the 2 entries"),
         (ONE, ["prune.sparsity"], "--set must be key=value, got 'prune.sparsity'"),
         (ONE, ["prune.sparsity=[0.5"], "--set prune.sparsity, line 1 must be valid YAML"),

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from prunus._version import __version__
-from prunus.cli_errors import errors, print_json, tolerant
+from prunus.cli_errors import errors, in_utf8, print_json, tolerant
 from prunus.cli_runtime import bench, compact, convert, engines_table, export, serve
 from prunus.errors import CheckpointError, Problem, RecipeError
 from prunus.paths import readable, writable
@@ -336,6 +336,7 @@ def _root(
 
 def main() -> None:
     """The entry point of the console script."""
+    in_utf8()
     tolerant()
     try:
         app()

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from prunus.errors import EXIT_CODE, PrunusError, first_line
 
-__all__ = ["errors", "print_json", "tolerant"]
+__all__ = ["errors", "in_utf8", "print_json", "tolerant"]
 
 DEBUG: Final = "PRUNUS_DEBUG"
 FAULT_CODE: Final = 1
@@ -78,6 +78,15 @@ def _fault(error: Exception) -> str:
     except OSError:
         return f"{told}; this is a fault of prunus: set {DEBUG}=1 to see where"
     return f"{told}; this is a fault of prunus, please report it with {path}"
+
+
+def in_utf8() -> None:
+    """Starts the process again in Python's UTF-8 mode where its locale says another encoding, as ``LC_ALL=C`` may.
+
+    tokenizers and safetensors take paths in UTF-8 alone, and Python's own functions those of the locale.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
 def tolerant() -> None:

@@ -26,7 +26,9 @@ def readable(path: Path, key: str) -> Path:
     """A path that every library can open. Raises ``RecipeError`` for one that is not UTF-8, which some of them need."""
     path = expanded(path, key)
     try:
-        os.fsencode(path).decode("utf-8")  # the bytes count: in a locale that is not UTF-8 the text is full of surrogates
+        os.fsencode(path).decode(
+            "utf-8"
+        )  # the bytes count: in a locale that is not UTF-8 the text is full of surrogates
     except UnicodeDecodeError:
         shown = os.fsencode(path).decode("utf-8", errors="backslashreplace")
         raise RecipeError(Problem(key, shown, "be a path in UTF-8", "another name")) from None
