@@ -332,7 +332,12 @@ def load_recipe(name: str, settings: Sequence[str] = (), flags: Mapping[str, Any
             given.append((key, parse_yaml(value, f"--set {key}")))
         except RecipeError as error:
             found += error.problems
-    for key, value in [*given, *(flags or {}).items()]:
+    given += (flags or {}).items()
+    named = {key for key, _ in given}
+    task = raw.get("task")
+    if "task.data" in named and isinstance(task, dict):  # a directory takes the place of the recipe's own files
+        raw["task"] = {key: value for key, value in task.items() if key not in ("train", "validation")}
+    for key, value in given:
         try:
             put(raw, key, value)
         except RecipeError as error:

@@ -229,23 +229,28 @@ class _Parsed:
     text_pair: str | None
 
 
-def load_classification(spec: TaskSpec, origins: Mapping[Split, Origin]) -> ClassificationTask:
-    """The task with both splits read. Raises DataError with the line of each mistake in either file."""
+def load_classification(
+    spec: TaskSpec, origins: Mapping[Split, Origin], labels: tuple[str, ...] = ()
+) -> ClassificationTask:
+    """The task with the splits of ``origins`` read. Raises DataError with the line of each mistake in either file.
+
+    ``labels`` are the classes of own files whose training split is not read.
+    """
     glue = GLUE.get(spec.name)
     complaints, layout = Complaints(), layout_of(spec)
-    train = _parse(origins["train"], layout, complaints)
+    train = _parse(origins["train"], layout, complaints) if "train" in origins else []
     skipped = complaints.skipped
-    validation = _parse(origins["validation"], layout, complaints)
+    validation = _parse(origins["validation"], layout, complaints) if "validation" in origins else []
     if train and validation and (train[0].text_pair is None) != (validation[0].text_pair is None):
         where = (train if train[0].text_pair is None else validation)[0].row.where
         complaints.add(where, "no column text_pair", "have a text_pair, as the other split has")
-    labels: tuple[str, ...] = ()
     if glue is not None:
         labels, metrics = glue.labels, glue.metrics
     elif "score" in spec.columns:
-        metrics = ("pearson", "spearman")
+        labels, metrics = (), ("pearson", "spearman")
     else:
-        labels, metrics = _classes(train, complaints), ("accuracy", "macro_f1")
+        labels = labels if labels and "train" not in origins else _classes(train, complaints)
+        metrics = ("accuracy", "macro_f1")
 
     def examples(parsed: Sequence[_Parsed]) -> list[TextExample]:
         found = []

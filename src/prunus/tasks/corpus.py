@@ -142,7 +142,7 @@ def stored(
     facts = json.loads((place / "facts.json").read_text(encoding="utf-8"))
     kind = np.dtype(facts["dtype"])
     rows: dict[Split, TokenRows] = {}
-    splits: tuple[Split, ...] = ("train", "validation")
+    splits: tuple[Split, ...] = ("train", "validation") if "train" in origins else ("validation",)
     for split in splits:
         tokens, ends = (
             mapped(place / f"{split}.{part}", of) for part, of in (("tokens", kind), ("ends", np.dtype(np.int64)))

@@ -147,8 +147,9 @@ class MaskedLanguageTask:
     @property
     def notes(self) -> tuple[str, ...]:
         """How many documents the rows come from, and what was held out."""
+        split: Split = "train" if "train" in self.origins else "validation"
         notes = [
-            f"rows of up to {self.spec.max_length or 128} tokens, of {corpus.documents['train']:,} documents"
+            f"rows of up to {self.spec.max_length or 128} tokens, of {corpus.documents[split]:,} documents"
             for corpus in self.corpora.values()
         ][:1]
         if "validation" not in self.origins:
@@ -216,13 +217,15 @@ def settings(spec: TaskSpec) -> list[Problem]:
     return found
 
 
-def locate_text(spec: TaskSpec) -> tuple[dict[Split, Origin], list[Problem]]:
-    """Where the text is: ``train`` (and ``validation``), or the one text file in ``data``, or ``hub``."""
+def locate_text(
+    spec: TaskSpec, splits: Sequence[Split] = ("train", "validation")
+) -> tuple[dict[Split, Origin], list[Problem]]:
+    """Where the text of ``splits`` is: ``train`` (and ``validation``), or the one text file in ``data``, or ``hub``."""
     found: dict[Split, Origin] = {}
     problems: list[Problem] = []
     named: tuple[tuple[Split, str | None], ...] = (("train", spec.train), ("validation", spec.validation))
     for split, name in named:
-        if name is None:
+        if name is None or split not in splits:
             continue
         try:
             path = expanded(name, f"task.{split}")
@@ -236,7 +239,9 @@ def locate_text(spec: TaskSpec) -> tuple[dict[Split, Origin], list[Problem]]:
         elif not path.name.lower().endswith(ENDINGS):
             problems.append(Problem(f"task.{split}", name, f"end in {', '.join(ENDINGS)}", "a text file"))
         found[split] = path
-    if spec.train is None and spec.data is not None:
+    if "train" not in splits or spec.train is not None:
+        return found, problems
+    if spec.data is not None:
         try:
             folder = expanded(spec.data, "task.data")
         except RecipeError as error:
@@ -248,10 +253,10 @@ def locate_text(spec: TaskSpec) -> tuple[dict[Split, Origin], list[Problem]]:
             got = ", ".join(path.name for path in texts[:5]) or "none"
             rule = f"be a directory with one text file ({', '.join(ENDINGS)}), here {got}"
             problems.append(Problem("task.data", spec.data, rule, "task.train, the file itself"))
-    elif spec.train is None and spec.hub is not None:
+    elif spec.hub is not None:
         name, _, configuration = spec.hub.partition(":")
         found["train"] = HubSplit(name, configuration or None, "train")
-    elif spec.train is None:
+    else:
         problems.append(
             Problem("task.train", None, "name a file of text", "--train-file text.txt, also .jsonl and .gz")
         )
@@ -260,6 +265,6 @@ def locate_text(spec: TaskSpec) -> tuple[dict[Split, Origin], list[Problem]]:
 
 def load_masked_language(spec: TaskSpec, origins: Mapping[Split, Origin]) -> MaskedLanguageTask:
     """The task; its text is read when its first rows are asked for."""
-    if "train" not in origins:
+    if not origins:
         raise DataError(Problem("task.train", None, "name a file of text"))
     return MaskedLanguageTask(spec, dict(origins))

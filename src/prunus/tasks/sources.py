@@ -55,11 +55,14 @@ class Places:
     hub: str = ""
 
 
-def locate(spec: TaskSpec, places: Places) -> tuple[dict[Split, Origin], list[Problem]]:
-    """Where each split is, and what keeps it from being found. Looks at names only, reads nothing."""
+def locate(
+    spec: TaskSpec, places: Places, splits: Sequence[Split] = ("train", "validation")
+) -> tuple[dict[Split, Origin], list[Problem]]:
+    """Where each of ``splits`` is, and what keeps it from being found. Looks at names only, reads nothing."""
     found: dict[Split, Origin] = {}
     problems: list[Problem] = []
-    named: tuple[tuple[Split, str | None], ...] = (("train", spec.train), ("validation", spec.validation))
+    files: dict[Split, str | None] = {"train": spec.train, "validation": spec.validation}
+    named = [(split, files[split]) for split in splits]
     for split, name in named:
         if name is None:
             continue

@@ -45,6 +45,7 @@ __all__ = [
     "load_tokenizer",
     "meta_model",
     "model_source",
+    "saved_labels",
     "trained_for",
 ]
 
@@ -140,6 +141,17 @@ def config_for(
 def trained_for(config: PreTrainedConfig, head: HeadKind) -> bool:
     """Whether the checkpoint says that it holds a head of this kind already."""
     return any(str(name).endswith(_SUFFIX[head]) for name in config.architectures or ())
+
+
+def saved_labels(directory: Path) -> tuple[str, ...]:
+    """Class names of the classifier in a directory, in the order of its outputs; none where it does not name them."""
+    try:
+        config = AutoConfig.from_pretrained(directory)
+    except Exception:  # what is wrong with it is told where the model is read
+        return ()
+    own = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    named = any(label != f"LABEL_{index}" for index, label in enumerate(own))
+    return tuple(class_name(label) or label for label in own) if named and trained_for(config, "classification") else ()
 
 
 def _pad(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
