@@ -217,3 +217,25 @@ def test_a_lock_is_finished_before_it_begins_and_goes_on_after_a_resume() -> Non
     again = Masker(model, Pruning(pattern="4x1", lock=True), 10, state=masker.state_dict())
     assert all(torch.equal(again.masks[name], mask) for name, mask in masker.masks.items())
     assert again.planned == masker.planned
+
+
+@pytest.mark.parametrize("pattern", ["4x1", "2:4", "rows"])
+def test_zeros_that_rounding_made_are_weights_where_masks_say_which_are_locked(pattern: str) -> None:
+    """Of a model in 8 bits: further weights are zero, outside the pattern, and are not held."""
+    model = sparse(pattern)
+    masks = {name: parameter.detach() != 0 for name, parameter in model.named_parameters() if parameter.dim() == 2}
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            rounded = mask & (torch.rand(mask.shape, generator=generator) < 0.1)
+            model.get_parameter(name)[rounded] = 0
+    with pytest.raises(TargetError):
+        Masker.lock(model, pattern=pattern)
+    masker = Masker.lock(model, pattern=pattern, masks=masks)
+    assert all(torch.equal(masker.masks[name], masks[name]) for name in masker.masks)
+    rule = Pruning(None, pattern, lock=True)
+    started = Masker(model, rule, 4, saved=masks)
+    assert all(torch.equal(started.masks[name], masks[name]) for name in started.masks)
+    broken_masks = {name: mask.roll(1, 0) & mask.roll(1, 1) for name, mask in masks.items()}
+    with pytest.raises(TargetError):
+        Masker.lock(model, pattern=pattern, masks=broken_masks)
