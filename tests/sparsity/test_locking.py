@@ -229,8 +229,9 @@ def test_zeros_that_rounding_made_are_weights_where_masks_say_which_are_locked(p
         for name, mask in masks.items():
             rounded = mask & (torch.rand(mask.shape, generator=generator) < 0.1)
             model.get_parameter(name)[rounded] = 0
-    with pytest.raises(TargetError):
-        Masker.lock(model, pattern=pattern)
+    if pattern != "2:4":  # whose groups may hold more zeros
+        with pytest.raises(TargetError, match="zeros lie outside whole"):
+            Masker.lock(model, pattern=pattern)
     masker = Masker.lock(model, pattern=pattern, masks=masks)
     assert all(torch.equal(masker.masks[name], masks[name]) for name in masker.masks)
     rule = Pruning(None, pattern, lock=True)

@@ -63,11 +63,11 @@ def check_output(directory: Path, overwrite: bool, resume: bool) -> None:
 
     It is there already, or is to be resumed and is not, or is to be overwritten and is not that of a run.
     """
+    writable(directory, "output")
     if resume and not directory.is_dir():
         raise CheckpointError(Problem("output", str(directory), "exist to be resumed", "a run without --resume"))
     if directory.exists() and not directory.is_dir():
         raise CheckpointError(Problem("output", str(directory), "be a directory", "another --output"))
-    writable(directory, "output")
     if not directory.is_dir() or not any(directory.iterdir()):
         return
     if resume:
