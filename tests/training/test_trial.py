@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    AlbertConfig,
     AutoConfig,
     AutoModel,
     AutoModelForQuestionAnswering,
@@ -20,7 +21,9 @@ from transformers import (
     T5Config,
 )
 
+import prunus
 from prunus import PrunusError, RecipeError
+from prunus.checkpoint.compacted import narrow
 from prunus.errors import DataError
 from prunus.recipe import read_recipe
 from prunus.tasks.base import HeadKind
@@ -293,3 +296,50 @@ def test_language_modelling_keeps_its_head(tmp_path: Path, tiny_bert: Path) -> N
     }
     with pytest.raises(RecipeError, match=r"model.head must be kept for masked language modelling"):
         prepare(read_recipe(raw))
+
+
+def test_layers_that_are_shared_matter_where_layers_are_asked_for(small_data: Path, tmp_path: Path) -> None:
+    """ALBERT has no list of layers: it is trained and pruned as it is, and refused where a depth is asked for."""
+    config = AlbertConfig(
+        vocab_size=TOKENS,
+        embedding_size=8,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    AutoModel.from_config(config).save_pretrained(tmp_path / "albert")
+    tiny_tokenizer().save_pretrained(tmp_path / "albert")
+    raw = plain(tmp_path / "albert", small_data)
+    assert prepare(read_recipe(raw)).rules[0].selection.taken
+    raw["model"]["depth"] = 1
+    with pytest.raises(RecipeError, match=r"model.name must have a list of as many layers"):
+        prepare(read_recipe(raw))
+
+
+def test_a_compacted_model_is_planned_and_pruned_again_as_it_is(small_data: Path, tmp_path: Path) -> None:
+    """Ragged layers, fewer features: the plan counts what the file holds, and a run begins with it."""
+    model: Any = BertForSequenceClassification.from_pretrained(classifier(tmp_path / "whole", 2))
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[:, ::2] = 0
+        model.bert.encoder.layer[0].attention.output.dense.weight[:, :8] = 0
+    prunus.compact(model)
+    narrow(model, range(12))
+    model.save_pretrained(tmp_path / "small")
+    tiny_tokenizer().save_pretrained(tmp_path / "small")
+    raw = plain(tmp_path / "small", small_data, quantize={"samples": 8})
+    raw["task"] |= {"max_train_samples": 16, "max_validation_samples": 16}
+    raw["train"] |= {"epochs": 1, "evaluate_every": None, "checkpoint_every": None}
+    plan = plan_facts(prepare(read_recipe(raw)))
+    named = dict(model.named_parameters())
+    assert plan["model"]["parameters"] == sum(parameter.numel() for parameter in named.values())
+    (rule,) = plan["rules"]
+    assert all(tuple(tensor["shape"]) == tuple(named[tensor["name"]].shape) for tensor in rule["tensors"])
+    facts = run(read_recipe(raw), tmp_path / "out")
+    assert facts["sparse"]["sparsity"] >= 0.5
+    # Rounding to 8 bits made more weights zero, beside the blocks; the masks that were saved say which are locked.
+    lock = raw | {"prune": {"lock": True, "pattern": "4x1"}}
+    lock["model"] = {"name": str(tmp_path / "out")}
+    again = run(read_recipe(lock), tmp_path / "locked")
+    assert again["target_sparsity"] == pytest.approx(0.5, abs=0.01)

@@ -161,7 +161,7 @@ def _places(spec: TaskSpec) -> Places:
 
 def _origins(spec: TaskSpec, splits: Sequence[Split]) -> tuple[dict[Split, Origin], list[Problem]]:
     if _is_text(spec):
-        # Without a validation file, every so-manieth document of the training text is evaluated on.
+        # Without a validation file, part of the training text is evaluated on.
         needed = splits if spec.validation is not None else SPLITS
         return masked_language.locate_text(spec, needed)
     return ({}, []) if _embedded(spec) else locate(spec, _places(spec), splits)
