@@ -343,3 +343,20 @@ def test_a_compacted_model_is_planned_and_pruned_again_as_it_is(small_data: Path
     lock["model"] = {"name": str(tmp_path / "out")}
     again = run(read_recipe(lock), tmp_path / "locked")
     assert again["target_sparsity"] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("damage", ["cut", "another shape"])
+def test_weights_that_cannot_be_loaded_are_told_by_plan(damage: str, small_data: Path, tmp_path: Path) -> None:
+    place = classifier(tmp_path / "bert", 2)
+    if damage == "cut":
+        (place / "model.safetensors").write_bytes((place / "model.safetensors").read_bytes()[:200])
+    else:
+        settings = json.loads((place / "config.json").read_text())
+        (place / "config.json").write_text(json.dumps(settings | {"intermediate_size": 64}))
+    told = (
+        "hold whole files of weights"
+        if damage == "cut"
+        else r"have the shape \[64(, 16)?\] that its config.json describes"
+    )
+    with pytest.raises(PrunusError, match=told):
+        prepare(read_recipe(plain(place, small_data)))

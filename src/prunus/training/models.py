@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from prunus.checkpoint.compacted import shrink_as_saved
-from prunus.checkpoint.state import RANGES_FILE, read_tensors, write_tensors
+from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, read_tensors, write_tensors
 from prunus.errors import CheckpointError, DataError, MissingExtra, Problem, RecipeError, first_line
 from prunus.paths import expanded, readable
 from prunus.quantization import restore
@@ -47,6 +47,7 @@ __all__ = [
     "model_source",
     "saved_labels",
     "trained_for",
+    "weight_problems",
 ]
 
 MINILM: Final = "minilm"
@@ -208,6 +209,30 @@ def meta_model(config: PreTrainedConfig, head: HeadKind, key: str = "model.name"
     except ValueError as error:
         rule = f"be of an architecture with a head for {head} ({first_line(error)})"
         raise RecipeError(Problem(key, config.model_type, rule, "an encoder such as minilm")) from None
+
+
+def weight_problems(source: str, config: PreTrainedConfig, head: HeadKind, key: str, new_head: bool) -> list[Problem]:
+    """What the headers of a directory's safetensors files say against its configuration; nothing of a Hub id is looked at.
+
+    Tensors are compared by name with the model that ``config`` makes. A new head is not compared.
+    """
+    model = meta_model(config, head, key)
+    body, own = f"{model.base_model_prefix}.", {n: tuple(p.shape) for n, p in model.named_parameters()}
+    for path in sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else ():
+        if path.name in (MASKS_FILE, RANGES_FILE):
+            continue
+        try:
+            with safe_open(path, "pt") as file:
+                held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            rule = f"hold whole files of weights ({path.name}: {first_line(error)})"
+            return [Problem(key, source, rule, "saving it again, or another model")]
+        for name, shape in held.items():
+            full = name if name in own else body + name
+            if full in own and own[full] != shape and not (new_head and not full.startswith(body)):
+                rule = f"have the shape {list(own[full])} that its config.json describes"
+                return [Problem(f"{name} of {key}", list(shape), rule, "saving it again, or another model")]
+    return []
 
 
 def carry_over(source: str, saved: Path, prefix: str) -> None:

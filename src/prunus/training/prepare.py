@@ -26,7 +26,15 @@ from prunus.tasks import check_task, load_task, row_length, shortened
 from prunus.tasks.base import Feature, HeadKind, Task
 from prunus.training.budgeted import within_budget
 from prunus.training.deepspeed import asked_stage, deepspeed_problems
-from prunus.training.models import config_for, load_model, load_tokenizer, meta_model, model_source, trained_for
+from prunus.training.models import (
+    config_for,
+    load_model,
+    load_tokenizer,
+    meta_model,
+    model_source,
+    trained_for,
+    weight_problems,
+)
 from prunus.training.processes import count, first_before_others
 from prunus.training.shape import cut_shapes
 from prunus.training.trial import Trial, batch_problems, row_problems, trial_of
@@ -159,6 +167,8 @@ def _models(
         found.append(Problem("model.head", "new", rule, "leaving it out"))
     tokenizer = _gather(found, lambda: load_tokenizer(source, recipe.model.revision))
     config = _gather(found, lambda: config_for(source, task, recipe.model.revision, tokenizer=tokenizer, new_head=new))
+    if config is not None:
+        found += _gather(found, lambda: weight_problems(source, config, task.head, "model.name", new)) or ()
     dense_config = config
     if recipe.model.dense is not None:
         dense_config = _gather(
