@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import prunus
-from prunus import Masker, Pruning, RecipeError, Schedule, TargetError, Targets, TrainingError
+from prunus import CheckpointError, Masker, Pruning, RecipeError, Schedule, TargetError, Targets, TrainingError
 from prunus.sparsity import Span
 from prunus.sparsity.pruning import resolve
 
@@ -240,3 +240,19 @@ def test_zeros_that_rounding_made_are_weights_where_masks_say_which_are_locked(p
     broken_masks = {name: mask.roll(1, 0) & mask.roll(1, 1) for name, mask in masks.items()}
     with pytest.raises(TargetError):
         Masker.lock(model, pattern=pattern, masks=broken_masks)
+
+
+@pytest.mark.parametrize("other", ["2:4", "1x4", "1x1"])
+def test_a_state_of_another_pattern_is_refused(other: str) -> None:
+    """Its scores are those of other units."""
+
+    def rule(pattern: str) -> Pruning:
+        return Pruning(0.5, pattern, "snip_momentum", Schedule("linear", Span(1), end=Span(4), every=Span(1)))
+
+    model = nn.Sequential(nn.Linear(16, 16))
+    masker = Masker(model, rule("4x1"), 4)
+    model(torch.ones(2, 16)).sum().backward()
+    masker.observe(model)
+    Masker(model, rule("4x1"), 4, state=masker.state_dict())
+    with pytest.raises(CheckpointError, match=r"have the shape \[\d+, \d+\] of the scores"):
+        Masker(model, rule(other), 4, state=masker.state_dict())

@@ -323,6 +323,13 @@ class Masker:
             cuts[name] = lowest(name, score, count_of(fraction, self._world.size(name, score)), self._world)
         return cuts
 
+    def _score_shape(self, name: str) -> tuple[int, int]:
+        """Of the scores of one tensor: one a weight or, as in most patterns, one a unit."""
+        rule = next(rule for rule in self.rules if name in rule.selection.taken)
+        shape = rule.selection.taken[name]
+        each = rule.pattern.needs_element_scores and not rule.criterion.of_units
+        return shape if each else rule.pattern.units(shape)
+
     def _load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         shapes = {name: shape for rule in self.rules for name, shape in rule.selection.taken.items()}
         for key, value in state.items():
@@ -333,6 +340,10 @@ class Masker:
             if kind in ("mask", "shadow") and tuple(value.shape) != shapes[name]:
                 rule = f"have the shape {list(shapes[name])} of {name}"
                 raise CheckpointError(Problem("masker state", list(value.shape), rule, "the model it was saved with"))
+            if kind in KINDS and kind != "input" and tuple(value.shape) != self._score_shape(name):
+                rule = f"have the shape {list(self._score_shape(name))} of the scores of {name}"
+                fix = "the pattern and the criterion that the state was saved with"
+                raise CheckpointError(Problem("masker state", list(value.shape), rule, fix))
             device = model.get_parameter(name).device if name else torch.device("cpu")
             if kind == "steps":
                 self.steps = int(value)
