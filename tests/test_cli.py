@@ -451,17 +451,20 @@ def with_nan(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (damaged, "CheckpointError: the model must hold the weights that its config.json describes"),
-        (of_another_shape, "CheckpointError: the model must hold the weights that its config.json describes"),
+        (damaged, "model.name must hold whole files of weights (model.safetensors: "),
+        (of_another_shape, "must have the shape [16, 32] that its config.json describes, got [16, 8]"),
         (with_nan, "must be finite, got nan"),
     ],
 )
 def test_weights_that_cannot_be(change: Callable[[Path], None], said: str, recipe: Path, tmp_path: Path) -> None:
     more = ["--set", "distill=null", "--set", "evaluate_dense=false"]
-    ran = prunus("run", recipe, "-o", tmp_path / "out", *with_model(change)(tmp_path), *more)
+    model = with_model(change)(tmp_path)
+    ran = prunus("run", recipe, "-o", tmp_path / "out", *model, *more)
     assert ran.code == 2, ran.err
     assert said in ran.err
     assert "Traceback" not in ran.err
+    if change is not with_nan:  # which only its weights themselves say
+        assert said in prunus("plan", recipe, *model, *more).err
 
 
 def test_an_existing_output_is_kept(done: tuple[Path, Ran], recipe: Path) -> None:

@@ -178,7 +178,12 @@ def test_forms_of_set(text: str, settings_: list[str], expected: list[float], tm
 @pytest.mark.parametrize(
     ("text", "settings_", "said"),
     [
-        (TWO, ["prune.sparsity=0.5"], "--set must name one of the 2 entries of prune, got 'prune.sparsity'"),
+        (TWO, ["prune.sparsity=0.5"], "prune.sparsity must name one of the 2 entries of prune by its number"),
+        (
+            TWO,
+            ["prune.schedule.every=5"],
+            r"--set prune\[0\].schedule.every=... or --set prune\[1\].schedule.every=...",
+        ),
         (TWO, ["prune[2].sparsity=0.5"], "--set must name one of the 2 entries"),
         (ONE, ["prune.sparsity"], "--set must be key=value, got 'prune.sparsity'"),
         (ONE, ["prune.sparsity=[0.5"], "--set prune.sparsity, line 1 must be valid YAML"),
@@ -186,7 +191,7 @@ def test_forms_of_set(text: str, settings_: list[str], expected: list[float], tm
         (ONE, ["0=3"], "recipe must be a mapping|must be a known key|mapping"),
         (ONE, ["=3"], "must be a known key"),
         (ONE, ["train.epochs.x=3"], "train.epochs must be a number"),
-        ("prune: [3]", ["prune.sparsity=0.5"], "--set must name one of the 1 entries"),
+        ("prune: [3]", ["prune.sparsity=0.5"], "prune.sparsity must name one of the 1 entries"),
     ],
 )
 def test_settings_that_cannot_be(text: str, settings_: list[str], said: str, tmp_path: Path) -> None:
@@ -205,7 +210,7 @@ def test_flags_over_settings_over_the_recipe(tmp_path: Path) -> None:
 def test_a_flag_that_fits_no_single_rule_joins_the_other_problems(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe(written(tmp_path, TWO + "\ntrian: {}"), ["x"], {"prune.sparsity": 0.5})
-    assert [problem.key for problem in caught.value.problems] == ["--set", "--set", "trian"]
+    assert [problem.key for problem in caught.value.problems] == ["--set", "prune.sparsity", "trian"]
 
 
 # Mistakes

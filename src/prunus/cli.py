@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.syntax import Syntax
 
 from prunus._version import __version__
-from prunus.cli_errors import errors, print_json
+from prunus.cli_errors import errors, in_utf8, print_json, tolerant
 from prunus.cli_runtime import bench, compact, convert, engines_table, export, serve
 from prunus.errors import CheckpointError, Problem, RecipeError
+from prunus.paths import readable, writable
 
 app = typer.Typer(
     name="prunus",
@@ -111,7 +112,7 @@ def run(
             budget=_budget(params, flops, latency),
         )
         loaded = load_recipe(recipe, set_ or (), flags)
-        directory = output or Path(loaded.output or f"runs/{Path(recipe).stem}")
+        directory = readable(output or Path(loaded.output or f"runs/{Path(recipe).stem}"), "output")
         command = "prunus " + shlex.join(sys.argv[1:])
         facts = run_recipe(loaded, directory, command=command, overwrite=overwrite, resume=resume, console=err)
         if not first():
@@ -188,6 +189,7 @@ def evaluate(
         from prunus.training.rescore import rescore
 
         quiet()
+        directory = readable(directory, "directory")
         flags = _flags(data=data, validation=validation_file)
         if backend:
             from prunus.export.compare import compare
@@ -223,6 +225,7 @@ def report(
         from prunus.report.html import render_html
         from prunus.report.tables import summary_table
 
+        directory = readable(directory, "directory")
         facts = read_facts(directory)
         if facts.get("status") != "finished" and "history" not in facts:
             from prunus.training.evidence import history
@@ -232,7 +235,7 @@ def report(
         if as_json:
             print_json(facts)
             return
-        path = html or directory / "report.html"
+        path = writable(html or directory / "report.html", "--html")
         try:
             path.write_text(render_html(facts), encoding="utf-8")
         except OSError as error:
@@ -289,6 +292,7 @@ def recipes_cp(name: str, target: Annotated[Path, typer.Argument()] = Path("."))
     """Copies one to a file or a directory of your own, to edit it."""
     with errors(err):
         text = _shipped(name)
+        target = writable(target, "target")
         path = target / f"{name}.yaml" if target.is_dir() else target
         if path.exists():
             raise CheckpointError(Problem("target", str(path), "not exist yet", "another name"))
@@ -332,6 +336,8 @@ def _root(
 
 def main() -> None:
     """The entry point of the console script."""
+    in_utf8()
+    tolerant()
     try:
         app()
     finally:

@@ -1,33 +1,100 @@
-"""How every verb ends badly, and how it prints facts."""
+"""How every verb ends badly, and how it prints facts.
 
+A ``PrunusError``, and what the system refuses (a file, a device, the network), end with their reason and exit code 2, Ctrl-C
+with 130. Anything else is a fault of prunus: exit code 1, one line, and the traceback in a file for the report of it, or on the
+terminal where ``PRUNUS_DEBUG`` is set.
+"""
+
+import errno
 import json
+import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import typer
 from rich.console import Console
 
-from prunus.errors import EXIT_CODE, FULL, PrunusError
+from prunus.errors import EXIT_CODE, PrunusError, first_line
 
-__all__ = ["errors", "print_json"]
+__all__ = ["errors", "in_utf8", "print_json", "tolerant"]
+
+DEBUG: Final = "PRUNUS_DEBUG"
+FAULT_CODE: Final = 1
 
 
 @contextmanager
 def errors(console: Console) -> Iterator[None]:
-    """A ``PrunusError``, or a device that does not take what is written, becomes its text and exit code 2, Ctrl-C 130."""
+    """Whatever goes wrong inside becomes text on ``console`` and an exit code; see the module's docstring."""
     try:
         yield
-    except (PrunusError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in FULL:
-            raise
-        console.print(f"[bold red]{type(error).__name__}[/]: ", end="")
-        console.print(str(error), highlight=False, markup=False)
+    except (typer.Exit, typer.Abort):
+        raise
+    except PrunusError as error:
+        _say(console, type(error).__name__, str(error))
         raise typer.Exit(EXIT_CODE) from None
     except KeyboardInterrupt as stop:
         console.print(f"stopped: {stop}" if str(stop) else "stopped", highlight=False)
         raise typer.Exit(130) from None
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.EPIPE:  # who reads us has gone; typer ends quietly
+            raise
+        if os.environ.get(DEBUG):
+            raise
+        if isinstance(error, OSError):
+            _say(console, "OSError", _reason(error))
+            raise typer.Exit(EXIT_CODE) from None
+        _say(console, "internal error", _fault(error))
+        raise typer.Exit(FAULT_CODE) from None
+
+
+def _say(console: Console, name: str, text: str) -> None:
+    console.print(f"[bold red]{name}[/]: ", end="")
+    # A path may hold bytes, and a text halves of characters, that no terminal takes.
+    console.print(text.encode("utf-8", errors="backslashreplace").decode(), highlight=False, markup=False)
+
+
+def _reason(error: OSError) -> str:
+    """What the system refused, and why."""
+    if error.strerror is None:
+        return first_line(error)
+    names = [
+        os.fspath(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes | os.PathLike)
+    ]
+    shown = [os.fsdecode(name) for name in names]
+    return ": ".join([*shown, error.strerror])
+
+
+def _fault(error: Exception) -> str:
+    """One line for what should not have happened, with where its traceback is."""
+    told = f"{type(error).__name__}: {first_line(error)}"
+    try:
+        handle, path = tempfile.mkstemp(prefix="prunus-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write("".join(traceback.format_exception(error)))
+    except OSError:
+        return f"{told}; this is a fault of prunus: set {DEBUG}=1 to see where"
+    return f"{told}; this is a fault of prunus, please report it with {path}"
+
+
+def in_utf8() -> None:
+    """Starts the process again in Python's UTF-8 mode where its locale says another encoding, as ``LC_ALL=C`` may.
+
+    tokenizers and safetensors take paths in UTF-8 alone, and Python's own functions those of the locale.
+    """
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
+def tolerant() -> None:
+    """From now on standard output takes any text: what its encoding lacks is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
 
 
 def print_json(facts: Any) -> None:

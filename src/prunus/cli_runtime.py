@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,6 +11,10 @@ from rich.table import Table
 
 from prunus.cli_errors import errors, print_json
 from prunus.errors import CheckpointError, MissingExtra, Problem, RecipeError, nearest
+from prunus.paths import expanded, readable, writable
+
+if TYPE_CHECKING:
+    from prunus.export import Calibration
 
 __all__ = ["bench", "compact", "convert", "export", "serve"]
 
@@ -67,16 +71,20 @@ def export(
         if to not in TARGETS:
             raise RecipeError(Problem("--to", to, f"be one of {', '.join(TARGETS)}", nearest(to, TARGETS)))
         quiet()
+        directory = readable(directory, "directory")
+        suffix = "packed" if to == "prunus" else to
+        target = writable(output or beside(directory, suffix))
         if to in ("archive", "transformers"):
-            target = output or directory.with_name(f"{directory.resolve().name}-{to}")
             archive(directory, target, to, overwrite, as_json)
             return
+        calibration = Calibration(
+            None if texts is None else expanded(texts, "--texts"),
+            samples,
+            data={} if data is None else {"data": str(data)},
+        )
         if to != "prunus":
-            target = output or directory.with_name(f"{directory.resolve().name}-{to}")
-            export_to(directory, target, to, precision, texts, samples, data, evaluate, overwrite, as_json)
+            export_to(directory, target, to, precision, calibration, evaluate, overwrite, as_json)
             return
-        target = output or directory.with_name(directory.resolve().name + "-packed")
-        calibration = Calibration(texts, samples, data={} if data is None else {"data": str(data)})
         facts = export_packed(
             directory,
             target,
@@ -104,6 +112,11 @@ def export(
         for note in facts["notes"]:
             out.print(f"metric not measured: {note}", highlight=False, markup=False)
         out.print(f"{target}: load it with prunus.runtime.load", highlight=False)
+
+
+def beside(directory: Path, suffix: str) -> Path:
+    """The place of what is made of a directory, where the user names none."""
+    return directory.with_name(f"{directory.resolve().name}-{suffix}")
 
 
 def engines_table(
@@ -152,9 +165,7 @@ def export_to(
     target: Path,
     to: str,
     precision: str,
-    texts: Path | None,
-    samples: int,
-    data: Path | None,
+    calibration: "Calibration",
     evaluate: bool,
     overwrite: bool,
     as_json: bool,
@@ -164,10 +175,8 @@ def export_to(
     if absent:
         fix = 'pip install "prunus[export]"'
         raise MissingExtra(Problem(f"prunus export --to {to}", f"no package {absent[0]}", "have its packages", fix))
-    from prunus.export import Calibration
     from prunus.export.graph import export_graph
 
-    calibration = Calibration(texts, samples, data={} if data is None else {"data": str(data)})
     facts = export_graph(
         directory, target, to, precision, calibration, evaluate=evaluate, overwrite=overwrite, console=err
     )
@@ -211,6 +220,8 @@ def bench(
 
         cases = [read_case(text) for text in case or ()] or list(CASES)
         quiet()
+        directory = readable(directory, "directory")
+        texts = None if texts is None else expanded(texts, "--texts")
         count = min(2, max(1, processors())) if threads is None else threads
         facts = run_bench(directory, engine or (), cases, count, rounds, texts, err)
         if as_json:
@@ -246,7 +257,8 @@ def compact(
     with errors(err):
         from prunus.export.smaller import compact_directory
 
-        place = output or directory.with_name(f"{directory.name}-compact")
+        directory = readable(directory, "directory")
+        place = writable(output or beside(directory, "compact"))
         facts = compact_directory(directory, place, err)
         if as_json:
             print_json(facts)
@@ -276,6 +288,8 @@ def convert(
 
         from prunus.foreign import convert_file
 
+        file = readable(file, "file")
+        output = None if output is None else writable(output)
         found = convert_file(file)
         if as_json:
             print_json({"recipe": found.recipe, "lost": found.lost})
@@ -322,7 +336,7 @@ def serve(
             fix = 'pip install "prunus[serve]"'
             raise MissingExtra(Problem("prunus serve", f"no package {error.name}", "have its packages", fix)) from None
         run_server(
-            directory,
+            readable(directory, "directory"),
             host,
             port,
             threads,

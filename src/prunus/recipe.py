@@ -54,6 +54,8 @@ class ModelSpec:
     name: str = "minilm"
     """A directory, a Hub id, or ``minilm``: the embedded all-MiniLM-L6-v2 of the extra ``demo``."""
     revision: str | None = None
+    head: Literal["kept", "new"] = "kept"
+    """``new`` draws the task's head afresh, whatever head the checkpoint has: for one that was trained on other labels."""
     dense: str | None = None
     """What the dense model is fine-tuned from, where that is not ``name``: of a sparse model, the model before pruning."""
     layers: tuple[int, ...] = ()
@@ -65,6 +67,11 @@ class ModelSpec:
     start: Literal["auto", "dense", "pretrained"] = "auto"
     """``dense``: from the fine-tuned dense model; ``pretrained``: from ``name``; ``auto``: dense where one is trained, but
     ``name`` where its zeros are locked or the dense model is another."""
+
+    @property
+    def cuts(self) -> bool:
+        """Whether the training begins with fewer layers or features than ``name`` has."""
+        return bool(self.layers) or self.depth is not None or self.hidden is not None
 
 
 @dataclass(frozen=True)
@@ -221,7 +228,7 @@ class Recipe:
         if not any(self.budgets(pruning) for pruning in self.prune):
             rule = "come with a rule of prune for heads or ffn, which leave a smaller model"
             found.append(Problem("budget", "given", rule, "prune: [{pattern: heads, ...}, {pattern: ffn, ...}]"))
-        if self.model.layers or self.model.depth is not None or self.model.hidden is not None:
+        if self.model.cuts:
             rule = "be left out with model.layers, depth or hidden: it is a share of the model as it is before"
             found.append(Problem("budget", "given", rule, "prune: [{pattern: heads, sparsity: 0.5, ...}]"))
         for index, pruning in enumerate(self.prune):
@@ -325,7 +332,12 @@ def load_recipe(name: str, settings: Sequence[str] = (), flags: Mapping[str, Any
             given.append((key, parse_yaml(value, f"--set {key}")))
         except RecipeError as error:
             found += error.problems
-    for key, value in [*given, *(flags or {}).items()]:
+    given += (flags or {}).items()
+    named = {key for key, _ in given}
+    task = raw.get("task")
+    if "task.data" in named and isinstance(task, dict):  # a directory takes the place of the recipe's own files
+        raw["task"] = {key: value for key, value in task.items() if key not in ("train", "validation")}
+    for key, value in given:
         try:
             put(raw, key, value)
         except RecipeError as error:

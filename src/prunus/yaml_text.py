@@ -88,7 +88,12 @@ def put(raw: dict[str, Any], dotted: str, value: Any) -> None:
         elif isinstance(here, list) and not part.isdecimal() and len(here) == 1 and isinstance(here[0], dict):
             holder, place = here[0], part
         elif isinstance(here, list):
-            rule = f"name one of the {len(here)} entries of {parts[0]}"
+            rest = dotted.partition(".")[2] if len(parts) > 1 else ""
+            if not part.isdecimal():  # the number is missing
+                fix = " or ".join(f"--set {parts[0]}[{i}].{rest}=..." for i in range(min(len(here), 2)))
+                rule = f"name one of the {len(here)} entries of {parts[0]} by its number"
+                raise RecipeError(Problem(dotted, "no number", rule, fix if here else f"{parts[0]} in the recipe"))
+            rule = f"name one of the {len(here)} entries of {parts[0]}, counted from 0"
             raise RecipeError(Problem("--set", dotted, rule, f"{parts[0]}[0]"))
         elif part == "0" and place != "":
             continue  # a single rule that was written without the list

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     LlamaConfig,
@@ -18,8 +20,11 @@ from transformers import (
 
 import prunus
 from prunus import Allocation, CheckpointError, Masker, Pruning, PrunusError, Schedule, Span
-from prunus.checkpoint.compacted import PrunusLayout
+from prunus.checkpoint.compacted import PrunusLayout, narrow, shorten
 from prunus.sparsity.structures import structures
+from prunus.sparsity.width import stream_width
+from prunus.tasks.base import HeadKind
+from prunus.training.models import from_config, meta_model
 from small import CONFIGS, arguments, batch, rows, tiny_model
 
 LOAD = """
@@ -225,3 +230,77 @@ def test_another_method_is_not_overwritten() -> None:
     with pytest.raises(CheckpointError, match="cannot stand beside another method"):
         prunus.compact(model)
     assert PrunusLayout().layout == {}
+
+
+def shapes(model: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("made", [meta_model, from_config])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_models_made_of_a_configuration_have_the_sizes_of_its_layout(
+    made: Callable[[Any, HeadKind], Any], architecture: str, tmp_path: Path
+) -> None:
+    small(architecture).save_pretrained(tmp_path / "small")
+    config = AutoConfig.from_pretrained(tmp_path / "small")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")
+    assert shapes(made(config, "classification")) == shapes(loaded)
+    assert isinstance(config.quantization_config, dict)  # the configuration that was given is not changed
+
+
+def test_a_layout_that_does_not_fit_is_told_before_anything_is_made() -> None:
+    config = CONFIGS["bert"]()
+    config.quantization_config = {"quant_method": "prunus", "layout": {"encoder.layer.9.output.dense": [0]}}
+    with pytest.raises(CheckpointError, match="name a layer that reads heads or neurons"):
+        meta_model(config, "classification")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kept"),
+    # ModernBERT builds its first layer without a norm, so that another one cannot take its place.
+    [(name, kept) for name in CONFIGS for kept in ([1], [0], [1, 0]) if name != "modernbert" or 0 in kept],
+)
+def test_a_layout_follows_the_layers_that_are_kept(architecture: str, kept: list[int], tmp_path: Path) -> None:
+    model = small(architecture)
+    shorten(model, kept)
+    with torch.no_grad():
+        expected = model(**inputs()).logits
+    model.save_pretrained(tmp_path / "short")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "short").eval()
+    with torch.no_grad():
+        assert torch.equal(again(**inputs()).logits, expected)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "modernbert", "distilbert"])
+def test_narrowed_compacted_and_narrowed_again(architecture: str, tmp_path: Path) -> None:
+    model = small(architecture)
+    for left in (12, 8):
+        narrow(model, range(left))
+        assert stream_width(model) == left
+    with torch.no_grad():
+        expected = model(**inputs()).logits
+    model.save_pretrained(tmp_path / "narrow")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "narrow").eval()
+    with torch.no_grad():
+        assert torch.equal(again(**inputs()).logits, expected)
+    config = AutoConfig.from_pretrained(tmp_path / "narrow")
+    assert shapes(meta_model(config, "classification")) == shapes(again)
+
+
+@pytest.mark.parametrize("pattern", ["heads", "ffn", "4x1", "2:4", "1x1", "rows"])
+def test_layers_of_different_sizes_are_pruned_again(pattern: str) -> None:
+    """Whatever fits is pruned, what does not is named; a layer that lost everything is no target."""
+    model = tiny_model()
+    without(model, "heads", [0, 1], slice(0, 1))
+    without(model, "heads", [1], slice(1, 2))
+    without(model, "ffn", list(range(9)), slice(0, 1))
+    without(model, "ffn", list(range(16, 32)), slice(1, 2))
+    prunus.compact(model)
+    rule = Pruning(0.5, pattern, "magnitude", Schedule("one_shot", Span(0)))
+    masker = Masker(model, rule, 1)
+    (selection,) = masker.selections
+    assert all(0 not in shape for shape in selection.taken.values())
+    empty = [reason for shape, reason in selection.skipped.values() if 0 in shape and "divide" in reason]
+    assert all("no weights are left" in reason for reason in empty)
+    with torch.no_grad():
+        assert bool(torch.isfinite(model(**inputs()).logits).all())

@@ -214,3 +214,31 @@ def test_files_of_neither_tool(values: Any, tmp_path: Path) -> None:
         convert_file(written(tmp_path, values))
     with pytest.raises(RecipeError, match="be a file of JSON"):
         convert_file(tmp_path / "nothing.json")
+
+
+@pytest.mark.parametrize("form", ["list", "one in a list", "one", "one under compression"])
+def test_algorithms_without_the_object_around_them(form: str, tmp_path: Path) -> None:
+    """As Optimum Intel took them."""
+    algorithms = CARD["compression"]
+    forms: dict[str, Any] = {
+        "list": algorithms,
+        "one in a list": algorithms[:1],
+        "one": algorithms[0],
+        "one under compression": {"compression": algorithms[0]},
+    }
+    bare, whole = tmp_path / "bare.json", tmp_path / "whole.json"
+    bare.write_text(json.dumps(forms[form]))
+    whole.write_text(json.dumps({"compression": algorithms if form == "list" else algorithms[:1]}))
+    found, expected = convert_file(bare), convert_file(whole)
+    assert found.recipe == expected.recipe
+    assert found.recipe["prune"]["sparsity"] == 0.8
+    if form == "list":
+        assert found.recipe["quantize"]["mode"] == "mixed"
+        assert found.lost == expected.lost
+
+
+@pytest.mark.parametrize("values", [[], [1], [{}], {"algorithm2": "x"}, [{"algorithm": "x"}, 3], "x", None])
+def test_lists_of_something_else_are_refused(values: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(values))
+    with pytest.raises(RecipeError, match=r"be an nncf_config.json"):
+        convert_file(tmp_path / "a.json")

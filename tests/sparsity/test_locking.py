@@ -10,7 +10,7 @@ from tiny import Layers
 from torch import Tensor, nn
 
 import prunus
-from prunus import Masker, Pruning, RecipeError, Schedule, TargetError, Targets, TrainingError
+from prunus import CheckpointError, Masker, Pruning, RecipeError, Schedule, TargetError, Targets, TrainingError
 from prunus.sparsity import Span, locking
 from prunus.sparsity.pruning import resolve
 
@@ -269,3 +269,42 @@ def test_a_lock_is_finished_before_it_begins_and_goes_on_after_a_resume() -> Non
     again = Masker(model, Pruning(pattern="4x1", lock=True), 10, state=masker.state_dict())
     assert all(torch.equal(again.masks[name], mask) for name, mask in masker.masks.items())
     assert again.planned == masker.planned
+
+
+@pytest.mark.parametrize("pattern", ["4x1", "2:4", "rows"])
+def test_zeros_that_rounding_made_are_weights_where_masks_say_which_are_locked(pattern: str) -> None:
+    """Of a model in 8 bits: further weights are zero, outside the pattern, and are not held."""
+    model = sparse(pattern)
+    masks = {name: parameter.detach() != 0 for name, parameter in model.named_parameters() if parameter.dim() == 2}
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, mask in masks.items():
+            rounded = mask & (torch.rand(mask.shape, generator=generator) < 0.1)
+            model.get_parameter(name)[rounded] = 0
+    if pattern != "2:4":  # whose groups may hold more zeros
+        with pytest.raises(TargetError, match="zeros lie outside whole"):
+            Masker.lock(model, pattern=pattern)
+    masker = Masker.lock(model, pattern=pattern, masks=masks)
+    assert all(torch.equal(masker.masks[name], masks[name]) for name in masker.masks)
+    rule = Pruning(None, pattern, lock=True)
+    started = Masker(model, rule, 4, saved=masks)
+    assert all(torch.equal(started.masks[name], masks[name]) for name in started.masks)
+    broken_masks = {name: mask.roll(1, 0) & mask.roll(1, 1) for name, mask in masks.items()}
+    with pytest.raises(TargetError):
+        Masker.lock(model, pattern=pattern, masks=broken_masks)
+
+
+@pytest.mark.parametrize("other", ["2:4", "1x4", "1x1"])
+def test_a_state_of_another_pattern_is_refused(other: str) -> None:
+    """Its scores are those of other units."""
+
+    def rule(pattern: str) -> Pruning:
+        return Pruning(0.5, pattern, "snip_momentum", Schedule("linear", Span(1), end=Span(4), every=Span(1)))
+
+    model = nn.Sequential(nn.Linear(16, 16))
+    masker = Masker(model, rule("4x1"), 4)
+    model(torch.ones(2, 16)).sum().backward()
+    masker.observe(model)
+    Masker(model, rule("4x1"), 4, state=masker.state_dict())
+    with pytest.raises(CheckpointError, match=r"have the shape \[\d+, \d+\] of the scores"):
+        Masker(model, rule(other), 4, state=masker.state_dict())

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunus.errors import DataError, TrainingError
 from prunus.tasks import TaskSpec, load_task
-from prunus.tasks.classification import GLUE, ClassificationTask
+from prunus.tasks.classification import GLUE, ClassificationTask, class_name
 from prunus.tasks.examples import TextExample
 
 pytestmark = pytest.mark.usefixtures("no_environment")
@@ -313,3 +313,58 @@ def test_real_glue(real_data: Path, name: str, folder: str, train: int, validati
         assert task.baselines()["majority class"]["accuracy"] == pytest.approx(444 / 872)
     if name == "mrpc":
         assert task.baselines()["majority class"]["accuracy"] == pytest.approx(279 / 408)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (1, "1"),
+        (1.0, "1"),
+        ("1", "1"),
+        ("1.0", "1"),
+        (" 1. ", "1"),
+        ("-2.00", "-2"),
+        (True, "true"),
+        ("True", "true"),
+        ("TRUE", "true"),
+        ("false", "false"),
+        ("07", "07"),
+        ("1.5", "1.5"),
+        ("v1.0", "v1.0"),
+        ("1.0.0", "1.0.0"),
+        ("Trueish", "Trueish"),
+        (1.5, None),
+        (None, None),
+        ("", None),
+        ([1], None),
+    ],
+)
+def test_the_same_class_has_one_name(value: object, name: str | None) -> None:
+    assert class_name(value) == name
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["0.0", "10.0", "2.0"], [0, 10, 2]),
+        (["0", "10", "2"], [0.0, 10.0, 2.0]),
+        (["True", "False"], [True, False]),
+        (["TRUE", "FALSE"], ["true", "false"]),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_classes_of_two_files_meet(first: list[str], second: list[object], turned: bool, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"x,{label}\n" for label in first))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps({"text": "x", "label": label}) + "\n" for label in second))
+    names = [str(tmp_path / "a.csv"), str(tmp_path / "b.jsonl")]
+    train, validation = names[::-1] if turned else names
+    task = load_task(TaskSpec("classification", train=train, validation=validation))
+    assert task.labels == (("0", "2", "10") if len(first) == 3 else ("false", "true"))
+    assert [e.label for e in task.train] == [e.label for e in task.validation]
+
+
+def test_half_a_character_as_label_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": "x", "label": label}) + "\n" for label in ("a", "b", "\udc00")))
+    with pytest.raises(DataError, match=r"line 3 must hold whole characters as label, got half a character, U\+DC00"):
+        load_task(TaskSpec("classification", train=str(path), validation=str(path)))

@@ -1,5 +1,6 @@
 """Every layout that can be read, and every mistake with its line."""
 
+import csv
 import gzip
 import json
 from collections.abc import Callable
@@ -8,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from prunus.errors import DataError
-from prunus.tasks import files
-from prunus.tasks.files import Complaints, Layout, check_columns, read_rows
+from prunus.tasks import files, lines
+from prunus.tasks.files import Complaints, Layout, check_columns, read_rows, text_of
 
 LAYOUT = Layout({"text": ("sentence", "text"), "target": ("label",)}, {"pair": ("other",)})
 BOM = b"\xef\xbb\xbf"
@@ -201,7 +202,7 @@ def test_directory_is_not_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["long.tsv", "long.csv", "long.jsonl", "long.tsv.gz"])
 def test_lines_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr(files, "MAX_ROW", 1000)
+    monkeypatch.setattr(lines, "MAX_ROW", 1000)
     data = b"sentence\tlabel\nx\t1\n" if "tsv" in name else b""
     data += b"x" * 5000
     path = plain(tmp_path / name, gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
@@ -227,3 +228,63 @@ def test_json_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 )
 def test_check_columns_reads_the_first_row(tmp_path: Path, name: str, data: bytes, found: int) -> None:
     assert len(check_columns(plain(tmp_path / name, data), LAYOUT)) == found
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"], ids=["LF", "CRLF", "CR"])
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.csv.gz"])
+@pytest.mark.parametrize("last", [True, False])
+def test_line_ends(tmp_path: Path, name: str, end: bytes, last: bool) -> None:
+    mark = b"\t" if "tsv" in name else b","
+    rows = [b"sentence" + mark + b"label", b"a good film" + mark + b"1", b"a bad one" + mark + b"0"]
+    if "jsonl" in name:
+        rows = [b'{"sentence": "a good film", "label": 1}', b'{"sentence": "a bad one", "label": 0}']
+    data = end.join(rows) + (end if last else b"")
+    path = plain(tmp_path / name, gzip.compress(data, mtime=0) if name.endswith(".gz") else data)
+    assert [(values["text"], line) for line, values in rows_of(path)] == [
+        ("a good film", 1 if "jsonl" in name else 2),
+        ("a bad one", 2 if "jsonl" in name else 3),
+    ]
+
+
+def test_carriage_returns_inside_lines_stay(tmp_path: Path) -> None:
+    rows = rows_of(plain(tmp_path / "a.tsv", b"sentence\tlabel\na\rb\t1\n"))
+    assert [values["text"] for _, values in rows] == ["a\rb"]
+
+
+def test_many_lines_that_end_in_cr(tmp_path: Path) -> None:
+    path = plain(tmp_path / "a.csv", b"sentence,label\r" + b"".join(b"%d words,1\r" % i for i in range(3000)))
+    assert [values["text"] for _, values in rows_of(path)] == [f"{i} words" for i in range(3000)]
+
+
+@pytest.mark.parametrize("size", [131_072, 131_073, 1_000_000])
+def test_long_fields(tmp_path: Path, size: int) -> None:
+    before = csv.field_size_limit()
+    rows = rows_of(plain(tmp_path / "a.csv", b'sentence,label\n"' + b"x" * size + b'",1\n'))
+    assert [len(str(values["text"])) for _, values in rows] == [size]
+    assert csv.field_size_limit() == before  # it belongs to the process
+
+
+def test_a_field_without_an_end_is_told_by_its_length(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_ROW", 1000)
+    path = plain(tmp_path / "a.csv", b'sentence,label\n"' + b"many words\n" * 200)
+    with pytest.raises(
+        DataError, match=r"line \d+ must have shorter fields, got a field of more than 1,000 characters"
+    ):
+        rows_of(path)
+
+
+@pytest.mark.parametrize("role", ["sentence", "text_pair"])
+def test_half_a_character_is_told_with_its_line(tmp_path: Path, role: str) -> None:
+    good = {"sentence": "a", "text_pair": "b", "label": 1}
+    rows = [good, good | {role: "cut \ud83d"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    complaints = Complaints()
+    layout = Layout({"text": ("sentence",), "text_pair": ("text_pair",), "target": ("label",)})
+    texts = [
+        text_of(row, "text" if role == "sentence" else role, complaints) for row in read_rows(path, layout, complaints)
+    ]
+    assert texts == ["a" if role == "sentence" else "b", None]
+    (problem,) = complaints.found
+    assert problem.key == f"{path} line 2"
+    assert problem.value == "half a character, U+D83D, at 4"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import TrainerCallback
@@ -288,3 +289,27 @@ def test_supervised_terms_want_classes(small_data: Path, tiny_bert: Path) -> Non
     recipe = read_recipe(small_recipe(tiny_bert, small_data, "question-answering", distill=distill))
     with pytest.raises(RecipeError, match=r"distill\.contrast\.fic\.supervised must be 0 for question-answering"):
         prepare(recipe)
+
+
+@pytest.mark.parametrize("unused", [True, False])
+def test_columns_that_the_model_does_not_take_are_left_out_as_trainer_does(unused: bool, tmp_path: Path) -> None:
+    """A text column goes to no collator, in banks as in batches; ``remove_unused_columns=False`` leaves everything in."""
+    seen: list[set[str]] = []
+
+    def collate(features: list[dict[str, Any]]) -> dict[str, Tensor]:
+        seen.extend(set(feature) for feature in features)
+        return batch([{k: v for k, v in feature.items() if k != "text"} for feature in features])
+
+    data = Dataset.from_list([{**row, "text": "a good film"} for row in rows(12)])
+    contrast = Contrastive(prc=Contrast(0.1), fic=Contrast(0.1, supervised=0.1))
+    trainer = PrunusTrainer(
+        calm(),
+        arguments(tmp_path, max_steps=2, remove_unused_columns=unused),
+        train_dataset=data,
+        data_collator=collate,
+        teacher=calm(seed=1),
+        distillation=Distillation(weight=1.0, contrast=contrast),
+    )
+    trainer.train()
+    assert seen
+    assert all(("text" in names) != unused for names in seen)

@@ -71,7 +71,12 @@ def test_the_teacher_is_fine_tuned_from_the_dense_model(
         read_recipe(raw)
     sources: list[str] = []
     load = dense_module.load_model
-    monkeypatch.setattr(dense_module, "load_model", lambda source, *rest: sources.append(source) or load(source, *rest))
+
+    def loaded(source: str, *rest: Any, **more: Any) -> Any:
+        sources.append(source)
+        return load(source, *rest, **more)
+
+    monkeypatch.setattr(dense_module, "load_model", loaded)
     raw["model"] |= {"dense": str(tiny_bert)}
     facts = run(read_recipe(raw), tmp_path / "out")
     assert sources == [str(tiny_bert)]

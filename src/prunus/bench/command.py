@@ -21,7 +21,7 @@ from prunus._version import __version__
 from prunus.bench.engines import ENGINES, Batch, Call, Subject, make_engines, missing_packages
 from prunus.bench.rounds import Timing, compare, timed
 from prunus.checkpoint.sentence_files import model_directory
-from prunus.errors import EngineError, Problem
+from prunus.errors import EngineError, Problem, first_line
 from prunus.runtime.families import shape_of
 from prunus.runtime.isa import choose
 from prunus.training.evidence import package_versions, processor
@@ -112,7 +112,7 @@ def bench(
     names = [name for name, missing in absent.items() if not missing]
     torch.set_num_threads(threads)
     directory, name = model_directory(directory), directory.resolve().name
-    model = AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
+    model = model_of(directory)
     shape = shape_of(model.config.to_dict())
     words, longest = shape.words, shape.positions - shape.first_position
     long = [
@@ -152,6 +152,16 @@ def bench(
             found = measure(calls, forms, rounds, partial(bars, "mixed lengths"))
             facts["cases"][label] = {name: timing.facts() for name, timing in found.items()}
     return facts
+
+
+def model_of(directory: Path) -> Any:
+    """The body of a saved model in torch. Raises ``EngineError`` where it cannot be read."""
+    try:
+        return AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
+    except Exception as error:
+        # Whatever a directory from outside lacks is told, not typed.
+        rule = f"be a model that transformers loads ({first_line(error)})"
+        raise EngineError(Problem("directory", str(directory), rule, "the output of a run")) from None
 
 
 def real_rows(directory: Path, texts: Path, longest: int) -> list[NDArray[Any]]:

@@ -16,7 +16,7 @@ of a head is a number of its own), they do, and nothing else is written: such a 
 while transformers still imports others, so this one asks for nothing else of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any, Final, final
 
@@ -30,13 +30,25 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from prunus.errors import CheckpointError, Problem
+from prunus.errors import CheckpointError, Problem, TargetError
 from prunus.sparsity.compact import Layout, shrink
 from prunus.sparsity.compact import compact as take_out
+from prunus.sparsity.depth import keep_layers, layers_of
 from prunus.sparsity.structures import structures
 from prunus.sparsity.width import keep_features
 
-__all__ = ["METHOD", "PrunusLayout", "PrunusLoader", "compact", "mark", "narrow", "register"]
+__all__ = [
+    "METHOD",
+    "PrunusLayout",
+    "PrunusLoader",
+    "compact",
+    "layout_of",
+    "mark",
+    "narrow",
+    "register",
+    "shorten",
+    "shrink_as_saved",
+]
 
 METHOD: Final = "prunus"
 _READERS: Final = 100_000
@@ -80,10 +92,7 @@ class PrunusLoader(HfQuantizer):  # type: ignore[misc]
     requires_calibration = False
 
     def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        own = self.quantization_config
-        shrink(model, fitted(model, own.layout))
-        if own.hidden is not None:
-            keep_features(model, own.hidden)
+        _apply(model, self.quantization_config)
         return model
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
@@ -99,6 +108,39 @@ class PrunusLoader(HfQuantizer):  # type: ignore[misc]
     def is_qat_trainable(self) -> bool:
         """As any model is."""
         return True
+
+
+def _apply(model: Any, layout: PrunusLayout) -> None:
+    shrink(model, fitted(model, layout.layout))
+    if layout.hidden is not None:
+        keep_features(model, layout.hidden)
+
+
+def layout_of(config: Any) -> PrunusLayout | None:
+    """The layout in a configuration, as ``AutoConfig`` reads it (a mapping) or as a loaded model holds it.
+
+    Returns None where there is none. Raises ``CheckpointError`` for one that is damaged.
+    """
+    held = getattr(config, "quantization_config", None)
+    if isinstance(held, Mapping) and held.get("quant_method") == METHOD:
+        return PrunusLayout(held.get("layout"), held.get("hidden"))
+    return held if isinstance(held, PrunusLayout) else None
+
+
+def shrink_as_saved(model: Any) -> None:
+    """Cuts a model that was made from a configuration to the sizes of its layout, in place; no layout: nothing is done.
+
+    ``from_pretrained`` does this while it loads; ``from_config`` does not, and gives the architecture's full sizes. Raises
+    ``CheckpointError`` for a layout that does not fit the model.
+    """
+    layout = layout_of(model.config)
+    if layout is None:
+        return
+    try:
+        _apply(model, layout)
+    except TargetError as error:
+        raise CheckpointError(*error.problems) from None
+    model.config.quantization_config = layout
 
 
 def fitted(model: Any, layout: Layout) -> Layout:
@@ -173,6 +215,25 @@ def narrow(model: nn.Module, kept: Sequence[int]) -> None:
     numbers = sorted(kept) if held is None or held.hidden is None else [held.hidden[i] for i in sorted(kept)]
     keep_features(model, kept)
     mark(model, {} if held is None else held.layout, numbers)
+
+
+def shorten(model: nn.Module, kept: Sequence[int], key: str = "layers") -> None:
+    """Leaves these layers (``sparsity.depth.keep_layers``). A layout follows: its readers are named by their new layers."""
+    held = _held(model)
+    before: Layout = fitted(model, held.layout) if held is not None else {}
+    stem = layers_of(model, key)[0] + "."
+    keep_layers(model, kept, key)
+    if not before:
+        return
+    places = {str(old): new for new, old in enumerate(sorted(kept))}
+    layout: Layout = {}
+    for reader, numbers in before.items():
+        layer, _, inside = reader.removeprefix(stem).partition(".")
+        if not reader.startswith(stem):
+            layout[reader] = numbers
+        elif layer in places:
+            layout[f"{stem}{places[layer]}.{inside}"] = numbers
+    mark(model, layout)
 
 
 def mark(model: nn.Module, layout: Layout, hidden: list[int] | None = None) -> None:

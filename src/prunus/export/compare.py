@@ -59,7 +59,7 @@ def compare(
     if found:
         raise RecipeError(*found)
     with Bars(console) as bars:
-        task, note = run_task(directory, data, bars)
+        task, note = run_task(directory, data, bars, ("validation",))
         if task is None:
             raise DataError(Problem("the task", note, "have its data at hand", "--data DIR, or --validation-file FILE"))
         features = task.features("validation", tokenizer_of(directory), partial(bars, "tokenising"))

@@ -31,7 +31,7 @@ from prunus.checkpoint.state import RANGES_FILE, read_tensors
 from prunus.checkpoint.weights import weight_files
 from prunus.errors import CheckpointError, DataError, EngineError, Problem, first_line
 from prunus.export.onnx import export_onnx, whole_weight
-from prunus.export.packed import COPIED, Calibration, run_task, texts_of, tokenizer_of
+from prunus.export.packed import COPIED, Calibration, run_task, splits_for, texts_of, tokenizer_of
 from prunus.export.running import Running, output_names
 from prunus.export.scoring import agreement
 from prunus.export.source import carry_tokenizer
@@ -117,7 +117,7 @@ def export_graph(
     model, tokenizer = load(directory), tokenizer_of(directory)
     names = output_names(hasattr(model, "qa_outputs"))
     with Bars(console) as bars:
-        task, note = run_task(directory, calibration.data, bars)
+        task, note = run_task(directory, calibration.data, bars, splits_for(precision, calibration, evaluate))
         batches = sampled(directory, calibration, task, tokenizer, model, bars)
         source = "none"
         if precision == "int8" and (directory / RANGES_FILE).is_file():

@@ -10,7 +10,7 @@ at hand.
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from prunus.runtime.engine import Engine
 from prunus.runtime.families import Dense
 from prunus.runtime.learned import read_learned
 from prunus.runtime.store import FILE, read_model, write_model
-from prunus.tasks.base import Feature, Task
+from prunus.tasks.base import Feature, Split, Task
 from prunus.training.progress import Bars
 
 __all__ = ["FACTS", "Calibration", "export_packed"]
@@ -104,7 +104,7 @@ def export_packed(
     directory = model_directory(directory)
     dense = read_dense(directory, more)
     with Bars(console) as bars:
-        task, note = run_task(directory, calibration.data, bars)
+        task, note = run_task(directory, calibration.data, bars, splits_for(precision, calibration, evaluate))
         if precision == "int8" and calibration.texts is None and task is None:
             rule = "name texts to calibrate int8 with, as this directory has no training data of its own at hand"
             raise DataError(
@@ -141,24 +141,38 @@ def export_packed(
     return facts
 
 
-def run_task(directory: Path, data: Mapping[str, Any], bars: Bars) -> tuple[Task | None, str]:
-    """The task of the run that made a model, with its data; or None and why."""
+def run_task(
+    directory: Path, data: Mapping[str, Any], bars: Bars, splits: Sequence[Split] = ("train", "validation")
+) -> tuple[Task | None, str]:
+    """The task of the run that made a model, with these splits of its data; or None and why (nothing where none are asked)."""
     from prunus.recipe import read_recipe
     from prunus.report.facts import read_facts
-    from prunus.tasks import check_task, load_task
+    from prunus.tasks import check_task, load_task, with_data
+    from prunus.training.models import saved_labels
 
+    if not splits:
+        return None, ""
     if not (directory / "prunus.json").is_file():
         return None, "no prunus.json beside the model"
     try:
-        spec = replace(read_recipe(read_facts(directory).get("recipe", {})).task, **data)
-        problems = check_task(spec)
+        spec = with_data(read_recipe(read_facts(directory).get("recipe", {})).task, data)
+        labels = saved_labels(directory)
+        if not labels and spec.name == "classification":  # the classes are those of the training file
+            splits = ("train", "validation")
+        problems = check_task(spec, splits)
         if problems:
             raise DataError(*problems)
-        return load_task(spec, lambda done, total: bars("reading data", done, total)), ""
+        return load_task(spec, lambda done, total: bars("reading data", done, total), splits, labels), ""
     except PrunusError as error:
         if data:  # the user named it: then it has to be right
             raise
         return None, str(error.problems[0]).splitlines()[0]
+
+
+def splits_for(precision: str, calibration: Calibration, evaluate: bool) -> tuple[Split, ...]:
+    """The data that an export reads: training rows to calibrate int8 with, validation rows to measure the metric."""
+    train: tuple[Split, ...] = ("train",) if precision == "int8" and calibration.texts is None else ()
+    return (*train, "validation") if evaluate else train
 
 
 def tokenizer_of(directory: Path) -> Any:
@@ -183,7 +197,7 @@ def texts_of(
         picked = [lines[i] for i in chosen.permutation(len(lines))[: calibration.samples]]
         limit = min(longest, 512)
         return [dict(tokenizer(*line.split("\t")[:2], truncation=True, max_length=limit)) for line in picked]
-    if task is None:
+    if task is None or not task.size("train"):
         return []
     features = task.features("train", tokenizer, lambda done, total: bars("tokenising", done, total))
     return [dict(features[int(i)]) for i in chosen.permutation(len(features))[: calibration.samples]]

@@ -19,6 +19,19 @@ LARGEST = 1 << 20
 MCR = {"pruning_fn", "pruning_fn_default_kwargs", "policy_begin_step", "policy_end_step", "pruning_frequency"}
 
 
+def nncf_algorithms(values: Any) -> dict[str, Any] | None:
+    """NNCF's configuration in its whole form; None for what is none.
+
+    Optimum Intel took the list of algorithms, or one of them, without the object around it.
+    """
+    if isinstance(values, dict) and "compression" in values:
+        return values
+    several = [values] if isinstance(values, dict) else values
+    if isinstance(several, list) and several and all(isinstance(one, dict) and "algorithm" in one for one in several):
+        return {"compression": values}
+    return None
+
+
 def convert_file(path: Path) -> Converted:
     """Reads a configuration of either tool.
 
@@ -32,8 +45,9 @@ def convert_file(path: Path) -> Converted:
         values: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RecipeError(Problem(str(path), str(error), "be a file of JSON")) from None
-    if isinstance(values, dict) and "compression" in values:
-        found = convert_nncf(values)
+    algorithms = nncf_algorithms(values)
+    if algorithms is not None:
+        found = convert_nncf(algorithms)
     elif isinstance(values, dict) and MCR & set(values):
         found = convert_mcr(values)
     else:

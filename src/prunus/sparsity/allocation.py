@@ -127,6 +127,15 @@ def global_cuts(
     return cuts | {name: Cut(0, -torch.inf) for name in active}
 
 
+def on_one_device(scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Scores that are compared with each other, where layers of a model lie on several devices: all on that of the first."""
+    devices = {score.device for score in scores.values()}
+    if len(devices) <= 1:
+        return scores
+    device = next(iter(scores.values())).device
+    return {name: score.to(device) for name, score in scores.items()}
+
+
 def in_multiples(
     scores: Mapping[str, Tensor], cuts: Mapping[str, Cut], multiple: int, world: World = LOCAL
 ) -> dict[str, Cut]:

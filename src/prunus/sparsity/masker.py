@@ -18,7 +18,6 @@ Parameters are looked up by their plain names (``wrappers``) at each use and nev
 what replaces parameters (sharding, casting) stays correct. Masks, scores and dense weights follow their weight to its device.
 """
 
-import warnings
 from collections.abc import Mapping, Sequence
 from operator import le, ne
 
@@ -26,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from prunus.errors import CheckpointError, Problem, TrainingError
-from prunus.sparsity.allocation import global_cuts, importance, in_multiples, lowest
+from prunus.sparsity.allocation import global_cuts, importance, in_multiples, lowest, on_one_device
 from prunus.sparsity.measure import TensorFacts, measure
 from prunus.sparsity.patterns import Pattern
 from prunus.sparsity.pruning import Pruning, Rule, resolve
-from prunus.sparsity.scorer import KINDS, Scorer
+from prunus.sparsity.scorer import KINDS, Scorer, tell_blank
 from prunus.sparsity.scores import least_kept
 from prunus.sparsity.selection import Cut, count_of, kept
 from prunus.sparsity.structures import pattern_for
@@ -47,7 +46,8 @@ class Masker:
 
     ``prunings`` are the rules; ``total_steps`` and ``steps_per_epoch`` count optimizer steps and turn the spans of the
     schedules into steps. ``state`` is what ``state_dict`` returned in an earlier run of the same recipe; the masker then
-    goes on where that one was. Raises ``RecipeError`` with all problems of all rules.
+    goes on where that one was. ``saved`` are masks (bool ``[out, in]``, True = kept) that were saved with the model: a rule
+    that locks zeros keeps those of its mask. Raises ``RecipeError`` with all problems of all rules.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class Masker:
         *,
         seed: int = 0,
         state: Mapping[str, Tensor] | None = None,
+        saved: Mapping[str, Tensor] | None = None,
     ) -> None:
         several = [prunings] if isinstance(prunings, Pruning) else list(prunings)
         self.rules: list[Rule] = resolve(model, several, total_steps, steps_per_epoch or total_steps)
@@ -74,7 +75,7 @@ class Masker:
             for index, rule in enumerate(self.rules):
                 if rule.pruning.lock:
                     taken, key = rule.selection.taken, f"prune[{index}]"
-                    self._hold(found_zeros(model, taken, rule.pattern, rule.pruning.sparsity, key=key))
+                    self._hold(found_zeros(model, taken, rule.pattern, rule.pruning.sparsity, saved, key))
                 elif rule.timetable.due(0) and rule.timetable.prunes(0):
                     self._update(model, rule)
             self.apply(model)
@@ -309,7 +310,7 @@ class Masker:
             else:
                 kept_units = None if held is None else self._kept_units(name, held, pattern, shapes[name])
                 units[name] = score if kept_units is None else score.masked_fill(~kept_units, -torch.inf)
-        self._tell_blank(rule, blank)
+        tell_blank(rule, blank, self.steps)
         cuts = self._cuts(rule, units)
         if pruning.allocation.multiple > 1:
             cuts = in_multiples(units, cuts, pruning.allocation.multiple, self._world)
@@ -317,21 +318,6 @@ class Masker:
             keep = kept(units[name], self._world.own(name, units[name], cut))
             self._masks[name] = self._world.expand(name, pattern, keep, elements.get(name), shapes[name]).contiguous()
             self._planned[name] = cut.k * pattern.zeros_per_unit(shapes[name])
-
-    def _tell_blank(self, rule: Rule, names: Sequence[str]) -> None:
-        """Scores that are all zero say nothing: masks would go by position."""
-        if not names or not (rule.criterion.needs_gradient or rule.criterion.needs_input):
-            return
-        seen = "inputs" if rule.criterion.needs_input else "gradients"
-        if len(names) == len(rule.selection.taken):
-            rule_ = f"differ between weights (criterion {rule.criterion.name}): all {seen} that it saw were zero"
-            fix = "observe() before the gradients are set to zero, a loss that depends on these weights"
-            raise TrainingError(Problem("scores", "0 for every weight", rule_, fix))
-        text = (
-            f"step {self.steps}: scores of {len(names)} tensors are all zero ({names[0]}, ...), so their masks go by position; "
-            f"criterion {rule.criterion.name} saw no {seen} there"
-        )
-        warnings.warn(text, UserWarning, stacklevel=4)
 
     def _kept_units(self, name: str, mask: Tensor, pattern: Pattern, shape: tuple[int, int]) -> Tensor:
         rows, columns = pattern.units(shape)
@@ -353,7 +339,7 @@ class Masker:
         if allocation.scope == "global":
             sizes = {name: rule.pattern.zeros_per_unit(shape) for name, shape in rule.selection.taken.items()}
             fraction = rule.fraction_of_units(self.steps, rule.sparsity)
-            units = _on_one_device(units)
+            units = on_one_device(units)
             return global_cuts(units, fraction, min(1.0, allocation.max_per_tensor / most), sizes, self._world)
         cuts = {}
         for name, score in units.items():
@@ -363,6 +349,7 @@ class Masker:
 
     def _load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
         shapes = {name: shape for rule in self.rules for name, shape in rule.selection.taken.items()}
+        scores = {name: rule.score_shape(name) for rule in self.rules for name in rule.selection.taken}
         for key, value in state.items():
             kind, _, name = key.partition(".")
             if name and name not in shapes:
@@ -371,6 +358,10 @@ class Masker:
             if kind in ("mask", "shadow") and tuple(value.shape) != shapes[name]:
                 rule = f"have the shape {list(shapes[name])} of {name}"
                 raise CheckpointError(Problem("masker state", list(value.shape), rule, "the model it was saved with"))
+            if kind in KINDS and kind != "input" and tuple(value.shape) != scores[name]:
+                rule = f"have the shape {list(scores[name])} of the scores of {name}"
+                fix = "the pattern and the criterion that the state was saved with"
+                raise CheckpointError(Problem("masker state", list(value.shape), rule, fix))
             device = parameter(model, name).device if name else torch.device("cpu")
             if kind == "steps":
                 self.steps = int(value)
@@ -385,12 +376,3 @@ class Masker:
                 self._scorer.load(kind, name, own.to(device))
             elif kind == "shadow":
                 self._shadow[name] = self._world.part(name, value.to(device, copy=True))
-
-
-def _on_one_device(units: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Scores that are compared with each other, where layers of a model lie on several devices."""
-    devices = {score.device for score in units.values()}
-    if len(devices) <= 1:
-        return units
-    device = next(iter(units.values())).device
-    return {name: score.to(device) for name, score in units.items()}

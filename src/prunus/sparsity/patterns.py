@@ -76,6 +76,8 @@ class Block:
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """Why a weight ``[out, in]`` cannot be cut into whole units, as "766 % 4 = 2"; None where it can."""
+        if 0 in shape:
+            return "no weights are left in it"
         for size, step in zip(shape, self.cell(shape), strict=True):
             if size % step:
                 return f"{size} % {step} = {size % step}"
@@ -145,6 +147,8 @@ class NofM:
 
     def misfit(self, shape: tuple[int, int]) -> str | None:
         """As ``Block.misfit``; only the inputs have to divide."""
+        if 0 in shape:
+            return "no weights are left in it"
         return f"{shape[1]} % {self.m} = {shape[1] % self.m}" if shape[1] % self.m else None
 
     def units(self, shape: tuple[int, int]) -> tuple[int, int]:

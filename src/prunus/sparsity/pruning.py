@@ -153,6 +153,12 @@ class Rule:
         """The share of pruned units after ``step`` optimizer steps in a tensor that ends at ``final`` sparsity."""
         return min(1.0, self.timetable.sparsity(step, final) / self.pattern.max_sparsity)
 
+    def score_shape(self, name: str) -> tuple[int, int]:
+        """Of the scores of one tensor: one a weight for N:M, one a unit for other patterns."""
+        shape = self.selection.taken[name]
+        each = self.pattern.needs_element_scores and not self.criterion.of_units
+        return shape if each else self.pattern.units(shape)
+
 
 def _shortfall(allocation: Allocation, pattern: Pattern, selection: Selection, sparsity: float) -> int:
     """Zeros asked for that the caps of a global scope rule out, as each cap is rounded down; 0 where that is under a unit."""

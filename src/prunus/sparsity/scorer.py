@@ -5,6 +5,7 @@ watch    criteria that ask for inputs: sums of squares of what comes into the la
 score    of the units of a tensor (of its weights, for N:M), as they are now, checked for NaN
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import final
@@ -20,7 +21,7 @@ from prunus.sparsity.scores import Scores, learn, regularizer_gradient
 from prunus.sparsity.world import LOCAL, World
 from prunus.sparsity.wrappers import submodule
 
-__all__ = ["KINDS", "Scorer"]
+__all__ = ["KINDS", "Scorer", "tell_blank"]
 
 KINDS = ("score", "input", "first", "second")
 """Kinds of tensors in the state."""
@@ -166,3 +167,22 @@ class Scorer:
     def load(self, kind: str, name: str, value: Tensor) -> None:
         """One entry of the state."""
         self._held[kind][name] = value.to(torch.float32, copy=True)
+
+
+def tell_blank(rule: Rule, names: Sequence[str], steps: int) -> None:
+    """Says that the scores of the named tensors are all zero after ``steps`` steps: their masks would go by position.
+
+    A warning where it is some of a rule's tensors, ``TrainingError`` where it is all of them.
+    """
+    if not names or not (rule.criterion.needs_gradient or rule.criterion.needs_input):
+        return
+    seen = "inputs" if rule.criterion.needs_input else "gradients"
+    if len(names) == len(rule.selection.taken):
+        text = f"differ between weights (criterion {rule.criterion.name}): all {seen} that it saw were zero"
+        fix = "observe() before the gradients are set to zero, a loss that depends on these weights"
+        raise TrainingError(Problem("scores", "0 for every weight", text, fix))
+    text = (
+        f"step {steps}: scores of {len(names)} tensors are all zero ({names[0]}, ...), so their masks go by position; "
+        f"criterion {rule.criterion.name} saw no {seen} there"
+    )
+    warnings.warn(text, UserWarning, stacklevel=5)

@@ -10,6 +10,7 @@ A norm then goes over k features and not over d, so that this changes what a mod
 same is said of the larger model by gates m in {0, 1} on the stream, and norms that count the features whose gate is 1.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from prunus.errors import Problem, TargetError
 from prunus.sparsity.structures import structures
 
-__all__ = ["keep_features", "stream_axes", "strength"]
+__all__ = ["keep_features", "stream_axes", "stream_width", "strength"]
 
 
 def stream_axes(model: Any) -> dict[str, tuple[int, ...]]:
@@ -50,13 +51,25 @@ def stream_axes(model: Any) -> dict[str, tuple[int, ...]]:
         for writer in each.writers:
             inside[f"{writer.name}.weight"] = inside[f"{writer.name}.bias"] = 0
     own = dict(model.named_parameters())
-    found: dict[str, tuple[int, ...]] = {}
+    wide: dict[str, list[int]] = {}
     for name, parameter in probe.named_parameters():
-        axes = [i for i, size in enumerate(parameter.shape) if size == other and inside.get(name) != i]
-        axes = [i for i in axes if own[name].shape[i] == width]
-        if axes:
-            found[name] = tuple(axes)
+        if name in own:  # what compaction took out is in the architecture still
+            wide[name] = [i for i, size in enumerate(parameter.shape) if size == other and inside.get(name) != i]
+    # A model that was narrowed has fewer features than its configuration says: those that most of its axes have.
+    sizes = Counter(own[name].shape[i] for name, axes in wide.items() for i in axes)
+    width = sizes.most_common(1)[0][0] if sizes else width
+    found: dict[str, tuple[int, ...]] = {}
+    for name, axes in wide.items():
+        along = tuple(i for i in axes if own[name].shape[i] == width)
+        if along:
+            found[name] = along
     return found
+
+
+def stream_width(model: Any) -> int:
+    """Features of the residual stream, counted in the parameters. Raises ``TargetError`` as ``stream_axes`` does."""
+    named = dict(model.named_parameters())
+    return next((named[name].shape[where[0]] for name, where in stream_axes(model).items()), 0)
 
 
 def strength(model: Any) -> Tensor:
@@ -89,7 +102,7 @@ def keep_features(model: Any, kept: Sequence[int], key: str = "hidden") -> None:
     """
     axes = stream_axes(model)
     named = dict(model.named_parameters())
-    width = next(named[name].shape[where[0]] for name, where in axes.items())
+    width = stream_width(model)
     if not kept or len(set(kept)) != len(kept) or not all(0 <= i < width for i in kept):
         rule = f"be one or more different numbers in 0..{width - 1}"
         raise TargetError(Problem(key, list(kept)[:8], rule, f"{width // 2} of them"))

@@ -27,7 +27,8 @@ def found_zeros(
 ) -> dict[str, Tensor]:
     """Masks (bool ``[out, in]``, True = kept) of the named weights that have zeros.
 
-    Raises ``TargetError`` with everything in which the zeros are not what was declared.
+    Of a weight with a saved mask in ``masks`` that mask is the pattern: rounding to 8 bits makes zeros beside it, which are
+    weights like any other. Raises ``TargetError`` with everything in which the zeros are not what was declared.
     """
     found: list[Problem] = []
     zeros: dict[str, Tensor] = {}
@@ -36,14 +37,16 @@ def found_zeros(
         weight = parameter(model, name).detach()
         zero = weight == 0
         weights += zero.numel()
-        count = int(torch.count_nonzero(zero))
         if masks is not None and name in masks:
-            found += damaged(name, zero, masks[name])
+            wrong = damaged(name, zero, masks[name])
+            found += wrong
+            zero = zero if wrong else ~masks[name].to(zero.device)
+        count = int(torch.count_nonzero(zero))
         if not count:
             continue
         zeros[name], total = ~zero, total + count
         rows, columns = pattern.units((weight.shape[0], weight.shape[1]))
-        whole = zero_units(weight, pattern)
+        whole = zero_units((~zero).float(), pattern)
         if isinstance(pattern, NofM):
             outside, inside = outside + rows * columns - whole, inside + rows * columns
         else:

@@ -5,22 +5,38 @@ check_task(spec)        # what is wrong, before anything is read
 task = load_task(spec)  # both splits in memory
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from prunus.errors import DataError, Problem, RecipeError, nearest
 from prunus.tasks import classification, masked_language, questions
 from prunus.tasks.base import Feature, HeadKind, Metrics, Split, Task
 from prunus.tasks.collate import Collate
 from prunus.tasks.files import Layout, check_columns
-from prunus.tasks.question_answering import MIN_LENGTH
+from prunus.tasks.question_answering import MIN_LENGTH, QuestionAnsweringTask
 from prunus.tasks.sources import Origin, Places, locate
 from prunus.tasks.spec import TaskSpec
 
-__all__ = ["TASKS", "Collate", "Feature", "HeadKind", "Metrics", "Split", "Task", "TaskSpec", "check_task", "load_task"]
+__all__ = [
+    "TASKS",
+    "Collate",
+    "Feature",
+    "HeadKind",
+    "Metrics",
+    "Split",
+    "Task",
+    "TaskSpec",
+    "check_task",
+    "load_task",
+    "row_length",
+    "shortened",
+    "with_data",
+]
 
 Progress = Callable[[int, int], None]
+SPLITS: Final[tuple[Split, ...]] = ("train", "validation")
 
 
 def _texts(spec: TaskSpec, origins: Mapping[Split, Origin], _: Progress | None) -> Task:
@@ -55,8 +71,15 @@ TASKS: Final = tuple(_LOADERS)
 """Names that ``TaskSpec.name`` may have."""
 
 
-def load_task(spec: TaskSpec, progress: Progress | None = None) -> Task:
-    """Read both splits of a task.
+def load_task(
+    spec: TaskSpec,
+    progress: Progress | None = None,
+    splits: Sequence[Split] = SPLITS,
+    labels: Sequence[str] = (),
+) -> Task:
+    """Read these splits of a task; the others are empty.
+
+    ``labels`` are the class names of a model: own files without their training split do not say them otherwise.
 
     Raises RecipeError for settings that cannot be, DataError for data that is missing or malformed (each mistake with
     its line) and MissingExtra where ``hub`` needs the package ``datasets``. ``progress(done, total)`` is called while
@@ -65,13 +88,24 @@ def load_task(spec: TaskSpec, progress: Progress | None = None) -> Task:
     problems = _settings(spec)
     if problems:
         raise RecipeError(*problems)
-    origins, problems = _origins(spec)
+    origins, problems = _origins(spec, splits)
     if problems:
         raise DataError(*problems)
+    if _LOADERS[spec.name] is _texts:
+        return classification.load_classification(spec, origins, tuple(labels))
     return _LOADERS[spec.name](spec, origins, progress)
 
 
-def check_task(spec: TaskSpec) -> list[Problem]:
+def with_data(spec: TaskSpec, given: Mapping[str, Any]) -> TaskSpec:
+    """The task with its data elsewhere: ``given`` names a directory (``data``), or files (``train``, ``validation``).
+
+    A directory takes the place of the files that ``spec`` names.
+    """
+    files = {"train": None, "validation": None} if "data" in given else {}
+    return replace(spec, **{**files, **given})
+
+
+def check_task(spec: TaskSpec, splits: Sequence[Split] = SPLITS) -> list[Problem]:
     """What is wrong with a task as far as it can be told without reading its data: settings, files, columns.
 
     Of a table or a JSONL file the first row is read, of a ``.json`` file nothing; the Hub is not asked.
@@ -79,12 +113,30 @@ def check_task(spec: TaskSpec) -> list[Problem]:
     problems = _settings(spec)
     if spec.name not in _LOADERS:
         return problems
-    origins, missing = _origins(spec)
+    origins, missing = _origins(spec, splits)
     problems += missing
     for origin in dict.fromkeys(origins.values()):
         if isinstance(origin, Path) and origin.is_file() and not _is_text(spec):
             problems += check_columns(origin, _layout(spec))
     return problems
+
+
+def row_length(spec: TaskSpec) -> int:
+    """Tokens of a row at most, as far as the task says."""
+    return spec.max_length or (384 if _answers_questions(spec) else 128)
+
+
+def shortened(spec: TaskSpec, task: Task, length: int, note: str) -> tuple[TaskSpec, Task]:
+    """A task with rows of at most ``length`` tokens, and ``note`` among its notes; its data are not read again."""
+    spec = replace(spec, max_length=length, doc_stride=min(spec.doc_stride, length // 2))
+    if isinstance(task, masked_language.MaskedLanguageTask):
+        return spec, replace(task, spec=spec, corpora={}, more_notes=(*task.more_notes, note))
+    if isinstance(task, QuestionAnsweringTask):
+        changed = replace(task, max_length=length, doc_stride=spec.doc_stride, notes=(*task.notes, note))
+        return spec, changed
+    if isinstance(task, classification.ClassificationTask):
+        return spec, replace(task, max_length=length, notes=(*task.notes, note))
+    raise TypeError(f"a task of prunus, not {type(task).__name__}")
 
 
 def _is_text(spec: TaskSpec) -> bool:
@@ -107,10 +159,12 @@ def _places(spec: TaskSpec) -> Places:
     return questions.places_of(spec) if _answers_questions(spec) else classification.places_of(spec)
 
 
-def _origins(spec: TaskSpec) -> tuple[dict[Split, Origin], list[Problem]]:
+def _origins(spec: TaskSpec, splits: Sequence[Split]) -> tuple[dict[Split, Origin], list[Problem]]:
     if _is_text(spec):
-        return masked_language.locate_text(spec)
-    return ({}, []) if _embedded(spec) else locate(spec, _places(spec))
+        # Without a validation file, part of the training text is evaluated on.
+        needed = splits if spec.validation is not None else SPLITS
+        return masked_language.locate_text(spec, needed)
+    return ({}, []) if _embedded(spec) else locate(spec, _places(spec), splits)
 
 
 def _settings(spec: TaskSpec) -> list[Problem]:

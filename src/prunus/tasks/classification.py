@@ -14,6 +14,7 @@ rating}``.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, final
@@ -26,12 +27,21 @@ from prunus.errors import Problem, TrainingError, nearest
 from prunus.tasks.base import HeadKind, Metrics, Split
 from prunus.tasks.collate import TOKEN_KEYS, Rows
 from prunus.tasks.examples import TextExample
-from prunus.tasks.files import Complaints, Layout, Row, text_of
+from prunus.tasks.files import Complaints, Layout, Row, lone_surrogate, text_of
 from prunus.tasks.metrics import accuracy, f1, macro_f1, matthews, pearson, spearman
 from prunus.tasks.sources import Origin, Places, open_rows, subset, subset_notes
 from prunus.tasks.spec import TaskSpec
 
-__all__ = ["GLUE", "METRICS", "ClassificationTask", "Glue", "layout_of", "load_classification", "places_of"]
+__all__ = [
+    "GLUE",
+    "METRICS",
+    "ClassificationTask",
+    "Glue",
+    "class_name",
+    "layout_of",
+    "load_classification",
+    "places_of",
+]
 
 METRICS: Final[Mapping[str, Callable[[NDArray[Any], NDArray[Any]], float]]] = {
     "accuracy": accuracy,
@@ -43,6 +53,8 @@ METRICS: Final[Mapping[str, Callable[[NDArray[Any], NDArray[Any]], float]]] = {
 }
 
 _CHUNK: Final = 1024
+_WHOLE: Final = re.compile(r"(-?[0-9]+)\.0*")
+"""A whole number that was written as a float."""
 
 
 @final
@@ -217,23 +229,28 @@ class _Parsed:
     text_pair: str | None
 
 
-def load_classification(spec: TaskSpec, origins: Mapping[Split, Origin]) -> ClassificationTask:
-    """The task with both splits read. Raises DataError with the line of each mistake in either file."""
+def load_classification(
+    spec: TaskSpec, origins: Mapping[Split, Origin], labels: tuple[str, ...] = ()
+) -> ClassificationTask:
+    """The task with the splits of ``origins`` read. Raises DataError with the line of each mistake in either file.
+
+    ``labels`` are the classes of own files whose training split is not read.
+    """
     glue = GLUE.get(spec.name)
     complaints, layout = Complaints(), layout_of(spec)
-    train = _parse(origins["train"], layout, complaints)
+    train = _parse(origins["train"], layout, complaints) if "train" in origins else []
     skipped = complaints.skipped
-    validation = _parse(origins["validation"], layout, complaints)
+    validation = _parse(origins["validation"], layout, complaints) if "validation" in origins else []
     if train and validation and (train[0].text_pair is None) != (validation[0].text_pair is None):
         where = (train if train[0].text_pair is None else validation)[0].row.where
         complaints.add(where, "no column text_pair", "have a text_pair, as the other split has")
-    labels: tuple[str, ...] = ()
     if glue is not None:
         labels, metrics = glue.labels, glue.metrics
     elif "score" in spec.columns:
-        metrics = ("pearson", "spearman")
+        labels, metrics = (), ("pearson", "spearman")
     else:
-        labels, metrics = _classes(train, complaints), ("accuracy", "macro_f1")
+        labels = labels if labels and "train" not in origins else _classes(train, complaints)
+        metrics = ("accuracy", "macro_f1")
 
     def examples(parsed: Sequence[_Parsed]) -> list[TextExample]:
         found = []
@@ -274,15 +291,22 @@ def _parse(origin: Origin, layout: Layout, complaints: Complaints) -> list[_Pars
     return parsed
 
 
-def _plain(value: object) -> str | None:
-    """A label as a class name; None for what cannot be one (null, a list, a number that is not whole)."""
+def class_name(value: object) -> str | None:
+    """A label as a class name; None for what cannot be one (null, a list, a number that is not whole).
+
+    The same class has the same name however a file writes it: 1, 1.0 and "1.0" are "1"; true, "True" and "TRUE" are "true".
+    """
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else None
-    if isinstance(value, int | str):
-        return str(value).strip() or None
-    return None
+    if not isinstance(value, int | str):
+        return None
+    name = str(value).strip()
+    if name.lower() in ("true", "false"):
+        return name.lower()
+    whole = _WHOLE.fullmatch(name)
+    return (whole[1] if whole else name) or None
 
 
 def _is_fraction(name: str) -> bool:
@@ -297,8 +321,11 @@ def _classes(train: Iterable[_Parsed], complaints: Complaints) -> tuple[str, ...
     names: dict[str, None] = {}
     for item in train:
         value = item.row.values["target"]
-        name = _plain(value)
-        if name is None or _is_fraction(name):
+        name = class_name(value)
+        half = lone_surrogate(name) if name is not None else None
+        if half is not None:
+            complaints.add(item.row.where, half, "hold whole characters as label")
+        elif name is None or _is_fraction(name):
             fix = "columns: {score: NAME} for a target that is a number" if name or isinstance(value, float) else ""
             complaints.add(item.row.where, value, "hold a class as label, a string or a whole number", fix)
         else:
@@ -314,7 +341,7 @@ def _classes(train: Iterable[_Parsed], complaints: Complaints) -> tuple[str, ...
 def _class_id(row: Row, labels: tuple[str, ...], complaints: Complaints, *, by_id: bool) -> int | None:
     """The id of a class that is given by its name or, with ``by_id``, as a number."""
     value = row.values["target"]
-    name = _plain(value)
+    name = class_name(value)
     if name in labels:
         return labels.index(name)
     if by_id and name is not None and name.isascii() and name.isdecimal() and int(name) < len(labels):

@@ -129,7 +129,7 @@ def stored(
     origins: dict[Split, Origin], choices: Choices, tokenizer: PreTrainedTokenizerBase, progress: Progress | None = None
 ) -> Corpus:
     """The corpus of these files, tokenised now or kept from an earlier run."""
-    place = cache_or_temporary("tokens") / digest(origins, choices, tokenizer)
+    place = cache_or_temporary("tokens", digest(origins, choices, tokenizer))
     if not (place / "facts.json").is_file():
         partial = place.with_name(f"{place.name}.{uuid4().hex[:8]}.partial")
         partial.mkdir(parents=True)
@@ -142,7 +142,7 @@ def stored(
     facts = json.loads((place / "facts.json").read_text(encoding="utf-8"))
     kind = np.dtype(facts["dtype"])
     rows: dict[Split, TokenRows] = {}
-    splits: tuple[Split, ...] = ("train", "validation")
+    splits: tuple[Split, ...] = ("train", "validation") if "train" in origins else ("validation",)
     for split in splits:
         tokens, ends = (
             mapped(place / f"{split}.{part}", of) for part, of in (("tokens", kind), ("ends", np.dtype(np.int64)))

@@ -5,26 +5,25 @@
     .json            a list of objects, an object with such a list under "data", or SQuAD's articles under "data"
     any of them .gz
 
-Files are UTF-8, with or without a byte order mark. A tab-separated file has no quoting at all, as GLUE's files need it:
-a quotation mark is a character. Mistakes are gathered in a ``Complaints`` and raised together as one DataError.
+Files are UTF-8, with or without a byte order mark; lines end in LF, CRLF, or (old spreadsheets) CR alone. A tab-separated file
+has no quoting at all, as GLUE's files need it: a quotation mark is a character. Mistakes are gathered in a ``Complaints`` and
+raised together as one DataError.
 
 Lengths are bounded, so that a wrong file (or a small ``.gz`` that grows) fails early: a line has at most
-``MAX_ROW`` bytes, a CSV field the 131,072 characters of the ``csv`` module, a JSON document ``MAX_JSON`` bytes.
+``MAX_ROW`` bytes, a CSV field as many characters, a JSON document ``MAX_JSON`` bytes.
 """
 
 import csv
-import gzip
 import json
 import re
-import zlib
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
-from io import BufferedReader
 from pathlib import Path
-from typing import Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple
 
 from prunus.errors import DataError, Problem, nearest
+from prunus.tasks.lines import BOM, MAX_ROW, Complaints, lone_surrogate, opened, read_lines
 
 __all__ = [
     "KINDS",
@@ -33,17 +32,15 @@ __all__ = [
     "Row",
     "check_columns",
     "file_kind",
+    "lone_surrogate",
     "read_lines",
     "read_rows",
     "select",
     "text_of",
 ]
 
-MAX_ROW: Final = 4 * 2**20
 MAX_JSON: Final = 2**30
-MAX_PROBLEMS: Final = 10
 
-_BOM: Final = b"\xef\xbb\xbf"
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 
 
@@ -74,31 +71,6 @@ class Layout:
     optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     headerless: tuple[str, ...] = ()
     skip_short: bool = False
-
-
-class Complaints:
-    """Mistakes found so far, and the number of rows that were left out; raises at the tenth mistake."""
-
-    def __init__(self) -> None:
-        self.found: list[Problem] = []
-        self.skipped = 0
-
-    def add(self, where: str, value: object, rule: str, fix: str = "") -> None:
-        """Note a mistake and go on reading."""
-        shown = value if not isinstance(value, str) or len(value) <= 80 else value[:77] + "..."
-        self.found.append(Problem(where, shown, rule, fix))
-        if len(self.found) >= MAX_PROBLEMS:
-            self.close()
-
-    def fatal(self, where: str, value: object, rule: str, fix: str = "") -> NoReturn:
-        """Note a mistake after which reading makes no sense, and raise all of them."""
-        self.add(where, value, rule, fix)
-        raise DataError(*self.found)
-
-    def close(self) -> None:
-        """Raise what was found, if anything was."""
-        if self.found:
-            raise DataError(*self.found)
 
 
 class _Record(NamedTuple):
@@ -168,51 +140,14 @@ def _columns(names: Collection[str], layout: Layout, where: str, complaints: Com
 def text_of(row: Row, role: str, complaints: Complaints) -> str | None:
     """The value of a role if it is a string; otherwise None, after a complaint."""
     value = row.values.get(role)
-    if isinstance(value, str):
-        return value
-    complaints.add(row.where, value, f"hold a string as {role}")
-    return None
-
-
-@contextmanager
-def _opened(path: Path, complaints: Complaints) -> Iterator[gzip.GzipFile | BufferedReader]:
-    """The (decompressed) bytes of a file; everything that can fail while reading becomes a complaint."""
-    try:
-        with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
-            yield file
-    except FileNotFoundError:
-        complaints.fatal(str(path), "no such file", "be an existing file", _neighbour(path))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        complaints.fatal(str(path), str(error), "be a whole gzip file", "gzip -t, and fetch the file again")
-    except (OSError, ValueError) as error:
-        complaints.fatal(str(path), str(error), "be a readable file")
-
-
-def _neighbour(path: Path) -> str:
-    try:
-        names = sorted(entry.name for entry in path.parent.iterdir() if entry.is_file())
-    except OSError:
-        return f"a path that exists: there is no directory {path.parent}"
-    return nearest(path.name, names[:20]) if names else f"another directory: {path.parent} holds no files"
-
-
-def read_lines(path: Path, complaints: Complaints) -> Iterator[tuple[int, str]]:
-    """Number and text of each line, with its line end."""
-    with _opened(path, complaints) as file:
-        number = 0
-        while data := file.readline(MAX_ROW + 1):
-            number += 1
-            where = f"{path} line {number}"
-            if len(data) > MAX_ROW:
-                complaints.fatal(where, f"{MAX_ROW:,} bytes and more", f"have at most {MAX_ROW:,} bytes")
-            if number == 1:
-                data = data.removeprefix(_BOM)
-            try:
-                text = data.decode("utf-8")
-            except UnicodeDecodeError as error:
-                text = data.decode("utf-8", errors="replace")
-                complaints.add(where, f"byte 0x{data[error.start]:02x} in {text.strip()[:40]}", "be UTF-8", "iconv")
-            yield number, text
+    if not isinstance(value, str):
+        complaints.add(row.where, value, f"hold a string as {role}")
+        return None
+    half = lone_surrogate(value)
+    if half is not None:
+        complaints.add(row.where, half, f"hold whole characters as {role}", "the text before it was cut, or without it")
+        return None
+    return value
 
 
 def _tsv(path: Path, layout: Layout, complaints: Complaints) -> Iterator[_Record]:
@@ -228,14 +163,19 @@ def _csv_cells(path: Path, complaints: Complaints) -> Iterator[tuple[int, list[s
     reader = csv.reader((text for _, text in read_lines(path, complaints)), strict=True)
     while True:
         line = reader.line_num + 1
+        limit = csv.field_size_limit(MAX_ROW)  # 131,072 by default, for the whole process
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            complaints.fatal(
-                f"{path} line {line}", str(error), "be a well-formed CSV row", "an even number of quotation marks"
-            )
+            where, told = f"{path} line {line}", str(error)
+            if "field limit" in told:
+                got = f"a field of more than {MAX_ROW:,} characters"
+                complaints.fatal(where, got, "have shorter fields", "closing a quotation mark, or shorter texts")
+            complaints.fatal(where, told, "be a well-formed CSV row", "an even number of quotation marks")
+        finally:
+            csv.field_size_limit(limit)
         if cells:
             yield line, cells
 
@@ -287,14 +227,14 @@ def _jsonl(path: Path, _: Layout, complaints: Complaints) -> Iterator[_Record]:
 
 
 def _json(path: Path, _: Layout, complaints: Complaints) -> Iterator[_Record]:
-    with _opened(path, complaints) as file:
+    with opened(path, complaints) as file:
         data = file.read(MAX_JSON + 1)
     if len(data) > MAX_JSON:
         complaints.fatal(str(path), f"more than {MAX_JSON:,} bytes", f"have at most {MAX_JSON:,} bytes", "JSONL")
     try:
-        text = data.removeprefix(_BOM).decode("utf-8")
+        text = data.removeprefix(BOM).decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.removeprefix(_BOM).count(b"\n", 0, error.start) + 1
+        line = data.removeprefix(BOM).count(b"\n", 0, error.start) + 1
         complaints.fatal(f"{path} line {line}", f"byte 0x{error.object[error.start]:02x}", "be UTF-8", "iconv")
     if not text.strip():
         complaints.fatal(str(path), "an empty file", "hold at least one row")

@@ -17,7 +17,6 @@ would have seen, whatever was prefetched. Rows to evaluate on are masked once.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp
-from pathlib import Path
 from typing import Any, Final, final, overload
 
 import numpy as np
@@ -26,6 +25,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase
 
 from prunus.errors import DataError, Problem, RecipeError
+from prunus.paths import expanded
 from prunus.tasks.base import Feature, HeadKind, Metrics, Split
 from prunus.tasks.collate import IGNORED
 from prunus.tasks.corpus import Choices, Corpus, TokenRows, stored
@@ -47,9 +47,6 @@ class MaskedRows(Sequence[Feature]):
     def __init__(
         self, rows: TokenRows, tokenizer: PreTrainedTokenizerBase, share: float, seed: int, limit: int | None
     ) -> None:
-        if tokenizer.mask_token_id is None:
-            rule = "have a token for masked places"
-            raise RecipeError(Problem("the tokenizer", "no mask token", rule, "an encoder such as minilm"))
         self.rows, self.share, self.seed, self.epoch = rows, share, seed, 0
         self.mask, self.vocabulary = int(tokenizer.mask_token_id), len(tokenizer)
         self.special = np.array(sorted(tokenizer.all_special_ids))
@@ -125,6 +122,7 @@ class MaskedLanguageTask:
     spec: TaskSpec
     origins: Mapping[Split, Origin]
     corpora: dict[str, Corpus] = field(default_factory=dict)
+    more_notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -149,14 +147,15 @@ class MaskedLanguageTask:
     @property
     def notes(self) -> tuple[str, ...]:
         """How many documents the rows come from, and what was held out."""
+        split: Split = "train" if "train" in self.origins else "validation"
         notes = [
-            f"rows of up to {self.spec.max_length or 128} tokens, of {corpus.documents['train']:,} documents"
+            f"rows of up to {self.spec.max_length or 128} tokens, of {corpus.documents[split]:,} documents"
             for corpus in self.corpora.values()
         ][:1]
         if "validation" not in self.origins:
             every = round(1 / self.spec.held_out)
             notes.append(f"evaluated on every {every}th document of the text, which is not trained on")
-        return tuple(notes)
+        return (*notes, *self.more_notes)
 
     def corpus(self, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int, int], None] | None = None) -> Corpus:
         """The tokens of both splits."""
@@ -176,7 +175,8 @@ class MaskedLanguageTask:
     def features(
         self, split: Split, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int, int], None] | None = None
     ) -> MaskedRows:
-        """Masked rows of a split."""
+        """Masked rows of a split. Raises ``RecipeError`` for a tokenizer without the special tokens of such rows."""
+        _check_tokenizer(tokenizer)
         rows = self.corpus(tokenizer, progress).rows[split]
         seed = self.spec.subset_seed + (split == "validation")
         return MaskedRows(rows, tokenizer, self.spec.mask_share, seed, self._limit(split))
@@ -195,6 +195,18 @@ class MaskedLanguageTask:
         return {}
 
 
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+    special = {
+        "mask": tokenizer.mask_token_id,
+        "first": tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id,
+        "last": tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id,
+    }
+    absent = [name for name, token in special.items() if token is None]
+    if absent:
+        rule = "have a token for masked places, and one for the ends of a row"
+        raise RecipeError(Problem("the tokenizer", f"no {absent[0]} token", rule, "an encoder such as minilm"))
+
+
 def settings(spec: TaskSpec) -> list[Problem]:
     """Settings that no text can make good."""
     found = []
@@ -205,15 +217,21 @@ def settings(spec: TaskSpec) -> list[Problem]:
     return found
 
 
-def locate_text(spec: TaskSpec) -> tuple[dict[Split, Origin], list[Problem]]:
-    """Where the text is: ``train`` (and ``validation``), or the one text file in ``data``, or ``hub``."""
+def locate_text(
+    spec: TaskSpec, splits: Sequence[Split] = ("train", "validation")
+) -> tuple[dict[Split, Origin], list[Problem]]:
+    """Where the text of ``splits`` is: ``train`` (and ``validation``), or the one text file in ``data``, or ``hub``."""
     found: dict[Split, Origin] = {}
     problems: list[Problem] = []
     named: tuple[tuple[Split, str | None], ...] = (("train", spec.train), ("validation", spec.validation))
     for split, name in named:
-        if name is None:
+        if name is None or split not in splits:
             continue
-        path = Path(name).expanduser()
+        try:
+            path = expanded(name, f"task.{split}")
+        except RecipeError as error:
+            problems += error.problems
+            continue
         if not path.is_file():
             problems.append(
                 Problem(f"task.{split}", name, "be an existing file", "a text file: .txt, .jsonl, also .gz")
@@ -221,8 +239,13 @@ def locate_text(spec: TaskSpec) -> tuple[dict[Split, Origin], list[Problem]]:
         elif not path.name.lower().endswith(ENDINGS):
             problems.append(Problem(f"task.{split}", name, f"end in {', '.join(ENDINGS)}", "a text file"))
         found[split] = path
-    if "train" not in found and spec.data is not None:
-        folder = Path(spec.data).expanduser()
+    if "train" not in splits or spec.train is not None:
+        return found, problems
+    if spec.data is not None:
+        try:
+            folder = expanded(spec.data, "task.data")
+        except RecipeError as error:
+            return found, [*problems, *error.problems]
         texts = sorted(p for p in folder.glob("*") if p.name.lower().endswith(ENDINGS)) if folder.is_dir() else []
         if len(texts) == 1:
             found["train"] = texts[0]
@@ -230,10 +253,10 @@ def locate_text(spec: TaskSpec) -> tuple[dict[Split, Origin], list[Problem]]:
             got = ", ".join(path.name for path in texts[:5]) or "none"
             rule = f"be a directory with one text file ({', '.join(ENDINGS)}), here {got}"
             problems.append(Problem("task.data", spec.data, rule, "task.train, the file itself"))
-    elif "train" not in found and spec.hub is not None:
+    elif spec.hub is not None:
         name, _, configuration = spec.hub.partition(":")
         found["train"] = HubSplit(name, configuration or None, "train")
-    elif "train" not in found:
+    else:
         problems.append(
             Problem("task.train", None, "name a file of text", "--train-file text.txt, also .jsonl and .gz")
         )
@@ -242,6 +265,6 @@ def locate_text(spec: TaskSpec) -> tuple[dict[Split, Origin], list[Problem]]:
 
 def load_masked_language(spec: TaskSpec, origins: Mapping[Split, Origin]) -> MaskedLanguageTask:
     """The task; its text is read when its first rows are asked for."""
-    if "train" not in origins:
+    if not origins:
         raise DataError(Problem("task.train", None, "name a file of text"))
     return MaskedLanguageTask(spec, dict(origins))

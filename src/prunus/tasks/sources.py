@@ -14,7 +14,8 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from prunus.errors import DataError, MissingExtra, Problem, nearest
+from prunus.errors import DataError, MissingExtra, Problem, RecipeError, nearest
+from prunus.paths import expanded
 from prunus.tasks.base import Split
 from prunus.tasks.files import KINDS, Complaints, Layout, Row, file_kind, read_rows, select
 from prunus.tasks.spec import TaskSpec
@@ -54,18 +55,30 @@ class Places:
     hub: str = ""
 
 
-def locate(spec: TaskSpec, places: Places) -> tuple[dict[Split, Origin], list[Problem]]:
-    """Where each split is, and what keeps it from being found. Looks at names only, reads nothing."""
+def locate(
+    spec: TaskSpec, places: Places, splits: Sequence[Split] = ("train", "validation")
+) -> tuple[dict[Split, Origin], list[Problem]]:
+    """Where each of ``splits`` is, and what keeps it from being found. Looks at names only, reads nothing."""
     found: dict[Split, Origin] = {}
     problems: list[Problem] = []
-    named: tuple[tuple[Split, str | None], ...] = (("train", spec.train), ("validation", spec.validation))
+    files: dict[Split, str | None] = {"train": spec.train, "validation": spec.validation}
+    named = [(split, files[split]) for split in splits]
     for split, name in named:
-        if name is not None:
-            found[split] = Path(name).expanduser()
-            problems += _check_file(f"task.{split}", Path(name).expanduser())
+        if name is None:
+            continue
+        try:
+            path = expanded(name, f"task.{split}")
+        except RecipeError as error:
+            problems += error.problems
+            continue
+        found[split] = path
+        problems += _check_file(f"task.{split}", path)
     open_splits = [split for split, name in named if name is None]
     if open_splits and spec.data is not None:
-        folder = Path(spec.data).expanduser()
+        try:
+            folder = expanded(spec.data, "task.data")
+        except RecipeError as error:
+            return found, [*problems, *error.problems]
         if folder.is_dir():
             found |= _search(folder, places, open_splits)
             problems += [_not_in(folder, "task.data", places, split) for split in open_splits if split not in found]

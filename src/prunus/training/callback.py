@@ -49,6 +49,8 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
         self.prunings = (prunings,) if isinstance(prunings, Pruning) else tuple(prunings)
         self.masker = masker
         self.facts: list[TensorFacts] = []
+        self.saved_masks: Mapping[str, Tensor] | None = None
+        """Masks that were saved with the model (bool, True = kept): a rule that locks zeros keeps those."""
         self._seed = seed
         self._locked = masker is not None
         self._saved: Path | None = None
@@ -84,7 +86,15 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
         if checkpoint is not None:
             held = read_state(checkpoint, STATE_FILE, "the callback")
             _check_zeros(model, held, checkpoint / STATE_FILE)
-        self.masker = Masker(model, self.prunings, state.max_steps, steps_per_epoch, seed=self._seed, state=held)
+        self.masker = Masker(
+            model,
+            self.prunings,
+            state.max_steps,
+            steps_per_epoch,
+            seed=self._seed,
+            state=held,
+            saved=self.saved_masks,
+        )
         found = _frozen(model, self.masker)
         if found:
             raise RecipeError(*found)

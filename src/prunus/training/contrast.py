@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from hashlib import sha256
+from inspect import signature
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final, final
@@ -26,7 +27,7 @@ from prunus.checkpoint.states import read_states, write_states
 from prunus.distillation.banks import Bank, draw, filled
 from prunus.distillation.contrastive import Contrastive, Representation, contrastive_loss, sets_of
 from prunus.errors import CheckpointError, Problem, TargetError, TrainingError
-from prunus.sparsity.wrappers import body_of
+from prunus.sparsity.wrappers import body_of, unwrapped
 from prunus.training.callback import PruneCallback
 from prunus.training.predict import LABEL_KEYS
 from prunus.training.resume import read_state, resumed_from
@@ -121,6 +122,7 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         self._directory, self._digest, self._device = Path(), "", torch.device("cpu")
         self._lengths: list[int] = []
         self._rank, self._processes = 0, 1
+        self._columns: frozenset[str] | None = None  # those that the collator is given; None: all
         found = []
         terms = choice.terms
         if "fic" in terms and teacher is None:
@@ -189,6 +191,7 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         terms = self.choice.terms
         self._directory, self._device = Path(args.output_dir) / _BANKS, args.device
         self._rank, self._processes = args.process_index, args.world_size
+        self._columns = columns_of(model) if args.remove_unused_columns else None
         self._read_rows()
         self.banks = {name: Bank(len(self._rows)) for name in terms}
         self._grid = 0
@@ -268,6 +271,11 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         path = self._directory / f"{name}.safetensors"
         return read_states(path, len(self._rows), self._digest, mapped=self.choice.bank == "mmap")
 
+    def _row(self, position: int) -> dict[str, Any]:
+        """A row as Trainer gives it to the collator: without columns that the model does not take, such as its text."""
+        row = self._rows[position]
+        return {name: value for name, value in row.items() if self._columns is None or name in self._columns}
+
     def _placed(self, states: Tensor) -> Tensor:
         return states.to(self._device) if self.choice.bank == "device" else states
 
@@ -280,7 +288,7 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         model.eval()
         try:
             for first in range(0, len(order), self._batch_size):
-                rows = [self._rows[i] for i in order[first : first + self._batch_size]]
+                rows = [self._row(i) for i in order[first : first + self._batch_size]]
                 batch = self._collate(rows)
                 ids = batch[ROW_ID]
                 asked = {name: value.to(device) for name, value in batch.items() if name not in _NOT_ASKED}
@@ -302,6 +310,11 @@ def _bring(name: str, source: Path, directory: Path) -> None:
     elif not other.is_file():
         rule = "be in the folder of banks beside the checkpoint that training resumes from"
         raise CheckpointError(Problem(other.name, str(other), rule, f"copying {_BANKS} with the checkpoint"))
+
+
+def columns_of(model: nn.Module) -> frozenset[str]:
+    """Columns of a data set that ``Trainer`` leaves in: arguments of the model, labels, and the number of the row."""
+    return _NOT_ASKED | frozenset(signature(unwrapped(model).forward).parameters)
 
 
 def _same_everywhere(states: Tensor, name: str, processes: int) -> None:

@@ -99,7 +99,7 @@ def _said(spec: Any, default: Any) -> dict[str, Any]:
 
 def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[[str], None]) -> Dense:
     """The dense model of a recipe, fine-tuned now or kept from an earlier run."""
-    kept = cache_or_temporary("dense") / _digest(prepared)
+    kept = cache_or_temporary("dense", _digest(prepared))
     head = prepared.task.head
     together()  # all look before one writes
     there = (kept / FACTS_FILE).is_file()
@@ -111,7 +111,8 @@ def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[
     train = prepared.recipe.dense_training
     set_seed(train.seed)
     revision, rows = prepared.recipe.model.revision, prepared.train_features
-    model = load_model(prepared.dense_source, prepared.dense_config, head, revision, rows)
+    new = prepared.recipe.model.head == "new"
+    model = load_model(prepared.dense_source, prepared.dense_config, head, revision, rows, new_head=new)
     partial = kept.with_name(f"{kept.name}.{uuid4().hex[:8] if count() == 1 else 'several'}.partial")
     partial.mkdir(parents=True, exist_ok=count() > 1)
     try:

@@ -7,7 +7,7 @@ in ``OUT/checkpoints``; one that was cut off while it was written is recognised 
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any, Final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunus.checkpoint.whole import is_whole
@@ -111,6 +111,7 @@ def fit(
     head: HeadKind,
     what: str = "training",
     pruning: Sequence[Pruning] = (),
+    masks: Mapping[str, Tensor] | None = None,
     teachers: Sequence[nn.Module] = (),
     distillation: Distillation | None = None,
     pretrained: nn.Module | None = None,
@@ -120,6 +121,7 @@ def fit(
     logged: bool = False,
 ) -> Fit:
     """Trains ``model`` in place, with checkpoints in ``directory / "checkpoints"``; ``logged``: and a file of its logs.
+    ``masks`` were saved with the model; rules that lock zeros keep theirs.
 
     ``resume`` goes on from the last whole checkpoint; where there is none yet, from the beginning. Raises ``Interrupted`` after
     Ctrl-C, ``TrainingError`` for a loss that is not finite or zeros that are missing.
@@ -150,6 +152,8 @@ def fit(
         head=head,
         callbacks=[TrainingBar(bars, what), stop, *(each for each in (best, logbook) if each is not None)],
     )
+    if trainer.prune_callback is not None:
+        trainer.prune_callback.saved_masks = masks
     if best is not None:
         best.pruning = trainer.prune_callback
     if trainer.prune_callback is not None:

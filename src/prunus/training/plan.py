@@ -5,6 +5,7 @@ from dataclasses import asdict
 from math import ceil
 from typing import Any
 
+from prunus.checkpoint.compacted import layout_of
 from prunus.sparsity.pruning import Rule
 from prunus.training.prepare import Prepared
 
@@ -101,7 +102,10 @@ def _bank_bytes(prepared: Prepared) -> int:
     if "snc" in contrast.terms:
         snapshots = ceil(due / contrast.snc.every) - 1
         models += min(snapshots, contrast.snc.last or snapshots) - 1
+    layout = layout_of(prepared.skeleton.config)
     width = int(prepared.config.get_text_config().hidden_size)
+    if layout is not None and layout.hidden is not None:
+        width = len(layout.hidden)
     return 2 * max(0, models) * width * len(prepared.train_features)
 
 

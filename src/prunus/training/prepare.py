@@ -6,14 +6,14 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from math import ceil
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunus.checkpoint.state import MASKS_FILE, read_masks
@@ -22,15 +22,24 @@ from prunus.quantization.prepare import attach
 from prunus.recipe import OWN_TEACHERS, ModelSpec, Recipe, TrainSpec
 from prunus.sparsity.pruning import Rule, resolve
 from prunus.sparsity.zeros import found_zeros
-from prunus.tasks import check_task, load_task
+from prunus.tasks import check_task, load_task, row_length, shortened
 from prunus.tasks.base import Feature, HeadKind, Task
 from prunus.training.budgeted import within_budget
 from prunus.training.deepspeed import asked_stage, deepspeed_problems
-from prunus.training.models import config_for, load_model, load_tokenizer, meta_model, model_source, trained_for
+from prunus.training.models import (
+    config_for,
+    load_model,
+    load_tokenizer,
+    meta_model,
+    model_source,
+    trained_for,
+    weight_problems,
+)
 from prunus.training.processes import count, first_before_others
 from prunus.training.shape import cut_shapes
+from prunus.training.trial import Trial, batch_problems, row_problems, trial_of
 
-__all__ = ["Length", "Prepared", "length_of", "prepare"]
+__all__ = ["Length", "Prepared", "length_of", "prepare", "saved_masks"]
 
 Progress = Callable[[str, int, int], None]
 """(what, done, total)"""
@@ -98,28 +107,16 @@ def prepare(recipe: Recipe, progress: Progress | None = None, spent: Mapping[str
         return None if progress is None else lambda done, total: progress(what, done, total)
 
     task = load_task(recipe.task, step("reading data"))
-    config = _gather(found, lambda: config_for(source, task, recipe.model.revision))
-    tokenizer = _gather(found, lambda: load_tokenizer(source, recipe.model.revision))
-    dense_config = config
-    if other is not None:
-        dense_config = _gather(found, lambda: config_for(dense_source, task, key="model.dense"))
-        found += _knows(dense_config, tokenizer, "model.dense")
-    for key, teacher in teachers.items():
-        if teacher == "start" and config is not None and not trained_for(config, task.head):
-            rule = f"be a model that is fine-tuned for {task.head}, to teach itself as it starts"
-            found.append(Problem(key, "start", rule, "dense, which fine-tunes one first, or a directory"))
-        elif teacher not in OWN_TEACHERS:
-            found += _teacher(teacher, task, tokenizer, key)
-    contrast = recipe.distill.contrast.terms if recipe.distill is not None else {}
-    for name, term in contrast.items():
-        if term.supervised and task.head != "classification":
-            rule = f"be 0 for {task.head}, which has no labels of classes"
-            found.append(Problem(f"distill.contrast.{name}.supervised", term.supervised, rule, "weight"))
-    skeleton = None if config is None else _gather(found, lambda: shaped(config, task.head, recipe.model))
+    config, dense_config, tokenizer, skeleton = _models(recipe, task, source, dense_source, teachers, found)
     if config is None or dense_config is None or tokenizer is None or skeleton is None or found:
         raise RecipeError(*found)
+    tried = _trials(recipe, task, config, dense_config, teachers, tokenizer)
+    recipe, task = _readable(recipe, task, tried, tokenizer)
     with first_before_others():
         features = task.features("train", tokenizer, step("tokenising"))
+        found += _unreadable(recipe, task, tried, tokenizer, features)
+    if found:
+        raise RecipeError(*found)
     length = length_of(len(features), recipe.train)
     recipe, budget = within_budget(recipe, skeleton, config, task.head, spent, step("timing smaller models"))
     try:
@@ -155,6 +152,42 @@ def prepare(recipe: Recipe, progress: Progress | None = None, spent: Mapping[str
         tuple(quantized or ()),
         budget,
     )
+
+
+def _models(
+    recipe: Recipe, task: Task, source: str, dense_source: str, teachers: Mapping[str, str], found: list[Problem]
+) -> tuple[PreTrainedConfig | None, PreTrainedConfig | None, PreTrainedTokenizerBase | None, PreTrainedModel | None]:
+    """The configurations of the model and of what the dense one comes from, the tokenizer, the model without weights.
+
+    What is wrong with them, with the teachers, and with terms that need labels goes into ``found``.
+    """
+    new = recipe.model.head == "new"
+    if new and task.head == "masked-language":
+        rule = "be kept for masked language modelling, whose head is part of the embeddings"
+        found.append(Problem("model.head", "new", rule, "leaving it out"))
+    tokenizer = _gather(found, lambda: load_tokenizer(source, recipe.model.revision))
+    config = _gather(found, lambda: config_for(source, task, recipe.model.revision, tokenizer=tokenizer, new_head=new))
+    if config is not None:
+        found += _gather(found, lambda: weight_problems(source, config, task.head, "model.name", new)) or ()
+    dense_config = config
+    if recipe.model.dense is not None:
+        dense_config = _gather(
+            found, lambda: config_for(dense_source, task, key="model.dense", tokenizer=tokenizer, new_head=new)
+        )
+        found += _knows(dense_config, tokenizer, "model.dense")
+    for key, teacher in teachers.items():
+        if teacher == "start" and config is not None and not trained_for(config, task.head):
+            rule = f"be a model that is fine-tuned for {task.head}, to teach itself as it starts"
+            found.append(Problem(key, "start", rule, "dense, which fine-tunes one first, or a directory"))
+        elif teacher not in OWN_TEACHERS:
+            found += _teacher(teacher, task, tokenizer, key)
+    contrast = recipe.distill.contrast.terms if recipe.distill is not None else {}
+    for name, term in contrast.items():
+        if term.supervised and task.head != "classification":
+            rule = f"be 0 for {task.head}, which has no labels of classes"
+            found.append(Problem(f"distill.contrast.{name}.supervised", term.supervised, rule, "weight"))
+    skeleton = None if config is None else _gather(found, lambda: shaped(config, task.head, recipe.model))
+    return config, dense_config, tokenizer, skeleton
 
 
 def _divides(recipe: Recipe) -> list[Problem]:
@@ -194,7 +227,7 @@ def _reporters(train: TrainSpec) -> list[Problem]:
 
 def shaped(config: PreTrainedConfig, head: HeadKind, spec: ModelSpec) -> PreTrainedModel:
     """The model without weights, of the shapes that its training begins with."""
-    skeleton = meta_model(deepcopy(config), head)
+    skeleton = meta_model(config, head)
     cut_shapes(skeleton, spec)
     return skeleton
 
@@ -206,7 +239,7 @@ def _source(name: str, key: str, found: list[Problem]) -> str | None:
 def _teacher(source: str, task: Task, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:
     """Why the model in ``source`` cannot teach: it is not trained for the task, or knows other tokens."""
     found: list[Problem] = []
-    config = _gather(found, lambda: config_for(source, task, key=key))
+    config = _gather(found, lambda: config_for(source, task, key=key, tokenizer=tokenizer))
     if config is not None and not trained_for(config, task.head):
         rule = f"be a model that is fine-tuned for {task.head}"
         found.append(Problem(key, source, rule, "dense, which fine-tunes one first"))
@@ -229,13 +262,81 @@ def _other_zeros(
     if not any(rule.pruning.lock for rule in rules):
         return found
     model = _gather(found, lambda: load_model(source, config, head, recipe.model.revision))
-    path = Path(source) / MASKS_FILE
-    masks = _gather(found, lambda: read_masks(path)) if path.is_file() else None
+    masks = _gather(found, lambda: saved_masks(recipe, source))
     for index, rule in enumerate(rules):
         if model is not None and rule.pruning.lock:
             names, key = list(rule.selection.taken), f"prune[{index}]"
             _gather(found, lambda: found_zeros(model, names, rule.pattern, rule.pruning.sparsity, masks, key))  # noqa: B023
     return found
+
+
+def _trials(
+    recipe: Recipe,
+    task: Task,
+    config: PreTrainedConfig,
+    dense_config: PreTrainedConfig,
+    teachers: Mapping[str, str],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Trial]:
+    """Every model that will read the data, once."""
+    configs = {"model.name": config}
+    if dense_config is not config:
+        configs["model.dense"] = dense_config
+    for key, teacher in teachers.items():
+        if teacher not in OWN_TEACHERS:
+            configs[key] = config_for(teacher, task, key=key, tokenizer=tokenizer)
+    length = _length(recipe, task, tokenizer)
+    return [trial_of(key, each, task.head, tokenizer, length) for key, each in configs.items()]
+
+
+def _length(recipe: Recipe, task: Task, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the longest row that the tokenizer may make."""
+    length = row_length(recipe.task)
+    return length if task.head == "masked-language" else min(length, int(tokenizer.model_max_length))
+
+
+def _readable(
+    recipe: Recipe, task: Task, trials: Sequence[Trial], tokenizer: PreTrainedTokenizerBase
+) -> tuple[Recipe, Task]:
+    """Rows as long as every model reads, where the recipe does not say how long they are."""
+    least = min(trials, key=lambda trial: trial.reads)
+    if recipe.task.max_length is not None or least.reads >= _length(recipe, task, tokenizer):
+        return recipe, task
+    note = f"rows are cut to the {least.reads} tokens that the model of {least.key} reads"
+    spec, task = shortened(recipe.task, task, least.reads, note)
+    problems = check_task(spec)
+    if problems:
+        raise RecipeError(*problems)
+    return replace(recipe, task=spec), task
+
+
+def _unreadable(
+    recipe: Recipe,
+    task: Task,
+    trials: Sequence[Trial],
+    tokenizer: PreTrainedTokenizerBase,
+    features: Sequence[Feature],
+) -> list[Problem]:
+    """What keeps a model from reading the data: the length of rows, tokens without an embedding, anything in a batch."""
+
+    def splits() -> list[Sequence[Feature]]:
+        return [features, task.features("validation", tokenizer)]
+
+    length = _length(recipe, task, tokenizer)
+    found = row_problems(trials, splits, tokenizer, length)
+    for trial in trials if not found else ():
+        found += batch_problems(trial, features, task.head, tokenizer)
+    return found
+
+
+def saved_masks(recipe: Recipe, source: str) -> dict[str, Tensor] | None:
+    """The masks beside the model whose zeros a rule locks (bool ``[out, in]``, True = kept); None where there are none.
+
+    They are those of the whole model: one that loses layers or features is checked by its weights alone. Raises
+    ``CheckpointError`` for a damaged file.
+    """
+    path, cut = Path(source) / MASKS_FILE, recipe.model.cuts
+    return read_masks(path) if recipe.locks and not cut and path.is_file() else None
 
 
 R = TypeVar("R")

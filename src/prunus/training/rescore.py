@@ -1,7 +1,6 @@
 """A saved model measured again, from its files alone; one that was trained in 8 bits, in 8 bits."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from prunus.recipe import Recipe, read_recipe
 from prunus.report.facts import read_facts
 from prunus.sparsity.measure import all_sparsity, measure, sparsity_of
 from prunus.sparsity.patterns import parse_pattern
-from prunus.tasks import check_task, load_task
-from prunus.training.models import load_saved, load_tokenizer
+from prunus.tasks import Split, check_task, load_task, with_data
+from prunus.training.models import load_saved, load_tokenizer, saved_labels
 from prunus.training.predict import score_task
 from prunus.training.progress import Bars
 
@@ -32,12 +31,14 @@ def rescore(directory: Path, data: Mapping[str, Any], console: Console | None = 
         recipe: Recipe = read_recipe(held.get("recipe", {}))
     except PrunusError as error:
         raise CheckpointError(*error.problems) from None
-    spec = replace(recipe.task, **data)
-    found = check_task(spec)
+    spec, labels = with_data(recipe.task, data), saved_labels(directory)
+    # Classes of own files that the model does not name are those of the training file.
+    needed: tuple[Split, ...] = ("validation",) if labels or spec.name != "classification" else ("train", "validation")
+    found = check_task(spec, needed)
     if found:
         raise CheckpointError(*found)
     with Bars(console) as bars:
-        task = load_task(spec, lambda done, total: bars("reading data", done, total))
+        task = load_task(spec, lambda done, total: bars("reading data", done, total), needed, labels)
         tokenizer = load_tokenizer(str(directory), key="directory")
         model = load_saved(directory, task)
         metrics = score_task(model, task, tokenizer, recipe.train.eval_batch_size, bars, "evaluating")

@@ -24,6 +24,7 @@ from prunus.checkpoint.sentence_files import find_sentence_files
 from prunus.checkpoint.staged import staged
 from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, write_masks, write_tensors
 from prunus.errors import CheckpointError, Problem, PrunusError
+from prunus.paths import expanded, readable, writable
 from prunus.quantization import quantize, strip
 from prunus.recipe import OWN_TEACHERS, Recipe
 from prunus.report.card import model_card
@@ -46,7 +47,7 @@ from prunus.training.evidence import (
 from prunus.training.fit import Fit, drop_checkpoints, fit
 from prunus.training.models import base_model, carry_over, config_for, load_model, trained_for
 from prunus.training.predict import score_task
-from prunus.training.prepare import Prepared, prepare
+from prunus.training.prepare import Prepared, prepare, saved_masks
 from prunus.training.processes import first, together
 from prunus.training.progress import Bars
 from prunus.training.shape import cut
@@ -63,6 +64,7 @@ def check_output(directory: Path, overwrite: bool, resume: bool) -> None:
 
     It is there already, or is to be resumed and is not, or is to be overwritten and is not that of a run.
     """
+    writable(directory, "output")
     if resume and not directory.is_dir():
         raise CheckpointError(Problem("output", str(directory), "exist to be resumed", "a run without --resume"))
     if directory.exists() and not directory.is_dir():
@@ -93,7 +95,7 @@ def _check_inputs(prepared: Prepared, output: Path) -> None:
         task.validation,
         task.data,
     ):
-        if read is not None and Path(read).expanduser().resolve().is_relative_to(output.resolve()):
+        if read is not None and expanded(read, "output").resolve().is_relative_to(output.resolve()):
             raise CheckpointError(
                 Problem("output", str(output), f"not hold {read}, which the run reads", "another one")
             )
@@ -121,6 +123,7 @@ def run(
     be known then, and ``Interrupted`` after Ctrl-C.
     """
     console = console if first() else None
+    output = readable(output, "output")
     if first():
         check_output(output, overwrite, resume)
     together()
@@ -138,7 +141,8 @@ def run(
         recipe = prepared.recipe
         if overwrite and not resume and output.is_dir() and first():
             _check_inputs(prepared, output)
-            shutil.rmtree(output)
+            shutil.rmtree(output.resolve())  # of a link its target is emptied, and the link stays
+            output.resolve().mkdir()
         together()
         output.mkdir(parents=True, exist_ok=True)
         collate = Collate(prepared.tokenizer)
@@ -185,6 +189,7 @@ def run(
                 head=prepared.task.head,
                 what="sparse training" if recipe.prune else "training",
                 pruning=recipe.prune,
+                masks=saved_masks(recipe, prepared.source),
                 teachers=teachers,
                 distillation=recipe.distill,
                 pretrained=_pretrained(prepared),
@@ -246,7 +251,7 @@ def _dense(
         elif teacher == "start":
             teachers.append(_start(prepared))
         else:
-            teachers.append(load_model(teacher, config_for(teacher, prepared.task, key=key), head))
+            teachers.append(_teacher(prepared, teacher, key))
     if recipe.starts_dense and dense is not None:
         starting = deepcopy(dense)
     return dense, teachers, starting
@@ -255,7 +260,14 @@ def _dense(
 def _start(prepared: Prepared) -> PreTrainedModel:
     """The model of ``source``: as training begins, where it does not begin with the dense one."""
     recipe, rows = prepared.recipe, prepared.train_features
-    return load_model(prepared.source, prepared.config, prepared.task.head, recipe.model.revision, rows)
+    new = recipe.model.head == "new"
+    return load_model(prepared.source, prepared.config, prepared.task.head, recipe.model.revision, rows, new_head=new)
+
+
+def _teacher(prepared: Prepared, source: str, key: str) -> PreTrainedModel:
+    """A teacher that was fine-tuned before."""
+    config = config_for(source, prepared.task, key=key, tokenizer=prepared.tokenizer)
+    return load_model(source, config, prepared.task.head)
 
 
 def _pretrained(prepared: Prepared) -> PreTrainedModel | None:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.compacted import narrow
+from prunus.checkpoint.compacted import narrow, shorten
 from prunus.errors import Problem, RecipeError
 from prunus.recipe import ModelSpec
-from prunus.sparsity.depth import influence, keep_layers, layers_of, spread
-from prunus.sparsity.width import keep_features, strength
+from prunus.sparsity.depth import influence, layers_of, spread
+from prunus.sparsity.width import stream_width, strength
 
 __all__ = ["cut", "cut_shapes"]
 
@@ -24,15 +24,18 @@ def cut_shapes(skeleton: Any, spec: ModelSpec) -> None:
 
     Raises ``RecipeError`` for more than there are.
     """
-    config = skeleton.config.get_text_config()
-    _, layers = layers_of(skeleton)
-    for name, value, most in (("depth", spec.depth, len(layers)), ("hidden", spec.hidden, config.hidden_size)):
+    layers = width = 0
+    if spec.layers or spec.depth is not None:
+        layers = len(layers_of(skeleton, "model.name")[1])
+    if spec.hidden is not None:
+        width = stream_width(skeleton)
+    for name, value, most in (("depth", spec.depth, layers), ("hidden", spec.hidden, width)):
         if value is not None and value > most:
             raise RecipeError(Problem(f"model.{name}", value, f"be at most the {most} of the model", str(most)))
-    if spec.layers or spec.depth is not None:
-        keep_layers(skeleton, spec.layers or spread(len(layers), spec.depth or 1), "model.layers")
-    if spec.hidden is not None and spec.hidden < config.hidden_size:
-        keep_features(skeleton, range(spec.hidden))
+    if layers:
+        shorten(skeleton, spec.layers or spread(layers, spec.depth or 1), "model.layers")
+    if spec.hidden is not None and spec.hidden < width:
+        narrow(skeleton, range(spec.hidden))
 
 
 def cut(model: Any, spec: ModelSpec, batches: Callable[[], Iterable[Mapping[str, Tensor]]]) -> dict[str, Any]:
@@ -44,9 +47,9 @@ def cut(model: Any, spec: ModelSpec, batches: Callable[[], Iterable[Mapping[str,
             turned = influence(model, batches())
             facts["influence"] = turned
             kept = sorted(sorted(range(len(turned)), key=lambda i: -turned[i])[: spec.depth])
-        keep_layers(model, kept, "model.layers")
+        shorten(model, kept, "model.layers")
         facts["layers"] = kept
-    if spec.hidden is not None and spec.hidden < model.config.get_text_config().hidden_size:
+    if spec.hidden is not None and spec.hidden < stream_width(model):
         order = torch.argsort(strength(model), descending=True, stable=True)
         narrow(model, sorted(order[: spec.hidden].tolist()))
         facts["hidden"] = spec.hidden
