@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,12 @@ def test_the_command_proves_what_it_wrote(to: str, tmp_path: Path) -> None:
     with torch.no_grad():
         expected, got = model(**BATCH).logits, running(**BATCH)["logits"]
     assert (got - expected).norm() <= 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize(("product", "bits", "told"), [("pairs", 8, True), ("pairs", 7, False), ("vnni", 8, False)])
+def test_products_that_saturate_are_told(product: str, bits: int, told: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graph, "choose", lambda: SimpleNamespace(product=product))
+    assert bool(graph.saturation([QuantLinear(nn.Linear(4, 4), bits)], "onnx")) is told
 
 
 def test_a_kernel_that_fell_back_to_float_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ weight in the file is the one in torch, how often the answers are those of torch
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from prunus.export.scoring import agreement
 from prunus.export.source import carry_tokenizer
 from prunus.quantization import Quantization, QuantLinear, quantize, restore
 from prunus.runtime.families import read_settings
+from prunus.runtime.isa import choose
 from prunus.tasks.base import Task
 from prunus.tasks.collate import TOKEN_KEYS, Collate
 from prunus.training.predict import predict
@@ -149,7 +150,7 @@ def export_graph(
                 "ranges": source,
                 "products": {"int8": integers, "float32": floats, "quantized layers": len(layers)},
                 "bytes": sum(p.stat().st_size for p in partial.iterdir() if p.suffix in {".onnx", ".xml", ".bin"}),
-                "notes": [note] if note else [],
+                "notes": [each for each in (note, saturation(layers.values(), to)) if each],
             }
             inside = [name for name in layers if INSIDE.search(name)]
             if integers < len(inside):
@@ -161,6 +162,16 @@ def export_graph(
                 facts["metrics"] = measured(model, partial / FILES[to], to, names, task, tokenizer, bars)
             (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
+
+
+def saturation(layers: Iterable[QuantLinear], to: str) -> str:
+    """What 8-bit weights do on this processor; nothing where its byte products are exact."""
+    if choose().product == "vnni" or all(layer.bits < 8 for layer in layers):
+        return ""
+    return (
+        f"on this processor (no VNNI) byte products of {to} saturate at 16 bits, so its answers can differ from torch's; "
+        "weights of 7 bits (quantize.overflow_fix: true) do not saturate, nor does any processor with VNNI"
+    )
 
 
 def advice(to: str) -> str:
