@@ -301,7 +301,7 @@ def test_a_state_of_another_pattern_is_refused(other: str) -> None:
     def rule(pattern: str) -> Pruning:
         return Pruning(0.5, pattern, "snip_momentum", Schedule("linear", Span(1), end=Span(4), every=Span(1)))
 
-    model = nn.Sequential(nn.Linear(16, 16))
+    model = Layers(nn.Linear(16, 16))
     masker = Masker(model, rule("4x1"), 4)
     model(torch.ones(2, 16)).sum().backward()
     masker.observe(model)

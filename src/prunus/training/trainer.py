@@ -2,10 +2,11 @@
 
     loss = hard_weight * task loss + what teachers add (training/teaching.py) + contrastive terms (training/contrast.py)
 
-The task loss is that of ``transformers.Trainer``; what the task is, the model says. Under gradient accumulation it is the mean
-over all items (tokens, say) of a step where the model's loss counts them, and the mean of the micro-batches' means where it
-does not (there ``Trainer`` itself would add the means up). Teachers' parts are means of micro-batches' means. In a recipe's run
-(``head``) the task loss is one too, so that a shorter micro-batch counts as much as the others. Evaluation asks no teacher.
+The task loss is that of ``transformers.Trainer``; what the task is, the model says. Over several micro-batches or processes it
+is the mean over all items (tokens, say) of a step where the model's loss counts them, and the mean of the micro-batches' means
+where it does not (there ``Trainer`` itself would add the means up). Teachers' parts are means of micro-batches' means. In a
+recipe's run (``head``) the task loss is one too, so that a shorter micro-batch counts as much as the others. Evaluation asks no
+teacher.
 """
 
 import shutil
@@ -70,7 +71,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         own_loss = (
             self.compute_loss_func is not None or self.label_smoother is not None
         )  # these are told the number of items
-        self._unsure = self.model_accepts_loss_kwargs and not own_loss and self.args.gradient_accumulation_steps > 1
+        parts = self.args.gradient_accumulation_steps * self.args.world_size * max(1, self.args.n_gpu)
+        self._unsure = self.model_accepts_loss_kwargs and not own_loss and parts > 1
         self.prune_callback = PruneCallback(pruning, seed=self.args.seed) if pruning is not None else None
         if self.prune_callback is not None:
             self.add_callback(self.prune_callback)
