@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prunus.architectures import KEYS
 from prunus.quantization.fake import SMALLEST, step_and_zero
 from prunus.quantization.layers import ActivationRange, QuantEmbedding, QuantLinear
 from prunus.quantization.prepare import put
@@ -145,7 +146,7 @@ def export_onnx(model: nn.Module, example: Mapping[str, Tensor], outputs: Sequen
     import warnings
 
     names = [name for name in TOKEN_KEYS if name in example]
-    longest = int(getattr(getattr(model, "config", None), "max_position_embeddings", LONGEST))
+    longest = int(getattr(getattr(model, "config", None), KEYS.positions, LONGEST))
     shape = {0: torch.export.Dim("batch", min=1, max=65536), 1: torch.export.Dim("tokens", min=1, max=longest)}
     wrapped = Interface(twin_of(model), names, outputs)
     with warnings.catch_warnings(), torch.no_grad():

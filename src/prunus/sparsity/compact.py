@@ -21,6 +21,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from prunus.architectures import ACTIVATION_ATTRIBUTES, HEAD_COUNT_ATTRIBUTES
 from prunus.errors import Problem, TargetError
 from prunus.sparsity.structures import Structure, structures
 
@@ -89,7 +90,7 @@ def _parts(linear: nn.Linear, parts: int, units: int) -> list[tuple[Tensor, Tens
 def _activation(model: nn.Module, structure: Structure) -> Any:
     """The activation between a feed-forward network's projections, by where transformers keeps it."""
     holder: Any = model.get_submodule(structure.writers[0].name.rpartition(".")[0])
-    for name in ("intermediate_act_fn", "activation", "activation_fn", "act", "act_fn"):
+    for name in ACTIVATION_ATTRIBUTES:
         if callable(getattr(holder, name, None)):
             return getattr(holder, name)
     return None
@@ -138,7 +139,7 @@ def _keep(model: nn.Module, structure: Structure, kept: list[int]) -> None:
         )
         return
     width = structure.width
-    for attribute, value in (("num_attention_heads", len(kept)), ("all_head_size", len(kept) * width)):
+    for attribute, value in zip(HEAD_COUNT_ATTRIBUTES, (len(kept), len(kept) * width), strict=True):
         if isinstance(getattr(owner, attribute, None), int):
             setattr(owner, attribute, value)
     if len(kept) < structure.units:
