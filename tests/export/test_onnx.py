@@ -59,7 +59,7 @@ def outputs_of(head: str) -> list[str]:
     return ["logits"] if head == "classification" else ["start_logits", "end_logits"]
 
 
-@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "electra", "mpnet"])
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "electra", "mpnet", "albert"])
 @pytest.mark.parametrize("head", ["classification", "question-answering"])
 def test_onnxruntime_answers_as_torch(architecture: str, head: str, tmp_path: Path) -> None:
     model = small(architecture, head)

@@ -145,7 +145,17 @@ def from_mixed(tiles: Array, widths: Sequence[int]) -> Array:
 # small random encoders
 
 PATTERNS: Final = ("4x1", "8x1", "16x1", "2:4", "1x4", "unstructured", "dense")
-FAMILY_NAMES: Final = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "narrow", "distilbert", "mpnet")
+FAMILY_NAMES: Final = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "electra",
+    "narrow",
+    "distilbert",
+    "mpnet",
+    "albert",
+)
 _SIZES: Final = {
     "hidden_size": 32,
     "num_attention_heads": 4,
@@ -174,6 +184,7 @@ def settings_of(family: str, **more: Any) -> dict[str, Any]:
     own: dict[str, Any] = {
         "narrow": {"embedding_size": 16},
         "electra": {"embedding_size": sizes.get("hidden_size")},
+        "albert": {"embedding_size": 16, "num_hidden_groups": 1, "pad_token_id": 0},
         "mpnet": {"pad_token_id": 1},
         "roberta": {"pad_token_id": 1},
         "xlm-roberta": {"pad_token_id": 1},

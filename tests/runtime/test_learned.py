@@ -19,8 +19,8 @@ from prunus.runtime.pack import unpack
 from small import CONFIGS, TOKENS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-HEAD = ("pooler|classifier",)
-"""The engine's head is float32."""
+HEAD = ("pooler|classifier|embedding_hidden_mapping_in",)
+"""The engine's head is float32, and so is its projection of the embeddings."""
 IDS = torch.randint(5, TOKENS, (6, 12), generator=torch.Generator().manual_seed(0))
 
 
@@ -29,7 +29,7 @@ def trained(place: Path, architecture: str, spec: Quantization) -> np.ndarray:
     torch.manual_seed(0)
     config = CONFIGS[architecture]()
     config.num_labels = 3
-    if architecture == "electra":
+    if architecture in ("electra", "albert"):
         config.embedding_size = 16
     model = AutoModelForSequenceClassification.from_config(config).eval()
     with torch.no_grad():
@@ -47,7 +47,7 @@ def trained(place: Path, architecture: str, spec: Quantization) -> np.ndarray:
     return np.asarray(logits)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "electra", "mpnet"])
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "electra", "mpnet", "albert"])
 @pytest.mark.parametrize(
     "spec", [Quantization(exclude=HEAD), Quantization(mode="symmetric", overflow_fix=True, exclude=HEAD)]
 )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from prunus.errors import EngineError, Problem
-from prunus.runtime.families import FAMILIES, Shape
+from prunus.runtime.families import Shape, encoder_of, layer_names, layer_prefix
 
 __all__ = ["RANGES", "Learned", "read_learned"]
 
@@ -57,12 +57,13 @@ def read_learned(directory: Path, shape: Shape) -> Learned | None:
     bad = [name for name, value in held.items() if not np.isfinite(value.astype(np.float64)).all()]
     if bad:
         raise EngineError(*(Problem(f"{RANGES}: {name}", "NaN or infinity", "be finite") for name in bad[:20]))
-    family, problems = FAMILIES[shape.family], list[Problem]()
-    prefix = family.prefix if any(name.startswith(family.prefix) for name in held) else ""
+    architecture, problems = encoder_of(shape.family)[0], list[Problem]()
+    body = architecture.prefix + "."
+    prefix = body if any(name.startswith(body) for name in held) else ""
     found = Learned({}, {}, {})
     for i in range(shape.layers):
-        for role, part in family.roles.items():
-            name = f"{prefix}{family.layer.format(i)}{part}"
+        for role, part in layer_names(architecture).items():
+            name = f"{prefix}{layer_prefix(shape, i)}{part}"
             key = f"layers.{i}.{role}"
             own = held.get(f"{name}.weight_range")
             if own is None:

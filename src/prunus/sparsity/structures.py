@@ -44,11 +44,19 @@ class _Names:
     writers: dict[str, int]
     """Name -> how many blocks of rows it has; a fused layer has several, one behind the other."""
     optional: tuple[str, ...] = ()
+    sum: tuple[str, ...] = ()
+    """Dropout and norm of the owner, where it adds its input to what the reader gives."""
 
 
 _NAMES: Final[dict[Kind, tuple[_Names, ...]]] = {
     "heads": tuple(
-        _Names(each.output, each.module, {**Counter(each.inputs), **dict.fromkeys(each.positions, 1)}, each.positions)
+        _Names(
+            each.output,
+            each.module,
+            {**Counter(each.inputs), **dict.fromkeys(each.positions, 1)},
+            each.positions,
+            (each.dropout, each.norm) if each.norm else (),
+        )
         for each in attentions()
     ),
     "ffn": tuple(_Names(each.output, each.module, {**Counter(each.inputs)}) for each in feed_forwards()),
@@ -76,6 +84,8 @@ class Structure:
     writers: tuple[Writer, ...]
     units: int
     width: int
+    sum: tuple[str, ...] = ()
+    """Names of the dropout and the norm of ``owner``, where it adds its input to what the reader gives; else none."""
 
 
 def structures(model: nn.Module) -> list[Structure]:
@@ -107,7 +117,9 @@ def _structure(linears: dict[str, nn.Linear], kind: Kind, reader: str, width: in
                 Writer(stem + name, parts, linears[stem + name].out_features // (parts * units))
                 for name, parts in present.items()
             ]
-            return Structure(kind, reader, stem + names.owner if names.owner else "", tuple(writers), units, width)
+            owner = stem + names.owner if names.owner else ""
+            added = tuple(stem + name for name in names.sum)
+            return Structure(kind, reader, owner, tuple(writers), units, width, added)
     rule = "be read by a layer whose query, key and value (or first projection) are known by name"
     raise TargetError(Problem(reader, kind, rule, "pattern: columns"))
 
