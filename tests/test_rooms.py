@@ -14,7 +14,7 @@ from prunus import errors
 SOURCE = Path(__file__).parents[1] / "src" / "prunus"
 # From the ground up; rooms that share a floor may import each other. __init__.py is the door: its imports are lazy.
 FLOORS = (
-    {"errors", "_version", "cache", "paths", "watch", "architectures"},
+    {"errors", "_version", "cache", "paths", "watch", "architectures", "grid"},
     {"runtime"},
     {"sparsity"},
     {"distillation"},

@@ -143,7 +143,8 @@ def test_albert_projects_embeddings_of_the_hidden_size_too(tmp_path: Path, share
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("num_hidden_groups", 0), ("num_hidden_groups", 6), ("num_hidden_groups", 1.0), ("inner_group_num", 2)]
+    ("key", "value"),
+    [("num_hidden_groups", 0), ("num_hidden_groups", 6), ("num_hidden_groups", 1.0), ("inner_group_num", 2)],
 )
 def test_layers_that_share_weights_in_other_ways_are_refused(key: str, value: Any, tmp_path: Path) -> None:
     saved(tmp_path, "AlbertModel")

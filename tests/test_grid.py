@@ -1,0 +1,95 @@
+"""The 8-bit grid: NumPy and torch give the same bits, training and the runtime the same numbers, and no floor is ever met."""
+
+import numpy as np
+import pytest
+import torch
+
+from prunus.export.onnx import whole_weight
+from prunus.grid import (
+    LARGEST_BYTE,
+    SMALLEST_RANGE,
+    byte_step_and_zero,
+    largest,
+    row_steps,
+    symmetric_step,
+    to_float,
+    to_integers,
+)
+from prunus.quantization.fake import asymmetric, symmetric
+from prunus.runtime.learned import step_and_zero
+from prunus.runtime.pack import quantize_weight
+
+DRAW = np.random.default_rng(0)
+VALUES = (DRAW.standard_normal((50, 400)) * 10.0 ** DRAW.uniform(-9, 3, (50, 1))).astype(np.float32)
+HALVES = (np.arange(-300, 301) / 2).astype(np.float32)
+
+
+def same_bits(a: np.ndarray, b: torch.Tensor) -> bool:
+    return a.dtype == np.float32 and a.tobytes() == b.numpy().tobytes()
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_numpy_and_torch_give_the_same_bits_on_the_signed_grid(bits: int) -> None:
+    bound = np.abs(VALUES).max(1, keepdims=True) * np.float32(0.7)
+    bound[:3] = [[0.0], [-0.2], [1e-12]]
+    step, theirs = symmetric_step(bound, bits), symmetric_step(torch.from_numpy(bound), bits)
+    assert same_bits(step, theirs)
+    limits = -largest(bits), largest(bits)
+    whole, other = to_integers(VALUES, step, *limits), to_integers(torch.from_numpy(VALUES), theirs, *limits)
+    assert same_bits(whole, other)
+    assert same_bits(to_float(whole, step), to_float(other, theirs))
+    assert same_bits(to_float(whole, step), symmetric(torch.from_numpy(VALUES), torch.from_numpy(bound), bits, True))
+
+
+def test_numpy_and_torch_give_the_same_bits_on_the_unsigned_grid() -> None:
+    for row in VALUES:
+        low, high = np.float32(row.min() * 0.8), np.float32(row.max() * 0.6)
+        step, zero = byte_step_and_zero(low, high)
+        theirs = byte_step_and_zero(torch.tensor(low), torch.tensor(high))
+        assert (float(step), float(zero)) == (theirs[0].item(), theirs[1].item())
+        whole = to_integers(row, step, 0, LARGEST_BYTE, zero)
+        assert same_bits(whole, to_integers(torch.from_numpy(row), theirs[0], 0, LARGEST_BYTE, theirs[1]))
+        assert same_bits(
+            to_float(whole, step, zero), asymmetric(torch.from_numpy(row), torch.tensor(low), torch.tensor(high))
+        )
+        assert set(np.unique(whole)) <= set(range(256))
+
+
+def test_halves_are_rounded_to_even_and_arguments_stay() -> None:
+    expected = [max(-127, min(127, round(float(value)))) for value in HALVES]
+    before = HALVES.copy()
+    x = torch.from_numpy(HALVES)
+    for found in (to_integers(HALVES, np.float32(1), -127, 127), to_integers(x, torch.tensor(1.0), -127, 127)):
+        assert np.asarray(found).tolist() == expected
+    assert (before == HALVES).all()
+
+
+def test_the_runtime_reads_learned_ranges_as_training_does() -> None:
+    # In float64, one of a few thousand zero points falls on the other side of a half.
+    draw = np.random.default_rng(1)
+    for low, high in draw.standard_normal((2000, 2)).astype(np.float32):
+        held = {"r.low": np.asarray(low), "r.high": np.asarray(high)}
+        step, zero = byte_step_and_zero(torch.tensor(low), torch.tensor(high))
+        assert step_and_zero(held, "r") == (step.item(), zero.item())
+    for bound in draw.standard_normal(500).astype(np.float32):
+        assert step_and_zero({"r.bound": np.asarray(bound)}, "r") == (symmetric_step(torch.tensor(bound)).item(), 128.0)
+
+
+@pytest.mark.parametrize("bits", [7, 8])
+def test_packing_and_export_store_the_same_whole_numbers(bits: int) -> None:
+    weight = torch.from_numpy(VALUES)
+    bound = weight.abs().amax(1, keepdim=True)
+    exported, steps = whole_weight(weight, bound, bits)
+    packed, _ = quantize_weight(VALUES, steps.numpy())
+    most = np.abs(packed).max(1) <= largest(bits)
+    assert most.all()
+    assert (packed == exported.numpy()).all()
+    if bits == 8:
+        loud = np.abs(VALUES).max(1) > SMALLEST_RANGE
+        assert (row_steps(VALUES)[loud] == steps.numpy()[loud]).all()
+
+
+def test_a_signed_activation_of_no_size_has_a_step() -> None:
+    assert symmetric_step(torch.tensor(0.0)).item() == pytest.approx(SMALLEST_RANGE / 127)
+    step, zero = byte_step_and_zero(np.float64(0.0), np.float64(0.0))
+    assert (float(step), float(zero)) == (SMALLEST_RANGE / 255, 0.0)
