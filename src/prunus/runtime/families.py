@@ -2,7 +2,7 @@
 
 embeddings.word [V, H]   embeddings.position [P, H]   embeddings.type [T, H]   embeddings.gamma, .beta [H]
 projection.weight [H, E], .bias [H]                             where embeddings are narrower than the layers (ELECTRA)
-relative [heads, 2 reach + 64]                                  by query - key + reach (MPNet)
+relative [heads, 2 max_distance + 64]                            by query - key + max_distance (MPNet)
 layers.N.{query,key,value,out,up,down}.weight [outputs, inputs], .bias [outputs]
 layers.N.{attention_norm,output_norm}.{gamma,beta} [H]
 head.*                                                          what lies outside the encoder, under its own name
@@ -58,17 +58,17 @@ class Shape:
     family: str
     hidden: int
     heads: int
-    inner: int
+    intermediate_size: int
     layers: int
-    words: int
+    vocab_size: int
     positions: int
     types: int
     activation: str
     epsilon: float
-    narrow: int = 0
+    embedding_size: int = 0
     """Features of the embeddings, where they are projected; else 0."""
-    reach: int = 0
-    """Of the table of relative positions: distances -reach .. reach; 0 without one."""
+    max_distance: int = 0
+    """Of the table of relative positions: distances -max_distance .. max_distance; 0 without one."""
     first_position: int = 0
     padding: int = 0
     """The id of padding; families that count positions from it skip it."""
@@ -192,8 +192,8 @@ def shape_of(settings: Settings) -> Shape:
         types if names.type_embeddings else 1,
         ACTIVATION_NAMES[activation],
         float(epsilon),
-        narrow=embedding_size if projected else 0,
-        reach=whole["positions"] + 4 if names.relative_positions else 0,
+        embedding_size=embedding_size if projected else 0,
+        max_distance=whole["positions"] + 4 if names.relative_positions else 0,
         first_position=padding + 1 if names.positions_from_padding else 0,
         padding=padding,
         groups=groups_of(settings, architecture, whole["layers"]),
@@ -278,13 +278,13 @@ def canonical(settings: Settings, state: dict[str, Array]) -> Dense:
     if read.problems:
         raise EngineError(*read.problems[:20])
     if names.relative_positions:
-        read.tensors["relative"] = relative_table(read.tensors["relative"], shape.heads, shape.reach)
+        read.tensors["relative"] = relative_table(read.tensors["relative"], shape.heads, shape.max_distance)
     return Dense(shape, read.tensors | head_tensors(architecture, read.prefix, state), settings)
 
 
 def _read_embeddings(read: _Reader, shape: Shape, names: EncoderNames) -> None:
-    width = shape.narrow or shape.hidden
-    read.take("embeddings.word", f"{names.word_embeddings}.weight", shape.words, width)
+    width = shape.embedding_size or shape.hidden
+    read.take("embeddings.word", f"{names.word_embeddings}.weight", shape.vocab_size, width)
     read.take("embeddings.position", f"{names.position_embeddings}.weight", shape.positions, width)
     if names.type_embeddings:
         read.take("embeddings.type", f"{names.type_embeddings}.weight", shape.types, width)
@@ -292,7 +292,7 @@ def _read_embeddings(read: _Reader, shape: Shape, names: EncoderNames) -> None:
         read.tensors["embeddings.type"] = np.zeros((1, width), np.float32)
     read.take("embeddings.gamma", f"{names.embedding_norm}.weight", width)
     read.take("embeddings.beta", f"{names.embedding_norm}.bias", width)
-    if shape.narrow:
+    if shape.embedding_size:
         read.take("projection.weight", f"{names.projection}.weight", shape.hidden, width)
         read.take("projection.bias", f"{names.projection}.bias", shape.hidden)
 
@@ -309,7 +309,7 @@ def _read_layer(read: _Reader, shape: Shape, number: int, layout: dict[str, list
         (shape.heads if names.relative_positions else 0, shape.size, hidden),
     )
     heads = read.rows(roles["query"], hidden)  # a compacted layer has fewer
-    neurons = read.rows(roles["up"], shape.inner)
+    neurons = read.rows(roles["up"], shape.intermediate_size)
     if heads % shape.size:
         read.problems.append(Problem(roles["query"], heads, f"have whole heads of {shape.size} features"))
     sizes = {"out": (hidden, heads), "up": (neurons, hidden), "down": (hidden, neurons)}
@@ -338,14 +338,14 @@ def head_tensors(architecture: Architecture, prefix: str, state: dict[str, Array
     return tensors
 
 
-def relative_table(weight: Array, heads: int, reach: int) -> Array:
-    """T5's buckets (Raffel et al., 2020, section 2.1) as MPNet uses them, for each distance: ``[heads, 2 reach + 64]``.
+def relative_table(weight: Array, heads: int, max_distance: int) -> Array:
+    """T5's buckets (Raffel et al., 2020, section 2.1) as MPNet uses them, for each distance: ``[heads, 2 max_distance + 64]``.
 
     The last 64 are for lanes that run over the end of a sequence; what is computed there is thrown away.
     """
     buckets = len(weight)
     half = buckets // 2
-    distance = np.arange(-reach, reach + 64)  # query - key
+    distance = np.arange(-max_distance, max_distance + 64)  # query - key
     away = np.abs(distance)
     exact = half // 2
     safe = np.maximum(away, 1).astype(np.float32) / np.float32(exact)
