@@ -9,10 +9,10 @@ from prunus.grid import (
     LARGEST_BYTE,
     SMALLEST_RANGE,
     byte_step_and_zero,
+    from_integers,
     largest,
     row_steps,
     symmetric_step,
-    to_float,
     to_integers,
 )
 from prunus.quantization.fake import asymmetric, symmetric
@@ -37,8 +37,10 @@ def test_numpy_and_torch_give_the_same_bits_on_the_signed_grid(bits: int) -> Non
     limits = -largest(bits), largest(bits)
     whole, other = to_integers(VALUES, step, *limits), to_integers(torch.from_numpy(VALUES), theirs, *limits)
     assert same_bits(whole, other)
-    assert same_bits(to_float(whole, step), to_float(other, theirs))
-    assert same_bits(to_float(whole, step), symmetric(torch.from_numpy(VALUES), torch.from_numpy(bound), bits, True))
+    assert same_bits(from_integers(whole, step), from_integers(other, theirs))
+    assert same_bits(
+        from_integers(whole, step), symmetric(torch.from_numpy(VALUES), torch.from_numpy(bound), bits, True)
+    )
 
 
 def test_numpy_and_torch_give_the_same_bits_on_the_unsigned_grid() -> None:
@@ -50,7 +52,7 @@ def test_numpy_and_torch_give_the_same_bits_on_the_unsigned_grid() -> None:
         whole = to_integers(row, step, 0, LARGEST_BYTE, zero)
         assert same_bits(whole, to_integers(torch.from_numpy(row), theirs[0], 0, LARGEST_BYTE, theirs[1]))
         assert same_bits(
-            to_float(whole, step, zero), asymmetric(torch.from_numpy(row), torch.tensor(low), torch.tensor(high))
+            from_integers(whole, step, zero), asymmetric(torch.from_numpy(row), torch.tensor(low), torch.tensor(high))
         )
         assert set(np.unique(whole)) <= set(range(256))
 

@@ -20,10 +20,10 @@ __all__ = [
     "LARGEST_BYTE",
     "SMALLEST_RANGE",
     "byte_step_and_zero",
+    "from_integers",
     "largest",
     "row_steps",
     "symmetric_step",
-    "to_float",
     "to_integers",
 ]
 
@@ -77,7 +77,7 @@ def to_integers(x: T, step: T, least: int, most: int, zero: T | None = None) -> 
     return whole
 
 
-def to_float(integers: T, step: T, zero: T | None = None) -> T:
+def from_integers(integers: T, step: T, zero: T | None = None) -> T:
     """The numbers that whole numbers of the grid (in floating type) stand for."""
     whole: Any = integers
     x: T = (whole if zero is None else whole - zero) * step

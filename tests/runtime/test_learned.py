@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from prunus.checkpoint.state import write_tensors
 from prunus.errors import EngineError
-from prunus.quantization import Quantization, quantize, strip
+from prunus.quantization import Quantization, quantize, to_float
 from prunus.quantization.layers import RANGES
 from prunus.runtime.convert import calibrate, convert
 from prunus.runtime.engine import Engine
@@ -42,7 +42,7 @@ def trained(place: Path, architecture: str, spec: Quantization) -> np.ndarray:
             if name.endswith(RANGES):
                 parameter.mul_(0.6)
         logits = model(input_ids=IDS).logits.numpy()
-    write_tensors(place / "ranges.safetensors", strip(model))
+    write_tensors(place / "ranges.safetensors", to_float(model))
     model.save_pretrained(place)
     return np.asarray(logits)
 

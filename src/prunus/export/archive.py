@@ -39,7 +39,7 @@ from prunus.checkpoint.weights import read_weights, weight_files
 from prunus.errors import CheckpointError, Problem
 from prunus.export.packed import COPIED
 from prunus.export.source import carry_sentence_files, carry_tokenizer
-from prunus.grid import largest, symmetric_step, to_float, to_integers
+from prunus.grid import from_integers, largest, symmetric_step, to_integers
 
 __all__ = ["ARCHIVE", "export_archive", "read_archive", "restore_archive", "write_archive"]
 
@@ -72,7 +72,7 @@ def on_grid(weight: Tensor, bound: Tensor | None, bits: int) -> tuple[Tensor, Te
         return None
     step = symmetric_step(bound.float(), bits)
     whole = to_integers(weight, step, -largest(bits), largest(bits))
-    return (whole.to(torch.int8), step[:, 0]) if torch.equal(to_float(whole, step), weight) else None
+    return (whole.to(torch.int8), step[:, 0]) if torch.equal(from_integers(whole, step), weight) else None
 
 
 def blocked(matrix: NDArray[Any], block: tuple[int, int]) -> NDArray[Any]:
@@ -186,7 +186,7 @@ def whole_tensor(name: str, stated: Any, arrays: Mapping[str, Tensor], found: li
     steps = taken(arrays, f"{name}.steps", torch.float32, (outputs,), found) if eight else torch.ones(0)
     if form.kind == "whole":
         values = taken(arrays, f"{name}.values", kind, (outputs, inputs), found)
-        return None if values is None or steps is None else to_float(values.float(), steps[:, None])
+        return None if values is None or steps is None else from_integers(values.float(), steps[:, None])
     rows, columns = form.block
     blocks = (outputs // rows) * (inputs // columns)
     mask = taken(arrays, f"{name}.mask", torch.uint8, (-(-blocks // 8),), found)
@@ -199,7 +199,7 @@ def whole_tensor(name: str, stated: Any, arrays: Mapping[str, Tensor], found: li
     parts = np.zeros((blocks, rows * columns), values.numpy().dtype)
     parts[kept] = values.numpy()
     weight = torch.from_numpy(unblocked(parts, (outputs, inputs), form.block))
-    return to_float(weight.float(), steps[:, None]) if eight else weight
+    return from_integers(weight.float(), steps[:, None]) if eight else weight
 
 
 def read_form(stated: Any) -> Form | None:

@@ -17,7 +17,7 @@ from prunus.quantization.fake import symmetric
 from prunus.quantization.layers import ActivationRange, QuantEmbedding, QuantLinear, observing
 from prunus.quantization.spec import Quantization
 
-__all__ = ["attach", "quantize", "restore", "same_input", "strip"]
+__all__ = ["attach", "quantize", "restore", "same_input", "to_float"]
 
 
 def attach(model: nn.Module, spec: Quantization, readers: Iterable[Iterable[str]]) -> list[str]:
@@ -112,7 +112,7 @@ def quantize(
 
 
 @torch.no_grad()
-def strip(model: nn.Module) -> dict[str, Tensor]:
+def to_float(model: nn.Module) -> dict[str, Tensor]:
     """Float layers again, in place, with weights on their grid; returns all ranges by name.
 
     The names are those of the quantized layers with ``.weight_range`` ``[rows, 1]``, ``.input_range.low`` and ``.high`` or
@@ -144,7 +144,7 @@ def strip(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore(model: nn.Module, ranges: Mapping[str, Tensor]) -> None:
-    """The quantized model again, from what ``strip`` returned, in place.
+    """The quantized model again, from what ``to_float`` returned, in place.
 
     Raises:
         TargetError: ranges of layers that the model does not have, or of another shape, or not finite.

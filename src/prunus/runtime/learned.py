@@ -1,6 +1,6 @@
 """Ranges that quantization-aware training learned, under canonical names: they are used as they are.
 
-``ranges.safetensors`` names them after the model's layers (``quantization.strip`` wrote it): ``LAYER.weight_range``
+``ranges.safetensors`` names them after the model's layers (``quantization.to_float`` wrote it): ``LAYER.weight_range``
 ``[rows, 1]``, ``LAYER.bits``, ``LAYER.input_range.low`` and ``.high`` or ``.bound``, ``LAYER.output_range.bound``.
 
 Steps and zero points are those of ``prunus.grid``, in float32 as in training. A signed activation is stored as an
