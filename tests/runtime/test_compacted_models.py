@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import prunus
-from prunus.checkpoint.compacted import narrow
+from prunus.checkpoint.huggingface import narrow
 from prunus.errors import EngineError
 from prunus.runtime import Engine
 from prunus.runtime.convert import calibrate, convert

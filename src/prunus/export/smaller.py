@@ -24,7 +24,7 @@ from transformers import (
 
 from prunus._version import __version__
 from prunus.architectures import KEYS
-from prunus.checkpoint.compacted import compact
+from prunus.checkpoint.huggingface import compact
 from prunus.checkpoint.sentence_files import find_sentence_files, model_directory
 from prunus.checkpoint.staged import staged
 from prunus.checkpoint.state import RANGES_FILE

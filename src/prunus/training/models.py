@@ -26,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from prunus.architectures import POOLER
-from prunus.checkpoint.compacted import shrink_as_saved
+from prunus.checkpoint.huggingface import shrink_as_saved
 from prunus.checkpoint.sentence_files import model_directory
 from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, read_tensors, write_tensors
 from prunus.checkpoint.weights import read_weights
