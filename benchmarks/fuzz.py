@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 
 from headers import header
 from prunus import Pruning, PrunusError
-from prunus.checkpoint.compacted import PrunusLayout
+from prunus.checkpoint.huggingface import PrunusLayout
 from prunus.checkpoint.state import read_masks, read_tensors, write_masks
 from prunus.checkpoint.states import read_states, write_states
 from prunus.export.archive import ARCHIVE, read_archive, write_archive

@@ -13,6 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 from transformers import (
+    AlbertConfig,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     BertConfig,
@@ -57,6 +58,7 @@ CONFIGS: Final[dict[str, Callable[[], PreTrainedConfig]]] = {
     ),
     "roberta": lambda: RobertaConfig(**_SIZES, pad_token_id=1, bos_token_id=2, eos_token_id=3),
     "electra": lambda: ElectraConfig(**_SIZES, embedding_size=8),
+    "albert": lambda: AlbertConfig(**_SIZES, embedding_size=8, num_hidden_groups=2),
     "deberta-v2": lambda: DebertaV2Config(**_SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"]),
     "modernbert": lambda: ModernBertConfig(
         **_SIZES, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3

@@ -24,7 +24,7 @@ from prunus.errors import (
 from prunus.watch import when_imported
 
 if TYPE_CHECKING:
-    from prunus.checkpoint.compacted import compact
+    from prunus.checkpoint.huggingface import compact
     from prunus.distillation.logits import Distillation, Lesson
     from prunus.sparsity import Allocation, Lock, Masker, Pruning, Schedule, Span, Targets, lock
     from prunus.training.callback import PruneCallback
@@ -58,9 +58,9 @@ __all__ = [
 
 
 def _register() -> None:
-    if "prunus.checkpoint.compacted" in sys.modules:  # it is just being imported, and does this itself
+    if "prunus.checkpoint.huggingface" in sys.modules:  # it is just being imported, and does this itself
         return
-    from prunus.checkpoint.compacted import register
+    from prunus.checkpoint.huggingface import register
 
     register()
 
@@ -71,7 +71,7 @@ when_imported("transformers.quantizers.auto", _register)  # so that from_pretrai
 def __getattr__(name: str) -> Any:
     # torch and transformers take seconds to import; the command line's help and listings need neither.
     if name == "compact":
-        from prunus.checkpoint.compacted import compact
+        from prunus.checkpoint.huggingface import compact
 
         return compact
     if name in {"Allocation", "Lock", "Masker", "Pruning", "Schedule", "Span", "Targets", "lock"}:

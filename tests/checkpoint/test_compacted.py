@@ -20,7 +20,7 @@ from transformers import (
 
 import prunus
 from prunus import Allocation, CheckpointError, Masker, Pruning, PrunusError, Schedule, Span
-from prunus.checkpoint.compacted import PrunusLayout, narrow, shorten
+from prunus.checkpoint.huggingface import PrunusLayout, narrow, shorten
 from prunus.sparsity.structures import structures
 from prunus.sparsity.width import stream_width
 from prunus.tasks.base import HeadKind
@@ -74,7 +74,7 @@ def test_what_was_saved_is_loaded_trained_and_saved_again(architecture: str, tmp
 
 @pytest.mark.parametrize(
     "order",
-    [("import prunus", "USE"), ("USE", "import prunus"), ("from prunus.checkpoint.compacted import narrow", "USE")],
+    [("import prunus", "USE"), ("USE", "import prunus"), ("from prunus.checkpoint.huggingface import narrow", "USE")],
     ids=["first", "last", "by its module"],
 )
 def test_a_fresh_process_needs_import_prunus_and_no_more(order: tuple[str, str], tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from prunus.checkpoint.state import RANGES_FILE, write_tensors
 from prunus.cli import app
 from prunus.errors import CheckpointError
 from prunus.export.archive import ARCHIVE, read_archive, restore_archive, write_archive
-from prunus.quantization import Quantization, quantize, strip
+from prunus.quantization import Quantization, quantize, to_float
 from small import HEADS, save_tiny_bert
 
 PATTERNS = {"dense": (1, 1), "unstructured": (1, 1), "4x1": (4, 1), "1x4": (1, 4), "2:4": (1, 1)}
@@ -99,7 +99,7 @@ def test_a_quantized_model_goes_through_the_command_line_and_back(tmp_path: Path
                 parameter[:, ::2] = 0
     ids = torch.randint(5, 20, (4, 12), generator=torch.Generator().manual_seed(0))
     quantize(model, Quantization(), [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}])
-    write_tensors(place / RANGES_FILE, strip(model))
+    write_tensors(place / RANGES_FILE, to_float(model))
     model.save_pretrained(place)
     call = CliRunner().invoke
     result = call(app, ["export", str(place), "--to", "archive", "--json"])

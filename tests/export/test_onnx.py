@@ -24,7 +24,7 @@ from prunus.export import onnx as onnx_module
 from prunus.export.graph import FILES
 from prunus.export.onnx import export_onnx
 from prunus.export.running import Running
-from prunus.quantization import Quantization, QuantLinear, quantize, restore, strip
+from prunus.quantization import Quantization, QuantLinear, quantize, restore, to_float
 from prunus.quantization.fake import symmetric
 from prunus.runtime.isa import choose
 from small import CONFIGS, HEADS, TOKENS, save_tiny_bert
@@ -59,7 +59,7 @@ def outputs_of(head: str) -> list[str]:
     return ["logits"] if head == "classification" else ["start_logits", "end_logits"]
 
 
-@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "electra", "mpnet"])
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "electra", "mpnet", "albert"])
 @pytest.mark.parametrize("head", ["classification", "question-answering"])
 def test_onnxruntime_answers_as_torch(architecture: str, head: str, tmp_path: Path) -> None:
     model = small(architecture, head)
@@ -99,7 +99,7 @@ def test_the_command_proves_what_it_wrote(to: str, tmp_path: Path) -> None:
     place = save_tiny_bert(tmp_path / "model")
     model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=3)
     quantize(model, GRID, [BATCH])
-    write_tensors(place / RANGES_FILE, strip(model))
+    write_tensors(place / RANGES_FILE, to_float(model))
     model.save_pretrained(place)
     result = CliRunner().invoke(app, ["export", str(place), "--to", to, "--output", str(tmp_path / "out"), "--json"])
     assert result.exit_code == 0, result.output
@@ -125,7 +125,7 @@ def test_a_kernel_that_fell_back_to_float_is_an_error(tmp_path: Path, monkeypatc
     place = save_tiny_bert(tmp_path / "model")
     model = AutoModelForSequenceClassification.from_pretrained(place, num_labels=3)
     quantize(model, Quantization(), [BATCH])
-    write_tensors(place / RANGES_FILE, strip(model))
+    write_tensors(place / RANGES_FILE, to_float(model))
     model.save_pretrained(place)
     monkeypatch.setattr(onnx_module, "twin_of", float_twin)
     with pytest.raises(EngineError, match="run on bytes in all 12 quantized layers"):
@@ -135,7 +135,7 @@ def test_a_kernel_that_fell_back_to_float_is_an_error(tmp_path: Path, monkeypatc
 
 def float_twin(model: Any) -> nn.Module:
     twin = copy.deepcopy(model)
-    strip(twin)
+    to_float(twin)
     return twin
 
 

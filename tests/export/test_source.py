@@ -182,10 +182,10 @@ def test_no_tokenizer_is_none(tmp_path: Path) -> None:
 # settings
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "mpnet", "distilbert", "electra"])
+@pytest.mark.parametrize("family", ["bert", "roberta", "mpnet", "distilbert", "electra", "albert"])
 def test_a_configuration_without_its_defaults(family: str, tmp_path: Path) -> None:
     config = CONFIGS[family]()
-    if family == "electra":
+    if family in ("electra", "albert"):
         config.embedding_size = 16
     plain = type(config)()
     torch.manual_seed(0)

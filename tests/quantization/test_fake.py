@@ -5,7 +5,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from prunus.quantization.fake import asymmetric, step_and_zero, symmetric
+from prunus.grid import byte_step_and_zero as step_and_zero
+from prunus.quantization.fake import asymmetric, symmetric
 
 Array = NDArray[np.float64]
 

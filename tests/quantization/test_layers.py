@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from prunus.checkpoint.state import read_tensors, write_tensors
 from prunus.errors import TargetError
-from prunus.quantization import Quantization, QuantLinear, quantize, restore, strip
+from prunus.quantization import Quantization, QuantLinear, quantize, restore, to_float
 from prunus.quantization.fake import asymmetric, symmetric
 from prunus.quantization.layers import RANGES, ActivationRange, QuantEmbedding, observing
 from prunus.quantization.ranges import Observed
@@ -137,7 +137,7 @@ def test_zeros_stay_zero_through_training() -> None:
         optimizer.zero_grad()
     with torch.no_grad():
         layer.weight.mul_(mask)
-    strip(model)
+    to_float(model)
     assert (model.get_submodule("bert.encoder.layer.0.output.dense").weight[~mask] == 0).all()
 
 
@@ -156,7 +156,7 @@ def test_stripped_and_restored_it_answers_the_same(spec: Quantization, tmp_path:
             if name.endswith(RANGES):
                 parameter.mul_(0.9)  # ranges that were learned clip
         expected = model(**batches()[0]).logits
-    write_tensors(tmp_path / "ranges.safetensors", strip(model))
+    write_tensors(tmp_path / "ranges.safetensors", to_float(model))
     assert not any(isinstance(module, QuantLinear | QuantEmbedding) for module in model.modules())
     assert list(dict(model.named_parameters())) == list(dict(bert().named_parameters()))
     again = copy.deepcopy(model)
@@ -189,7 +189,7 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(TargetError, match="at least one batch"):
         quantize(bert(), Quantization(), [])
     model = quantized()
-    ranges = strip(model)
+    ranges = to_float(model)
     ranges["bert.pooler.dense.weight_range"] = torch.ones(5, 1)
     ranges["elsewhere.weight_range"] = torch.full((2, 1), torch.nan)
     with pytest.raises(TargetError) as caught:

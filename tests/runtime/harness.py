@@ -145,7 +145,17 @@ def from_mixed(tiles: Array, widths: Sequence[int]) -> Array:
 # small random encoders
 
 PATTERNS: Final = ("4x1", "8x1", "16x1", "2:4", "1x4", "unstructured", "dense")
-FAMILY_NAMES: Final = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "narrow", "distilbert", "mpnet")
+FAMILY_NAMES: Final = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "electra",
+    "narrow",
+    "distilbert",
+    "mpnet",
+    "albert",
+)
 _SIZES: Final = {
     "hidden_size": 32,
     "num_attention_heads": 4,
@@ -174,6 +184,7 @@ def settings_of(family: str, **more: Any) -> dict[str, Any]:
     own: dict[str, Any] = {
         "narrow": {"embedding_size": 16},
         "electra": {"embedding_size": sizes.get("hidden_size")},
+        "albert": {"embedding_size": 16, "num_hidden_groups": 1, "pad_token_id": 0},
         "mpnet": {"pad_token_id": 1},
         "roberta": {"pad_token_id": 1},
         "xlm-roberta": {"pad_token_id": 1},
@@ -212,19 +223,23 @@ def small_dense(
         normal(f"{name}.gamma", size, scale=0.2, mean=1.0)
         normal(f"{name}.beta", size, scale=0.2)
 
-    wide, hidden = shape.narrow or shape.hidden, shape.hidden
-    normal("embeddings.word", shape.words, wide)
+    wide, hidden = shape.embedding_size or shape.hidden, shape.hidden
+    normal("embeddings.word", shape.vocab_size, wide)
     normal("embeddings.position", shape.positions, wide, scale=0.5)
     normal("embeddings.type", shape.types, wide, scale=0.5)
     norm("embeddings", wide)
-    if shape.narrow:
+    if shape.embedding_size:
         normal("projection.weight", hidden, wide, scale=0.3)
         normal("projection.bias", hidden, scale=0.3)
-    if shape.reach:
-        normal("relative", shape.heads, 2 * shape.reach + 64)
+    if shape.max_distance:
+        normal("relative", shape.heads, 2 * shape.max_distance + 64)
     for i in range(shape.layers):
         left = (heads[i] if heads else shape.heads) * shape.size
-        sizes = {"out": (hidden, left), "up": (shape.inner, hidden), "down": (hidden, shape.inner)}
+        sizes = {
+            "out": (hidden, left),
+            "up": (shape.intermediate_size, hidden),
+            "down": (hidden, shape.intermediate_size),
+        }
         for role in ("query", "key", "value", "out", "up", "down"):
             size = sizes.get(role, (left, hidden))
             kept = keep(pattern, size, 0.25, draw)
@@ -244,7 +259,7 @@ def in_float64(dense: Dense) -> dict[str, Array]:
 def draw_ids(shape: Shape, lengths: Sequence[int], seed: int = 0) -> tuple[list[Array], list[Array]]:
     """Random token ids and types."""
     draw = np.random.default_rng(seed)
-    ids = [draw.integers(0, shape.words, length) for length in lengths]
+    ids = [draw.integers(0, shape.vocab_size, length) for length in lengths]
     return ids, [draw.integers(0, shape.types, length) for length in lengths]
 
 

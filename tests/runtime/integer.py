@@ -91,10 +91,10 @@ def one(model: Model, ids: Array, kinds: Array) -> Array:
     at = places(s, ids)
     x = t["embeddings.word"][ids] + t["embeddings.type"][kinds] + t["embeddings.position"][at]
     x = normalized(x, t["embeddings.gamma"], t["embeddings.beta"], s.epsilon)
-    if s.narrow:
+    if s.embedding_size:
         x = (x @ t["projection.weight"].T + t["projection.bias"]).astype(np.float32)
     distance = np.arange(count)[:, None] - np.arange(count)[None, :]
-    bias = t["relative"][:, distance + s.reach] if s.reach else None
+    bias = t["relative"][:, distance + s.max_distance] if s.max_distance else None
     for i, layer in enumerate(model.layers):
         key = f"layers.{i}."
         read = stored(key + "input", x)

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 import prunus
-from prunus.checkpoint.compacted import narrow
+from prunus.checkpoint.huggingface import narrow
 from prunus.errors import EngineError
 from prunus.runtime import Engine
 from prunus.runtime.convert import calibrate, convert
@@ -18,7 +18,7 @@ from prunus.runtime.store import read_model, write_model
 from prunus.sparsity.structures import structures
 from small import CONFIGS
 
-FAMILIES = ["bert", "roberta", "electra", "distilbert", "mpnet"]
+FAMILIES = ["bert", "roberta", "electra", "distilbert", "mpnet", "albert"]
 CASES = ["heads", "ffn", "no heads", "no neurons", "narrow", "all"]
 
 
@@ -28,7 +28,7 @@ def model_of(family: str) -> Any:
     for name, value in (("hidden_size", 32), ("dim", 32), ("num_attention_heads", 4), ("n_heads", 4)):
         if name in config.__dict__:
             setattr(config, name, value)
-    if family == "electra":
+    if family in ("electra", "albert"):
         config.embedding_size = 16
     model = AutoModelForSequenceClassification.from_config(config).eval()
     with torch.no_grad():

@@ -1,6 +1,7 @@
 """Packed models against ``transformers``, and what a call takes and refuses."""
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -17,7 +18,15 @@ import torch
 import transformers
 from harness import HERE, Array, draw_ids, small_dense
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, DistilBertConfig, ElectraConfig, MPNetConfig, RobertaConfig, XLMRobertaConfig
+from transformers import (
+    AlbertConfig,
+    BertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    MPNetConfig,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
 
 from prunus.errors import EngineError
 from prunus.runtime import Engine, load
@@ -50,6 +59,7 @@ CONFIGS: dict[str, Any] = {
     ),
     "Electra": partial(ElectraConfig, **SIZES, embedding_size=16),
     "MPNet": partial(MPNetConfig, **SHIFTED),
+    "Albert": partial(AlbertConfig, **SIZES | {"num_hidden_layers": 5}, embedding_size=16, num_hidden_groups=2),
 }
 MODELS = (
     "BertForSequenceClassification",
@@ -68,6 +78,10 @@ MODELS = (
     "ElectraModel",
     "MPNetModel",
     "MPNetForSequenceClassification",
+    "AlbertModel",
+    "AlbertForSequenceClassification",
+    "AlbertForQuestionAnswering",
+    "AlbertForTokenClassification",
 )
 LENGTHS = (17, 9, 150, 1, 64, 2)
 
@@ -116,6 +130,28 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(directory: Path, shared_code: None) -> Iterator[Engine]:
     with load(directory, threads=1) as engine:
         yield engine
+
+
+def test_albert_projects_embeddings_of_the_hidden_size_too(tmp_path: Path, shared_code: None) -> None:
+    model = saved(tmp_path, "AlbertModel", embedding_size=32)
+    packed(tmp_path)
+    inputs = batch(model)
+    with load(tmp_path, threads=1) as engine, torch.no_grad():
+        real = inputs["attention_mask"].bool()
+        difference = engine(**inputs).last_hidden_state - model(**inputs).last_hidden_state
+        assert float(difference[real].abs().max()) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("num_hidden_groups", 0), ("num_hidden_groups", 6), ("num_hidden_groups", 1.0), ("inner_group_num", 2)],
+)
+def test_layers_that_share_weights_in_other_ways_are_refused(key: str, value: Any, tmp_path: Path) -> None:
+    saved(tmp_path, "AlbertModel")
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(EngineError, match=f"{key} must be"):
+        read_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

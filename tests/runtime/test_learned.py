@@ -9,7 +9,7 @@ from transformers import AutoModelForSequenceClassification
 
 from prunus.checkpoint.state import write_tensors
 from prunus.errors import EngineError
-from prunus.quantization import Quantization, quantize, strip
+from prunus.quantization import Quantization, quantize, to_float
 from prunus.quantization.layers import RANGES
 from prunus.runtime.convert import calibrate, convert
 from prunus.runtime.engine import Engine
@@ -19,8 +19,8 @@ from prunus.runtime.pack import unpack
 from small import CONFIGS, TOKENS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-HEAD = ("pooler|classifier",)
-"""The engine's head is float32."""
+HEAD = ("pooler|classifier|embedding_hidden_mapping_in",)
+"""The engine's head is float32, and so is its projection of the embeddings."""
 IDS = torch.randint(5, TOKENS, (6, 12), generator=torch.Generator().manual_seed(0))
 
 
@@ -29,7 +29,7 @@ def trained(place: Path, architecture: str, spec: Quantization) -> np.ndarray:
     torch.manual_seed(0)
     config = CONFIGS[architecture]()
     config.num_labels = 3
-    if architecture == "electra":
+    if architecture in ("electra", "albert"):
         config.embedding_size = 16
     model = AutoModelForSequenceClassification.from_config(config).eval()
     with torch.no_grad():
@@ -42,12 +42,12 @@ def trained(place: Path, architecture: str, spec: Quantization) -> np.ndarray:
             if name.endswith(RANGES):
                 parameter.mul_(0.6)
         logits = model(input_ids=IDS).logits.numpy()
-    write_tensors(place / "ranges.safetensors", strip(model))
+    write_tensors(place / "ranges.safetensors", to_float(model))
     model.save_pretrained(place)
     return np.asarray(logits)
 
 
-@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "electra", "mpnet"])
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta", "electra", "mpnet", "albert"])
 @pytest.mark.parametrize(
     "spec", [Quantization(exclude=HEAD), Quantization(mode="symmetric", overflow_fix=True, exclude=HEAD)]
 )

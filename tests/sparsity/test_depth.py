@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_compact import ARCHITECTURES, SHARED, inputs_of, logits, model_of
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from prunus import TargetError
 from prunus.sparsity.depth import influence, keep_layers, layers_of, spread
@@ -19,6 +19,8 @@ def deep(architecture: str, layers: int = 4) -> Any:
     model = model_of(architecture)
     config = model.config
     config.num_hidden_layers = layers
+    if hasattr(config, "num_hidden_groups"):
+        config.num_hidden_groups = layers
     for name in ("layer_types",):
         held = getattr(config, name, None)
         if isinstance(held, list):
@@ -97,3 +99,12 @@ def test_layers_spread_evenly() -> None:
 def test_numbers_that_are_not_there_are_told(kept: list[int]) -> None:
     with pytest.raises(TargetError, match=r"layers must be one or more different numbers in 0\.\.3"):
         keep_layers(deep("bert"), kept)
+
+
+@pytest.mark.parametrize("sizes", [{"num_hidden_groups": 1}, {"num_hidden_groups": 1, "inner_group_num": 2}])
+def test_layers_that_share_weights_are_no_layers_of_their_own(sizes: dict[str, int]) -> None:
+    config = model_of("albert").config
+    for name, value in sizes.items():
+        setattr(config, name, value)
+    with pytest.raises(TargetError, match=r"layers with weights of their own; .* num_hidden_groups: 1"):
+        layers_of(AutoModel.from_config(config))

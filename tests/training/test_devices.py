@@ -14,7 +14,7 @@ from prunus import Allocation, Distillation, Masker, Pruning, PrunusTrainer, Sch
 from prunus.distillation.contrastive import Contrast, Contrastive, Snapshots
 from prunus.distillation.hidden import Inside
 from prunus.errors import TrainingError
-from prunus.quantization import quantize, restore, strip
+from prunus.quantization import quantize, restore, to_float
 from prunus.quantization.spec import Quantization
 from prunus.sparsity.scores import Scores
 from small import TOKENS, arguments, batch, locked_bert, plain_trainer, rows, teacher_of, tiny_model, without_dropout
@@ -182,6 +182,6 @@ def test_a_training_with_teachers_on_the_device(
         assert trainer.prune_callback is not None
         assert sum(fact.zeros for fact in trainer.prune_callback.facts) > 0
         if quantized:
-            ranges = strip(model)
+            ranges = to_float(model)
             restore(model, {name: value.cpu() for name, value in ranges.items()})
             model(**{name: value.to(DEVICE) for name, value in inputs.items()})

@@ -23,7 +23,7 @@ from transformers import (
 
 import prunus
 from prunus import PrunusError, RecipeError
-from prunus.checkpoint.compacted import narrow
+from prunus.checkpoint.huggingface import narrow
 from prunus.errors import DataError
 from prunus.recipe import read_recipe
 from prunus.tasks.base import HeadKind

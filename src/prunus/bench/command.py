@@ -114,7 +114,7 @@ def bench(
     directory, name = model_directory(directory), directory.resolve().name
     model = model_of(directory)
     shape = shape_of(model.config.to_dict())
-    words, longest = shape.words, shape.positions - shape.first_position
+    words, longest = shape.vocab_size, shape.positions - shape.first_position
     long = [
         Problem("case", f"{b}x{t}", f"have at most {longest} tokens", f"{b}x{longest}") for b, t in cases if t > longest
     ]

@@ -21,7 +21,7 @@ __all__ = ["MASKS_FILE", "RANGES_FILE", "read_masks", "read_tensors", "write_mas
 
 MASKS_FILE: Final = "masks.safetensors"
 RANGES_FILE: Final = "ranges.safetensors"
-"""Learned ranges of a quantized model, as ``quantization.strip`` returns them."""
+"""Learned ranges of a quantized model, as ``quantization.to_float`` returns them."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

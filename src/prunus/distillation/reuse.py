@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prunus.architectures import POOLER
 from prunus.errors import Problem, TargetError
 
 __all__ = ["Reuse", "first_layer", "head_parameters"]
@@ -30,7 +31,7 @@ def head_parameters(model: Any) -> dict[str, nn.Parameter]:
     return {
         name: parameter
         for name, parameter in model.named_parameters()
-        if not name.startswith(body) or name.removeprefix(body).startswith("pooler.")
+        if not name.startswith(body) or name.removeprefix(body).startswith(f"{POOLER}.")
     }
 
 

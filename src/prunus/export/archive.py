@@ -39,6 +39,7 @@ from prunus.checkpoint.weights import read_weights, weight_files
 from prunus.errors import CheckpointError, Problem
 from prunus.export.packed import COPIED
 from prunus.export.source import carry_sentence_files, carry_tokenizer
+from prunus.grid import from_integers, largest, symmetric_step, to_integers
 
 __all__ = ["ARCHIVE", "export_archive", "read_archive", "restore_archive", "write_archive"]
 
@@ -65,14 +66,13 @@ class Form:
         return {"form": self.kind, "shape": list(self.shape), "block": list(self.block)}
 
 
-def grid(weight: Tensor, bound: Tensor | None, bits: int) -> tuple[Tensor, Tensor] | None:
+def on_grid(weight: Tensor, bound: Tensor | None, bits: int) -> tuple[Tensor, Tensor] | None:
     """Whole numbers and steps whose products are the weight exactly; None where there are none."""
     if bound is None or bound.shape != (weight.shape[0], 1):
         return None
-    most = 2 ** (bits - 1) - 1
-    step = bound.float().abs().clamp_min(1e-8) / most
-    whole = (weight / step).round_().clamp_(-most, most)
-    return (whole.to(torch.int8), step[:, 0]) if torch.equal(whole * step, weight) else None
+    step = symmetric_step(bound.float(), bits)
+    whole = to_integers(weight, step, -largest(bits), largest(bits))
+    return (whole.to(torch.int8), step[:, 0]) if torch.equal(from_integers(whole, step), weight) else None
 
 
 def blocked(matrix: NDArray[Any], block: tuple[int, int]) -> NDArray[Any]:
@@ -96,10 +96,10 @@ def smallest(name: str, weight: Tensor, bound: Tensor | None, bits: int) -> tupl
     if weight.dim() != 2 or weight.dtype != torch.float32 or 0 in shape:
         return Form("plain", shape), {name: weight}
     weight = weight.contiguous()
-    on_grid = grid(weight, bound, bits)
-    values = weight.numpy() if on_grid is None else on_grid[0].numpy()
-    steps = {} if on_grid is None else {f"{name}.steps": on_grid[1]}
-    if on_grid is None:
+    integers = on_grid(weight, bound, bits)
+    values = weight.numpy() if integers is None else integers[0].numpy()
+    steps = {} if integers is None else {f"{name}.steps": integers[1]}
+    if integers is None:
         best: tuple[Form, dict[str, Tensor]] = Form("plain", shape), {name: weight}
     else:
         best = Form("whole", shape), {f"{name}.values": torch.from_numpy(values), **steps}
@@ -114,7 +114,7 @@ def smallest(name: str, weight: Tensor, bound: Tensor | None, bits: int) -> tupl
             **steps,
         }
         if size(arrays) < size(best[1]):
-            best = Form("kept" if on_grid is None else "kept8", shape, block), arrays
+            best = Form("kept" if integers is None else "kept8", shape, block), arrays
     return best
 
 
@@ -186,7 +186,7 @@ def whole_tensor(name: str, stated: Any, arrays: Mapping[str, Tensor], found: li
     steps = taken(arrays, f"{name}.steps", torch.float32, (outputs,), found) if eight else torch.ones(0)
     if form.kind == "whole":
         values = taken(arrays, f"{name}.values", kind, (outputs, inputs), found)
-        return None if values is None or steps is None else values.float() * steps[:, None]
+        return None if values is None or steps is None else from_integers(values.float(), steps[:, None])
     rows, columns = form.block
     blocks = (outputs // rows) * (inputs // columns)
     mask = taken(arrays, f"{name}.mask", torch.uint8, (-(-blocks // 8),), found)
@@ -199,7 +199,7 @@ def whole_tensor(name: str, stated: Any, arrays: Mapping[str, Tensor], found: li
     parts = np.zeros((blocks, rows * columns), values.numpy().dtype)
     parts[kept] = values.numpy()
     weight = torch.from_numpy(unblocked(parts, (outputs, inputs), form.block))
-    return weight.float() * steps[:, None] if eight else weight
+    return from_integers(weight.float(), steps[:, None]) if eight else weight
 
 
 def read_form(stated: Any) -> Form | None:
@@ -309,8 +309,8 @@ def sizes(
             bits = int(ranges.get(f"{layer}.bits", torch.tensor(8)))
             bound = ranges.get(f"{layer}.weight_range")
             add(dense, {name: weight})
-            on_grid = grid(weight, bound, bits) if forms[name].kind in {"whole", "kept8"} else None
-            add(whole, {name: weight} if on_grid is None else {"values": on_grid[0], "steps": on_grid[1]})
+            integers = on_grid(weight, bound, bits) if forms[name].kind in {"whole", "kept8"} else None
+            add(whole, {name: weight} if integers is None else {"values": integers[0], "steps": integers[1]})
             add(archive, smallest(name, weight, bound, bits)[1])
         found[part] = {"float32": dense, "archive": archive} | ({"int8": whole} if ranges else {})
     return found

@@ -9,7 +9,6 @@ weight in the file is the one in torch, how often the answers are those of torch
 """
 
 import json
-import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from functools import partial
@@ -25,6 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
 from prunus._version import __version__
+from prunus.architectures import KEYS, split_layer
 from prunus.checkpoint.sentence_files import find_sentence_files, model_directory
 from prunus.checkpoint.staged import copy_files, staged
 from prunus.checkpoint.state import RANGES_FILE, read_tensors
@@ -49,8 +49,6 @@ FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
 FACTS = "export.json"
 INTEGER = {"MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul"}
 FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "TransposeMatMul"}
-INSIDE = re.compile(r"\.\d+\.")
-"""Names of layers in the model's stack: their products have to run on bytes."""
 
 
 def load(directory: Path) -> PreTrainedModel:
@@ -152,7 +150,7 @@ def export_graph(
                 "bytes": sum(p.stat().st_size for p in partial.iterdir() if p.suffix in {".onnx", ".xml", ".bin"}),
                 "notes": [each for each in (note, saturation(layers.values(), to)) if each],
             }
-            inside = [name for name in layers if INSIDE.search(name)]
+            inside = [name for name in layers if split_layer(name)]  # in the stack of layers
             if integers < len(inside):
                 rule = f"run on bytes in all {len(inside)} quantized layers of the stack"
                 got = f"{integers} int8, {floats} float32 for {model.config.model_type}"
@@ -183,7 +181,7 @@ def sampled(
     directory: Path, calibration: Calibration, task: Task | None, tokenizer: Any, model: PreTrainedModel, bars: Bars
 ) -> list[dict[str, Tensor]]:
     """Batches of real inputs."""
-    rows = texts_of(directory, calibration, task, tokenizer, int(model.config.max_position_embeddings) - 2, bars)
+    rows = texts_of(directory, calibration, task, tokenizer, int(getattr(model.config, KEYS.positions)) - 2, bars)
     collate = Collate(tokenizer)
     plain = [{name: value for name, value in row.items() if name in TOKEN_KEYS} for row in rows]
     return [
@@ -196,7 +194,7 @@ def sampled(
 def guess(model: PreTrainedModel) -> dict[str, Tensor]:
     """Inputs of the right form, where there are no real ones."""
     ids = torch.full((2, 8), 5)
-    more = {"token_type_ids": torch.zeros_like(ids)} if int(getattr(model.config, "type_vocab_size", 0) or 0) else {}
+    more = {"token_type_ids": torch.zeros_like(ids)} if int(getattr(model.config, KEYS.token_types, 0) or 0) else {}
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more}
 
 
@@ -252,7 +250,7 @@ def same_weights(layers: Mapping[str, QuantLinear], path: Path, to: str) -> dict
         whole = whole_weight(layer.weight, layer.weight_range, layer.bits)[0].numpy()
         if not any(np.array_equal(whole, one) or np.array_equal(whole.T, one) for one in held.get(whole.size, [])):
             raise EngineError(Problem(f"{name}.weight", "another in the file", "be the same in the file as in torch"))
-        if INSIDE.search(name):
+        if split_layer(name):
             zeros, total = zeros + int((whole == 0).sum()), total + whole.size
     return {"compared": len(layers), "zeros": zeros, "of": total, "sparsity": zeros / total if total else 0.0}
 

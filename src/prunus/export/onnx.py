@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunus.quantization.fake import SMALLEST, step_and_zero
+from prunus.architectures import KEYS
+from prunus.grid import byte_step_and_zero, largest, symmetric_step, to_integers
 from prunus.quantization.layers import ActivationRange, QuantEmbedding, QuantLinear
 from prunus.quantization.prepare import put
 from prunus.tasks.collate import TOKEN_KEYS
@@ -44,9 +45,9 @@ class Grid(nn.Module):
         self.scale: Tensor
         self.zero: Tensor
         if held.signed:
-            step, zero = held.get_parameter("bound").detach().abs() / 127, torch.zeros((), dtype=torch.int8)
+            step, zero = symmetric_step(held.get_parameter("bound").detach()), torch.zeros((), dtype=torch.int8)
         else:
-            step, whole = step_and_zero(held.get_parameter("low").detach(), held.get_parameter("high").detach())
+            step, whole = byte_step_and_zero(held.get_parameter("low").detach(), held.get_parameter("high").detach())
             zero = whole.to(torch.uint8)
         self.register_buffer("scale", step.float().reshape(()).clone())
         self.register_buffer("zero", zero.reshape(()).clone())
@@ -59,9 +60,9 @@ class Grid(nn.Module):
 
 def whole_weight(weight: Tensor, bound: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """int8 ``[rows, columns]`` and steps ``[rows]``."""
-    most = 2 ** (bits - 1) - 1
-    step = bound.detach().abs().clamp_min(SMALLEST) / most
-    return (weight.detach() / step).round().clamp(-most, most).to(torch.int8), step.reshape(-1).float().clone()
+    step = symmetric_step(bound.detach(), bits)
+    whole = to_integers(weight.detach(), step, -largest(bits), largest(bits))
+    return whole.to(torch.int8), step.reshape(-1).float().clone()
 
 
 class LinearTwin(nn.Module):
@@ -145,7 +146,7 @@ def export_onnx(model: nn.Module, example: Mapping[str, Tensor], outputs: Sequen
     import warnings
 
     names = [name for name in TOKEN_KEYS if name in example]
-    longest = int(getattr(getattr(model, "config", None), "max_position_embeddings", LONGEST))
+    longest = int(getattr(getattr(model, "config", None), KEYS.positions, LONGEST))
     shape = {0: torch.export.Dim("batch", min=1, max=65536), 1: torch.export.Dim("tokens", min=1, max=longest)}
     wrapped = Interface(twin_of(model), names, outputs)
     with warnings.catch_warnings(), torch.no_grad():

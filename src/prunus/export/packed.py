@@ -213,7 +213,7 @@ def seen(dense: Dense, directory: Path, calibration: Calibration, task: Task | N
     ]
     if dense.shape.types == 1:
         types = [np.zeros_like(one) for one in ids]
-    if max(int(one.max()) for one in ids) >= dense.shape.words:
+    if max(int(one.max()) for one in ids) >= dense.shape.vocab_size:
         raise EngineError(Problem("tokenizer", "ids beyond the vocabulary", "be the model's own"))
     bars("calibrating", 0, len(ids))
     ranges = calibrate(dense, ids, types)

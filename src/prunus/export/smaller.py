@@ -23,7 +23,8 @@ from transformers import (
 )
 
 from prunus._version import __version__
-from prunus.checkpoint.compacted import compact
+from prunus.architectures import KEYS
+from prunus.checkpoint.huggingface import compact
 from prunus.checkpoint.sentence_files import find_sentence_files, model_directory
 from prunus.checkpoint.staged import staged
 from prunus.checkpoint.state import RANGES_FILE
@@ -160,7 +161,7 @@ def _inputs(model: Any) -> dict[str, torch.Tensor]:
         side, channels = model.config.image_size, getattr(model.config, "num_channels", 3)
         return {"pixel_values": torch.randn(_ROWS, channels, side, side, generator=generator)}
     config = model.config.get_text_config()
-    longest = min(_TOKENS, int(getattr(config, "max_position_embeddings", _TOKENS)) - 4)
+    longest = min(_TOKENS, int(getattr(config, KEYS.positions, _TOKENS)) - 4)
     ids = torch.randint(0, config.vocab_size, (_ROWS, longest), generator=generator)
     mask = torch.ones_like(ids)
     for row in range(1, _ROWS):

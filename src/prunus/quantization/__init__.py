@@ -7,7 +7,7 @@ them into a model.
 """
 
 from prunus.quantization.layers import QuantEmbedding, QuantLinear
-from prunus.quantization.prepare import quantize, restore, strip
+from prunus.quantization.prepare import quantize, restore, to_float
 from prunus.quantization.spec import Quantization
 
-__all__ = ["QuantEmbedding", "QuantLinear", "Quantization", "quantize", "restore", "strip"]
+__all__ = ["QuantEmbedding", "QuantLinear", "Quantization", "quantize", "restore", "to_float"]

@@ -1,10 +1,10 @@
 """Fake quantization: what a number becomes when it is stored in 8 bits, as a function one can train through.
 
-    symmetric     s = r / n;          y = s * clip(round(x / s), -n', n)                      r > 0, n = 127 (or 63)
-    asymmetric    s = (b - a) / 255;  z = round(-a / s);  y = s * (clip(round(x / s) + z, 0, 255) - z)      a <= 0 <= b
+    symmetric     y = s * clip(round(x / s), -n', n)                      s = r / n      r > 0, n = 127 (or 63)
+    asymmetric    y = s * (clip(round(x / s) + z, 0, 255) - z)            s = (b - a) / 255, z = round(-a / s)      a <= 0 <= b
 
-with n' = n for weights (a *narrow* range: -127..127, one bit pattern unused) and n' = n + 1 for activations. Zero becomes zero
-exactly in both, so what pruning made zero stays zero. Rounding is to even, as ONNX's QuantizeLinear and OpenVINO round.
+with n' = n for weights (a *narrow* range: -127..127, one bit pattern unused) and n' = n + 1 for activations. ``prunus.grid``
+defines step, zero point and rounding. Zero becomes zero exactly in both, so what pruning made zero stays zero.
 
 The ranges r, a, b are learned (Esser et al. 2020, arXiv:1902.08153, equations 3 to 5, for ranges in the place of steps).
 Rounding counts as the identity in the backward pass; with g = dL/dy:
@@ -23,34 +23,33 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-__all__ = ["LEVELS", "asymmetric", "step_and_zero", "symmetric"]
+from prunus.grid import LARGEST_BYTE, byte_step_and_zero, largest, symmetric_step, to_integers
 
-LEVELS = 255
-"""Steps of an unsigned byte."""
-SMALLEST = 1e-8
-"""Of a range: a step of zero would divide by it."""
+__all__ = ["asymmetric", "symmetric"]
 
 
 class Symmetric(Function):
     """See ``symmetric``. In place, and with masks that are numbers: memory and booleans cost more here than the arithmetic."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bound: Tensor, most: int, narrow: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bound: Tensor, bits: int, narrow: bool) -> Tensor:
         """``bound`` broadcasts against ``x``."""
         ctx.save_for_backward(x, bound)
-        ctx.limits = -most if narrow else -most - 1, most
-        step = bound.clamp_min(SMALLEST) / most
-        return (x / step).round_().clamp_(*ctx.limits).mul_(step)
+        most = largest(bits)
+        ctx.bits, ctx.limits = bits, (-most if narrow else -most - 1, most)
+        step = symmetric_step(bound, bits)
+        y: Tensor = to_integers(x, step, *ctx.limits).mul_(step)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Of x and of the bound."""
         (grad,), (x, bound), (least, most) = grads, ctx.saved_tensors, ctx.limits
-        scaled = x / (bound.clamp_min(SMALLEST) / most)
+        scaled = x / symmetric_step(bound, ctx.bits)
         whole = scaled.round()
-        held = whole.clamp(least, most)
-        inside = whole.eq_(held)
-        of_bound = held.sub_(scaled.mul_(inside)).mul_(grad)
+        clamped = whole.clamp(least, most)
+        inside = whole.eq_(clamped)
+        of_bound = clamped.sub_(scaled.mul_(inside)).mul_(grad)
         return inside.mul_(grad), reduced(of_bound, bound.shape) / most, None, None
 
 
@@ -61,36 +60,29 @@ class Asymmetric(Function):
     def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         """``low`` and ``high`` are scalars."""
         ctx.save_for_backward(x, low, high)
-        step, zero = step_and_zero(low, high)
-        return (x / step).round_().add_(zero).clamp_(0, LEVELS).sub_(zero).mul_(step)
+        step, zero = byte_step_and_zero(low, high)
+        return to_integers(x, step, 0, LARGEST_BYTE, zero).sub_(zero).mul_(step)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Of x, low and high."""
         (grad,), (x, low, high) = grads, ctx.saved_tensors
-        step, zero = step_and_zero(low, high)
+        step, zero = byte_step_and_zero(low, high)
         scaled = x / step
         whole = scaled.round()
-        held = whole.clamp(-zero, LEVELS - zero)
-        side = whole.sub_(held).sign_()  # -1 below the range, 0 inside, 1 above
+        clamped = whole.clamp(-zero, LARGEST_BYTE - zero)
+        side = whole.sub_(clamped).sign_()  # -1 below the range, 0 inside, 1 above
         signed = reduced(grad * side, low.shape)
         outside = side.abs_().mul_(grad)
         clipped = reduced(outside, low.shape)
         of_x = grad - outside
-        slope = reduced(held.sub_(scaled).mul_(of_x), low.shape) / LEVELS
+        slope = reduced(clamped.sub_(scaled).mul_(of_x), low.shape) / LARGEST_BYTE
         return of_x, (clipped - signed) / 2 - slope, (clipped + signed) / 2 + slope
 
 
 def reduced(grad: Tensor, shape: torch.Size) -> Tensor:
     """The sum over what was broadcast, in float32 at least."""
     return (grad if grad.dtype == torch.float64 else grad.float()).sum_to_size(shape)
-
-
-def step_and_zero(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Step and zero point (a whole number 0..255, as a float) of a range that is widened to hold zero."""
-    bottom, top = low.clamp_max(0.0), high.clamp_min(0.0)
-    step = (top - bottom).clamp_min(SMALLEST) / LEVELS
-    return step, (-bottom / step).round().clamp(0, LEVELS)
 
 
 def symmetric(x: Tensor, bound: Tensor, bits: int = 8, narrow: bool = False) -> Tensor:
@@ -104,7 +96,7 @@ def symmetric(x: Tensor, bound: Tensor, bits: int = 8, narrow: bool = False) -> 
 
     """
     bound = bound.abs().to(x.dtype)  # a large step may carry a small range across zero: it is not lost there
-    y: Tensor = Symmetric.apply(x, bound, 2 ** (bits - 1) - 1, narrow)  # type: ignore[no-untyped-call]
+    y: Tensor = Symmetric.apply(x, bound, bits, narrow)  # type: ignore[no-untyped-call]
     return y
 
 

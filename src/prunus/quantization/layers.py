@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunus.quantization.fake import SMALLEST, asymmetric, symmetric
+from prunus.grid import SMALLEST_RANGE
+from prunus.quantization.fake import asymmetric, symmetric
 from prunus.quantization.ranges import Observed
 from prunus.quantization.spec import Estimator
 
@@ -49,10 +50,10 @@ class ActivationRange(nn.Module):
     def start(self, low: float, high: float) -> None:
         """Sets the range from what was observed."""
         if self.signed:
-            self.get_parameter("bound").fill_(max(abs(low), abs(high), SMALLEST))
+            self.get_parameter("bound").fill_(max(abs(low), abs(high), SMALLEST_RANGE))
         else:
             self.get_parameter("low").fill_(min(low, 0.0))
-            self.get_parameter("high").fill_(max(high, 0.0, min(low, 0.0) + SMALLEST))
+            self.get_parameter("high").fill_(max(high, 0.0, min(low, 0.0) + SMALLEST_RANGE))
 
     def extra_repr(self) -> str:
         """Signed or not."""

@@ -6,20 +6,18 @@ serves all three when the model is exported).
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prunus.architectures import is_score_operand
 from prunus.errors import Problem, TargetError, nearest
 from prunus.quantization.fake import symmetric
 from prunus.quantization.layers import ActivationRange, QuantEmbedding, QuantLinear, observing
 from prunus.quantization.spec import Quantization
 
-__all__ = ["ATTENTION", "attach", "quantize", "restore", "same_input", "strip"]
-
-ATTENTION: Final = re.compile(r"(^|[._])(query|key|[qk]_(lin|proj)|[qk])$")
-"""Names of the layers whose product is the attention score."""
+__all__ = ["attach", "quantize", "restore", "same_input", "to_float"]
 
 
 def attach(model: nn.Module, spec: Quantization, readers: Iterable[Iterable[str]]) -> list[str]:
@@ -71,7 +69,7 @@ def attach(model: nn.Module, spec: Quantization, readers: Iterable[Iterable[str]
     for name, layer in linear.items():
         if layer.reads is None:
             layer.input_range = ActivationRange(spec.mode == "symmetric")
-        if spec.attention and ATTENTION.search(name):
+        if spec.attention and is_score_operand(name):
             layer.output_range = ActivationRange(signed=True)
     return names
 
@@ -114,7 +112,7 @@ def quantize(
 
 
 @torch.no_grad()
-def strip(model: nn.Module) -> dict[str, Tensor]:
+def to_float(model: nn.Module) -> dict[str, Tensor]:
     """Float layers again, in place, with weights on their grid; returns all ranges by name.
 
     The names are those of the quantized layers with ``.weight_range`` ``[rows, 1]``, ``.input_range.low`` and ``.high`` or
@@ -146,7 +144,7 @@ def strip(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore(model: nn.Module, ranges: Mapping[str, Tensor]) -> None:
-    """The quantized model again, from what ``strip`` returned, in place.
+    """The quantized model again, from what ``to_float`` returned, in place.
 
     Raises:
         TargetError: ranges of layers that the model does not have, or of another shape, or not finite.

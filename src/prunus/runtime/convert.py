@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.errors import EngineError, Problem
+from prunus.grid import byte_step_and_zero, symmetric_step
 from prunus.runtime.families import Dense, Shape
 from prunus.runtime.learned import Learned
 from prunus.runtime.pack import Packed, choose_kind, pack
@@ -67,8 +68,8 @@ class Ranges:
         # what single sequences reach beyond the others is cut off
         low *= share(np.quantile(self.low[name], 1 - coverage), min(self.low[name]))
         high *= share(np.quantile(self.high[name], coverage), max(self.high[name]))
-        step = max(high - low, 1e-6) / 255
-        return step, float(round(-low / step))
+        step, zero = byte_step_and_zero(np.float64(low), np.float64(high))
+        return float(step), float(zero)
 
 
 def floored(magnitudes: Array) -> Array:
@@ -161,7 +162,7 @@ def convert(
                 inverse = 1 / (step * factor)
                 tensors[target + ".inverse"] = np.pad(inverse, (0, -len(inverse) % 4)).astype(np.float32)
         by_head = {
-            role: np.maximum(ranges.largest(key + role).reshape(heads, s.size).max(1), 1e-6).astype(np.float32) / 127
+            role: symmetric_step(ranges.largest(key + role).reshape(heads, s.size).max(1).astype(np.float32))
             for role in HEADED
         }
         for role in HEADED:

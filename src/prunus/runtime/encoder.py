@@ -71,7 +71,7 @@ class Arena:
         if not model.integers:
             self.buffers["context"] = aligned((tiles, attended, TILE), np.float32)
         self.qkv = [[aligned((attended, self.row), number) for _ in range(3)] for _ in range(2)]
-        self.narrow = aligned((tiles, model.shape.narrow, TILE), np.float32)
+        self.narrow = aligned((tiles, model.shape.embedding_size, TILE), np.float32)
         self.laid, self.tiles, self.places = b"", 0, np.zeros(0, np.int64)
         self.keep: list[object] = []
         self.steps: list[Step] = []
@@ -145,15 +145,15 @@ class Arena:
         t, layers, add = model.tensors, model.layers, self.steps.append
         words = {"words": self.ids[0], "positions": self.ids[1], "types": self.ids[2]}
         tables = {name: t[f"embeddings.{name}"] for name in ("word", "position", "type")}
-        x = self.narrow if s.narrow else self.x
+        x = self.narrow if s.embedding_size else self.x
         entry = self.table(EMBED, x=x, x_step=x[0].nbytes, features=x.shape[1], **words, **tables)
         add(Step("embed", entry, 1, False))
         first = [layers[0][name] for name in NAMES]
-        if s.narrow:
+        if s.embedding_size:
             add(self._norm("embeddings", x=x))
             projection = pack("columns", t["projection.weight"], t["projection.bias"])
             add(self._linear(projection, "keep", x, self.x))
-        add(self._norm("" if s.narrow else "embeddings", "layers.0.input", first))
+        add(self._norm("" if s.embedding_size else "embeddings", "layers.0.input", first))
         for i, layer in enumerate(layers):
             key, own = f"layers.{i}.", self.qkv[i % 2]
             for name, finish, y in zip(
@@ -186,8 +186,8 @@ class Arena:
         if byte:
             more = {"gain": t[key + "attention.gain"], "zero": t[key + "attention.zero"]}
             more["rows" if out.kind == "gather" else "mixed"] = context
-        if s.reach:
-            more |= {"bias": t["relative"], "bias_row": t["relative"][0].nbytes, "reach": s.reach}
+        if s.max_distance:
+            more |= {"bias": t["relative"], "bias_row": t["relative"][0].nbytes, "reach": s.max_distance}
         table = self.table(
             ATTEND,
             spans=self.spans,
@@ -298,17 +298,17 @@ def padded(outputs: int) -> int:
 
 
 def attention_name(model: Model) -> str:
-    return f"attend_{'int8' if model.integers else 'float32'}{'_bias' if model.shape.reach else ''}"
+    return f"attend_{'int8' if model.integers else 'float32'}{'_bias' if model.shape.max_distance else ''}"
 
 
 def builders(isa: Isa, model: Model) -> dict[str, Callable[[], Kernel]]:
     """The kernels that an encoder needs, by name."""
-    integers, biased = model.integers, bool(model.shape.reach)
+    integers, biased = model.integers, bool(model.shape.max_distance)
     names: dict[str, Callable[[], Kernel]] = {"drive": drive, "embed": partial(embed, isa), "read": partial(read, isa)}
     for rows in (False, True):
         for mixed in (False, True):
             names[f"normalize_{rows:d}{mixed:d}"] = partial(normalize, isa, rows, mixed)
-            if model.shape.narrow:
+            if model.shape.embedding_size:
                 names[f"store_{rows:d}{mixed:d}"] = partial(normalize, isa, rows, mixed, plain=True)
                 names["linear_columns_keep_none"] = partial(linear, isa, "columns", "keep")
     names[attention_name(model)] = partial(attend, isa, integers, biased)

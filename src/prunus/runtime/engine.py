@@ -139,7 +139,7 @@ class Engine:
         shape = self.model.shape
         if shape.types == 1:
             flat[2] = 0
-        limits = (shape.words, shape.positions, shape.types)
+        limits = (shape.vocab_size, shape.positions, shape.types)
         fine = lengths.size and lengths.min() > 0 and lengths.max() <= self.longest and flat.min() >= 0
         if not fine or any(most >= limit for most, limit in zip(flat.max(1).tolist(), limits, strict=True)):
             self._explain(lengths, flat, limits)
@@ -210,7 +210,7 @@ class Engine:
 
         """
         problems = []
-        if self.model.shape.reach:
+        if self.model.shape.max_distance:
             changes = np.diff(mask.astype(np.int8), axis=1, prepend=0)
             rule = "have no gap within a row: this model's attention depends on the distance of tokens"
             problems += [

@@ -1,8 +1,8 @@
-"""Which tensor of a checkpoint is what: post-norm encoders of several families, as one canonical set of arrays.
+"""Checkpoints of post-norm encoders of several families, read as one canonical set of arrays.
 
 embeddings.word [V, H]   embeddings.position [P, H]   embeddings.type [T, H]   embeddings.gamma, .beta [H]
 projection.weight [H, E], .bias [H]                             where embeddings are narrower than the layers (ELECTRA)
-relative [heads, 2 reach + 64]                                  by query - key + reach (MPNet)
+relative [heads, 2 max_distance + 64]                            by query - key + max_distance (MPNet)
 layers.N.{query,key,value,out,up,down}.weight [outputs, inputs], .bias [outputs]
 layers.N.{attention_norm,output_norm}.{gamma,beta} [H]
 head.*                                                          what lies outside the encoder, under its own name
@@ -10,7 +10,7 @@ head.*                                                          what lies outsid
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from prunus.architectures import ARCHITECTURES, KEYS, Architecture
+from prunus.architectures import Encoder as EncoderNames
 from prunus.errors import EngineError, Problem, nearest
 from prunus.runtime.layout import filled, layout_of
 
 __all__ = [
-    "FAMILIES",
+    "ENCODERS",
     "Dense",
-    "Family",
     "Shape",
     "canonical",
+    "encoder_of",
+    "layer_names",
+    "layer_prefix",
     "places",
     "read_checkpoint",
     "read_settings",
@@ -54,20 +58,22 @@ class Shape:
     family: str
     hidden: int
     heads: int
-    inner: int
+    intermediate_size: int
     layers: int
-    words: int
+    vocab_size: int
     positions: int
     types: int
     activation: str
     epsilon: float
-    narrow: int = 0
+    embedding_size: int = 0
     """Features of the embeddings, where they are projected; else 0."""
-    reach: int = 0
-    """Of the table of relative positions: distances -reach .. reach; 0 without one."""
+    max_distance: int = 0
+    """Of the table of relative positions: distances -max_distance .. max_distance; 0 without one."""
     first_position: int = 0
     padding: int = 0
     """The id of padding; families that count positions from it skip it."""
+    groups: int = 0
+    """How many layers have weights of their own, where the others share them; else 0."""
     head: int = 0
     """Features of a head, where the stream was narrowed and they are not its share of it; else 0."""
 
@@ -77,78 +83,36 @@ class Shape:
         return self.head or self.hidden // self.heads
 
 
-BERT_ROLES = {
-    "query": "attention.self.query",
-    "key": "attention.self.key",
-    "value": "attention.self.value",
-    "out": "attention.output.dense",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-}
-BERT_NORMS = {"attention_norm": "attention.output.LayerNorm", "output_norm": "output.LayerNorm"}
+ENCODERS = {family: each for family, each in ARCHITECTURES.items() if each.encoder is not None}
+"""Families with a fused engine."""
 
 
-@dataclass(frozen=True)
-class Family:
-    """Names of one family's tensors and settings."""
-
-    prefix: str
-    layer: str = "encoder.layer.{}."
-    roles: dict[str, str] = field(default_factory=lambda: dict(BERT_ROLES))
-    norms: dict[str, str] = field(default_factory=lambda: dict(BERT_NORMS))
-    settings: dict[str, str] = field(default_factory=dict)
-    """Names of settings that differ from BERT's."""
-    types: bool = True
-    positions_from_padding: bool = False
-    padding: int = 0
-    """The id of padding of a configuration that does not name one: the default of transformers' class."""
-    relative: str = ""
+def layer_names(architecture: Architecture) -> dict[str, str]:
+    """Canonical role -> name of the Linear layer, relative to its layer."""
+    attention, feed_forward = architecture.attention, architecture.feed_forward
+    return {
+        "query": attention.query,
+        "key": attention.key,
+        "value": attention.value,
+        "out": attention.output,
+        "up": feed_forward.input,
+        "down": feed_forward.output,
+    }
 
 
-ROBERTA = Family("roberta.", positions_from_padding=True, padding=1)
-FAMILIES = {
-    "bert": Family("bert."),
-    "roberta": ROBERTA,
-    "xlm-roberta": ROBERTA,
-    "camembert": ROBERTA,
-    "electra": Family("electra."),
-    "distilbert": Family(
-        "distilbert.",
-        "transformer.layer.{}.",
-        {
-            "query": "attention.q_lin",
-            "key": "attention.k_lin",
-            "value": "attention.v_lin",
-            "out": "attention.out_lin",
-            "up": "ffn.lin1",
-            "down": "ffn.lin2",
-        },
-        {"attention_norm": "sa_layer_norm", "output_norm": "output_layer_norm"},
-        {
-            "hidden_size": "dim",
-            "num_attention_heads": "n_heads",
-            "intermediate_size": "hidden_dim",
-            "num_hidden_layers": "n_layers",
-            "hidden_act": "activation",
-        },
-        types=False,
-    ),
-    "mpnet": Family(
-        "mpnet.",
-        roles=BERT_ROLES
-        | {
-            "query": "attention.attn.q",
-            "key": "attention.attn.k",
-            "value": "attention.attn.v",
-            "out": "attention.attn.o",
-        },
-        norms=BERT_NORMS | {"attention_norm": "attention.LayerNorm"},
-        types=False,
-        positions_from_padding=True,
-        padding=1,
-        relative="encoder.relative_attention_bias.weight",
-    ),
-}
+def encoder_of(family: str) -> tuple[Architecture, EncoderNames]:
+    """The names of a family with a fused engine. Raises ``EngineError`` for other families."""
+    architecture = ENCODERS.get(family)
+    if architecture is None or architecture.encoder is None:
+        rule = f"be a family with a fused engine: {', '.join(ENCODERS)}"
+        raise EngineError(Problem("config.json: model_type", family, rule, nearest(family, ENCODERS)))
+    return architecture, architecture.encoder
+
+
+def layer_prefix(shape: Shape, number: int) -> str:
+    """Name of a layer in the body, with a dot behind it. Layers of one group share their weights, and so their name."""
+    group = int(number / (shape.layers / shape.groups)) if shape.groups else number  # as transformers computes it
+    return ENCODERS[shape.family].layer.format(group)
 
 
 @dataclass(frozen=True)
@@ -170,185 +134,218 @@ def shape_of(settings: Settings) -> Shape:
     """
     problems = []
     kind = str(settings.get("model_type", ""))
-    family = FAMILIES.get(kind)
-    if family is None:
-        rule = f"be a family with a fused engine: {', '.join(FAMILIES)}"
-        raise EngineError(Problem("config.json: model_type", kind, rule, nearest(kind, FAMILIES)))
+    architecture, names = encoder_of(kind)
+    keys = architecture.keys
 
-    def setting(name: str, default: Any = None) -> Any:
-        return settings.get(family.settings.get(name, name), settings.get(name, default))
+    def setting(key: str, default_key: str, default: Any = None) -> Any:
+        return settings.get(key, settings.get(default_key, default))
 
     whole: dict[str, int] = {}
-    for name in (
-        "hidden_size",
-        "num_attention_heads",
-        "intermediate_size",
-        "num_hidden_layers",
-        "vocab_size",
-        "max_position_embeddings",
-    ):
-        value = setting(name)
-        most = 1000 if name == "num_hidden_layers" else 2**24
+    for name in ("hidden_size", "heads", "intermediate_size", "layers", "vocab_size", "positions"):
+        key = getattr(keys, name)
+        value = setting(key, getattr(KEYS, name))
+        most = 1000 if name == "layers" else 2**24
         if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < most:
             rule = f"be a whole number above 0 and below {most}"
-            problems.append(Problem(f"config.json: {family.settings.get(name, name)}", value, rule))
+            problems.append(Problem(f"config.json: {key}", value, rule))
         else:
             whole[name] = value
-    types = settings.get("type_vocab_size") or 1
+    types = settings.get(keys.token_types) or 1
     if not isinstance(types, int) or not 0 < types < 2**24:
-        problems.append(Problem("config.json: type_vocab_size", types, "be a whole number"))
-    epsilon = settings.get("layer_norm_eps", 1e-12)
+        problems.append(Problem(f"config.json: {keys.token_types}", types, "be a whole number"))
+    epsilon = settings.get(keys.norm_epsilon, 1e-12)
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 <= epsilon < 1:
-        problems.append(Problem("config.json: layer_norm_eps", epsilon, "be a number in [0, 1)"))
+        problems.append(Problem(f"config.json: {keys.norm_epsilon}", epsilon, "be a number in [0, 1)"))
     if settings.get("is_decoder"):
         problems.append(Problem("config.json: is_decoder", True, "be false: the engine attends in both directions"))
-    activation = str(setting("hidden_act", "gelu"))
+    activation = str(setting(keys.activation, KEYS.activation, "gelu"))
     if activation not in ACTIVATION_NAMES:
-        problems.append(Problem("config.json: hidden_act", activation, f"be one of {', '.join(ACTIVATION_NAMES)}"))
+        problems.append(
+            Problem(f"config.json: {keys.activation}", activation, f"be one of {', '.join(ACTIVATION_NAMES)}")
+        )
     positions = str(settings.get("position_embedding_type") or "absolute")
     if positions != "absolute":
         problems.append(Problem("config.json: position_embedding_type", positions, "be 'absolute'"))
     if problems:
         raise EngineError(*problems)
-    hidden, heads = whole["hidden_size"], whole["num_attention_heads"]
+    hidden, heads = whole["hidden_size"], whole["heads"]
     if hidden % heads or (hidden // heads) % 4:
         rule = "be divisible by the heads, each a multiple of 4 features"
-        raise EngineError(Problem("config.json: hidden_size", f"{hidden} with {heads} heads", rule))
+        raise EngineError(Problem(f"config.json: {keys.hidden_size}", f"{hidden} with {heads} heads", rule))
     _, left = layout_of(settings)
     own, hidden = hidden // heads if left else 0, left or hidden
     if hidden % 16:
-        raise EngineError(Problem("config.json: hidden_size", hidden, "be divisible by 16"))
-    padding = padding_of(settings, family, whole["vocab_size"])
-    narrow = settings.get("embedding_size", whole["hidden_size"]) if kind == "electra" else whole["hidden_size"]
-    if not isinstance(narrow, int) or narrow < 16 or narrow % 16:
-        raise EngineError(Problem("config.json: embedding_size", narrow, "be a multiple of 16"))
+        raise EngineError(Problem(f"config.json: {keys.hidden_size}", hidden, "be divisible by 16"))
+    padding = padding_of(settings, architecture, names, whole["vocab_size"])
+    embedding_size = settings.get(keys.embedding_size, whole["hidden_size"])
+    if not isinstance(embedding_size, int) or embedding_size < 16 or embedding_size % 16:
+        raise EngineError(Problem(f"config.json: {keys.embedding_size}", embedding_size, "be a multiple of 16"))
+    projected = names.always_projects or embedding_size != whole["hidden_size"]
     return Shape(
         kind,
         hidden,
         heads,
         whole["intermediate_size"],
-        whole["num_hidden_layers"],
+        whole["layers"],
         whole["vocab_size"],
-        whole["max_position_embeddings"],
-        types if family.types else 1,
+        whole["positions"],
+        types if names.type_embeddings else 1,
         ACTIVATION_NAMES[activation],
         float(epsilon),
-        narrow if narrow != whole["hidden_size"] else 0,
-        whole["max_position_embeddings"] + 4 if family.relative else 0,
-        padding + 1 if family.positions_from_padding else 0,
-        padding,
-        own,
+        embedding_size=embedding_size if projected else 0,
+        max_distance=whole["positions"] + 4 if names.relative_positions else 0,
+        first_position=padding + 1 if names.positions_from_padding else 0,
+        padding=padding,
+        groups=groups_of(settings, architecture, whole["layers"]),
+        head=own,
     )
 
 
-def padding_of(settings: Settings, family: Family, words: int) -> int:
+def padding_of(settings: Settings, architecture: Architecture, names: EncoderNames, vocab_size: int) -> int:
     """The id of padding, which the positions of some families depend on."""
-    stated = settings.get("pad_token_id", family.padding)
-    if isinstance(stated, int) and not isinstance(stated, bool) and 0 <= stated < words:
+    key = architecture.keys.padding
+    stated = settings.get(key, names.padding)
+    if isinstance(stated, int) and not isinstance(stated, bool) and 0 <= stated < vocab_size:
         return stated
-    if family.positions_from_padding:
+    if names.positions_from_padding:
         rule = "be the id of a token: positions are counted from it"
-        raise EngineError(Problem("config.json: pad_token_id", stated, rule, str(family.padding)))
+        raise EngineError(Problem(f"config.json: {key}", stated, rule, str(names.padding)))
     return 0  # nothing depends on it
+
+
+def groups_of(settings: Settings, architecture: Architecture, layers: int) -> int:
+    """How many layers have weights of their own in a family whose layers share them; 0 in others."""
+    keys = architecture.keys
+    if not keys.layer_groups:
+        return 0
+    groups, inside = settings.get(keys.layer_groups, 1), settings.get(keys.layers_per_group, 1)
+    if type(groups) is not int or not 0 < groups <= layers:
+        rule = f"be a whole number above 0, at most the {layers} layers"
+        raise EngineError(Problem(f"config.json: {keys.layer_groups}", groups, rule))
+    if inside != 1:
+        raise EngineError(Problem(f"config.json: {keys.layers_per_group}", inside, "be 1"))
+    return groups
+
+
+class _Reader:
+    """Takes tensors out of a checkpoint one by one, and collects what is wrong with each."""
+
+    def __init__(self, state: dict[str, Array], prefix: str) -> None:
+        self.state, self.prefix = state, prefix
+        self.tensors: dict[str, Array] = {}
+        self.problems: list[Problem] = []
+
+    def take(self, name: str, source: str, *shape: int) -> None:
+        """The tensor ``source`` of the body, as float32 under its canonical name."""
+        source = self.prefix + source
+        value = self.state.get(source)
+        if value is None:
+            self.problems.append(Problem(source, "nothing", "be a tensor of the checkpoint"))
+        elif value.shape != shape:
+            self.problems.append(Problem(source, tuple(value.shape), f"have the shape {shape}"))
+        elif not np.isfinite(value).all():
+            self.problems.append(Problem(source, "NaN or infinity", "hold finite numbers alone"))
+        else:
+            self.tensors[name] = np.ascontiguousarray(value, np.float32)
+
+    def rows(self, source: str, default: int) -> int:
+        """Rows of the weight of a layer of the body."""
+        weight = self.state.get(f"{self.prefix}{source}.weight")
+        return default if weight is None or weight.ndim != 2 else len(weight)
 
 
 def canonical(settings: Settings, state: dict[str, Array]) -> Dense:
     """Tensors of a Hugging Face checkpoint under canonical names, as float32.
+
+    Layers that share their weights share the arrays.
 
     Raises:
         EngineError: tensors that are missing, have another shape, or hold NaN or infinity.
 
     """
     shape = shape_of(settings)
-    family = FAMILIES[shape.family]
-    prefix = family.prefix if any(name.startswith(family.prefix) for name in state) else ""
-    layout = {name.removeprefix(family.prefix): kept for name, kept in layout_of(settings)[0].items()}
-    problems: list[Problem] = []
-    found: dict[str, Array] = {}
-
-    def take(name: str, source: str, *expected: int) -> None:
-        value = state.get(prefix + source)
-        if value is None:
-            problems.append(Problem(prefix + source, "nothing", "be a tensor of the checkpoint"))
-        elif expected and value.shape != expected:
-            problems.append(Problem(prefix + source, tuple(value.shape), f"have the shape {expected}"))
-        elif not np.isfinite(value).all():
-            problems.append(Problem(prefix + source, "NaN or infinity", "hold finite numbers alone"))
-        else:
-            found[name] = np.ascontiguousarray(value, np.float32)
-
-    h, wide = shape.hidden, shape.narrow or shape.hidden
-    take("embeddings.word", "embeddings.word_embeddings.weight", shape.words, wide)
-    take("embeddings.position", "embeddings.position_embeddings.weight", shape.positions, wide)
-    if family.types:
-        take("embeddings.type", "embeddings.token_type_embeddings.weight", shape.types, wide)
-    else:
-        found["embeddings.type"] = np.zeros((1, wide), np.float32)
-    take("embeddings.gamma", "embeddings.LayerNorm.weight", wide)
-    take("embeddings.beta", "embeddings.LayerNorm.bias", wide)
-    if shape.narrow:
-        take("projection.weight", "embeddings_project.weight", h, wide)
-        take("projection.bias", "embeddings_project.bias", h)
-    for i in range(shape.layers):
-        source = family.layer.format(i)
-        state = filled(
-            state,
-            {role: prefix + source + name for role, name in family.roles.items()},
-            layout.get(source + family.roles["out"]),
-            layout.get(source + family.roles["down"]),
-            (shape.heads if family.relative else 0, shape.size, h),
-        )
-        heads = rows_of(state, prefix + source + family.roles["query"], h)  # a compacted layer has fewer
-        inner = rows_of(state, prefix + source + family.roles["up"], shape.inner)
-        if heads % shape.size:
-            problems.append(
-                Problem(source + family.roles["query"], heads, f"have whole heads of {shape.size} features")
-            )
-        sizes = {"out": (h, heads), "up": (inner, h), "down": (h, inner)}
-        for role, name in family.roles.items():
-            outputs, inputs = sizes.get(role, (heads, h))
-            take(f"layers.{i}.{role}.weight", f"{source}{name}.weight", outputs, inputs)
-            take(f"layers.{i}.{role}.bias", f"{source}{name}.bias", outputs)
-        for norm, name in family.norms.items():
-            take(f"layers.{i}.{norm}.gamma", f"{source}{name}.weight", h)
-            take(f"layers.{i}.{norm}.beta", f"{source}{name}.bias", h)
-    if family.relative:
+    architecture, names = encoder_of(shape.family)
+    body = architecture.prefix + "."
+    read = _Reader(state, body if any(name.startswith(body) for name in state) else "")
+    layout = {name.removeprefix(body): kept for name, kept in layout_of(settings)[0].items()}
+    _read_embeddings(read, shape, names)
+    for number in range(shape.layers):
+        _read_layer(read, shape, number, layout)
+    if names.relative_positions:
         buckets = settings.get("relative_attention_num_buckets", 32)
-        take("relative", family.relative, buckets if isinstance(buckets, int) and buckets >= 4 else 32, shape.heads)
-    if problems:
-        raise EngineError(*problems[:20])
-    if family.relative:
-        found["relative"] = relative_table(found["relative"], shape.heads, shape.reach)
-    return Dense(shape, found | head_tensors(family, prefix, state), settings)
+        rows = buckets if isinstance(buckets, int) and buckets >= 4 else 32
+        read.take("relative", names.relative_positions, rows, shape.heads)
+    if read.problems:
+        raise EngineError(*read.problems[:20])
+    if names.relative_positions:
+        read.tensors["relative"] = relative_table(read.tensors["relative"], shape.heads, shape.max_distance)
+    return Dense(shape, read.tensors | head_tensors(architecture, read.prefix, state), settings)
 
 
-def head_tensors(family: Family, prefix: str, state: dict[str, Array]) -> dict[str, Array]:
-    """What lies outside the encoder, as ``head.*``."""
-    inside = ("embeddings.", "embeddings_project.", family.layer.split("{")[0], "encoder.")
-    found = {}
+def _read_embeddings(read: _Reader, shape: Shape, names: EncoderNames) -> None:
+    width = shape.embedding_size or shape.hidden
+    read.take("embeddings.word", f"{names.word_embeddings}.weight", shape.vocab_size, width)
+    read.take("embeddings.position", f"{names.position_embeddings}.weight", shape.positions, width)
+    if names.type_embeddings:
+        read.take("embeddings.type", f"{names.type_embeddings}.weight", shape.types, width)
+    else:
+        read.tensors["embeddings.type"] = np.zeros((1, width), np.float32)
+    read.take("embeddings.gamma", f"{names.embedding_norm}.weight", width)
+    read.take("embeddings.beta", f"{names.embedding_norm}.bias", width)
+    if shape.embedding_size:
+        read.take("projection.weight", f"{names.projection}.weight", shape.hidden, width)
+        read.take("projection.bias", f"{names.projection}.bias", shape.hidden)
+
+
+def _read_layer(read: _Reader, shape: Shape, number: int, layout: dict[str, list[int]]) -> None:
+    architecture, names = encoder_of(shape.family)
+    source, hidden = layer_prefix(shape, number), shape.hidden
+    roles = {role: source + name for role, name in layer_names(architecture).items()}
+    read.state = filled(
+        read.state,
+        {role: read.prefix + name for role, name in roles.items()},
+        layout.get(roles["out"]),
+        layout.get(roles["down"]),
+        (shape.heads if names.relative_positions else 0, shape.size, hidden),
+    )
+    heads = read.rows(roles["query"], hidden)  # a compacted layer has fewer
+    neurons = read.rows(roles["up"], shape.intermediate_size)
+    if heads % shape.size:
+        read.problems.append(Problem(roles["query"], heads, f"have whole heads of {shape.size} features"))
+    sizes = {"out": (hidden, heads), "up": (neurons, hidden), "down": (hidden, neurons)}
+    for role, name in roles.items():
+        outputs, inputs = sizes.get(role, (heads, hidden))
+        read.take(f"layers.{number}.{role}.weight", f"{name}.weight", outputs, inputs)
+        read.take(f"layers.{number}.{role}.bias", f"{name}.bias", outputs)
+    for norm, name in (("attention_norm", names.attention_norm), ("output_norm", names.output_norm)):
+        read.take(f"layers.{number}.{norm}.gamma", f"{source}{name}.weight", hidden)
+        read.take(f"layers.{number}.{norm}.beta", f"{source}{name}.bias", hidden)
+
+
+def head_tensors(architecture: Architecture, prefix: str, state: dict[str, Array]) -> dict[str, Array]:
+    """Tensors outside the encoder, as ``head.*``."""
+    inside = ["embeddings.", "encoder.", architecture.layer.split("{")[0]]
+    if architecture.encoder is not None and architecture.encoder.projection:
+        inside.append(f"{architecture.encoder.projection}.")
+    tensors = {}
     for name, value in state.items():
-        own = name.removeprefix(prefix)
-        if not (name.startswith(prefix) and own.startswith(inside)) and np.issubdtype(value.dtype, np.floating):
-            found[f"head.{own}"] = np.ascontiguousarray(value, np.float32)
-    bad = [name for name, value in found.items() if not np.isfinite(value).all()]
+        bare = name.removeprefix(prefix)
+        if not (name.startswith(prefix) and bare.startswith(tuple(inside))) and np.issubdtype(value.dtype, np.floating):
+            tensors[f"head.{bare}"] = np.ascontiguousarray(value, np.float32)
+    bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
     if bad:
         raise EngineError(*(Problem(name, "NaN or infinity", "hold finite numbers alone") for name in bad[:20]))
-    return found
+    return tensors
 
 
-def rows_of(state: dict[str, Array], name: str, default: int) -> int:
-    weight = state.get(name + ".weight")
-    return default if weight is None or weight.ndim != 2 else len(weight)
-
-
-def relative_table(weight: Array, heads: int, reach: int) -> Array:
-    """T5's buckets (Raffel et al., 2020, section 2.1) as MPNet uses them, for each distance: ``[heads, 2 reach + 64]``.
+def relative_table(weight: Array, heads: int, max_distance: int) -> Array:
+    """T5's buckets (Raffel et al., 2020, section 2.1) as MPNet uses them, for each distance: ``[heads, 2 max_distance + 64]``.
 
     The last 64 are for lanes that run over the end of a sequence; what is computed there is thrown away.
     """
     buckets = len(weight)
     half = buckets // 2
-    distance = np.arange(-reach, reach + 64)  # query - key
+    distance = np.arange(-max_distance, max_distance + 64)  # query - key
     away = np.abs(distance)
     exact = half // 2
     safe = np.maximum(away, 1).astype(np.float32) / np.float32(exact)

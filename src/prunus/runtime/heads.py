@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.errors import EngineError, Problem
+from prunus.runtime.families import encoder_of
 from prunus.runtime.reference import ACTIVATIONS
 
 __all__ = ["Head", "head_of"]
@@ -71,14 +72,10 @@ def head_of(architecture: str, family: str, tensors: dict[str, Array], hidden: i
         return weight, bias, activation
 
     if architecture.endswith("ForSequenceClassification"):
-        ends: dict[str, tuple[str, Callable[[Array], Array], str]] = {
-            "bert": ("pooler.dense", np.tanh, "classifier"),
-            "distilbert": ("pre_classifier", ACTIVATIONS["relu"], "classifier"),
-            "electra": ("classifier.dense", ACTIVATIONS["gelu"], "classifier.out_proj"),
-        }
-        first, activation, last = ends.get(family, ("classifier.dense", np.tanh, "classifier.out_proj"))
-        dense = layer(first, hidden, activation)
-        return Head("sequence", (dense, layer(last, len(dense[0]), same)))
+        names = encoder_of(family)[1].classifier
+        activation = np.tanh if names.activation == "tanh" else ACTIVATIONS[names.activation]
+        dense = layer(names.first, hidden, activation)
+        return Head("sequence", (dense, layer(names.last, len(dense[0]), same)))
     if architecture.endswith("ForTokenClassification"):
         return Head("tokens", (layer("classifier", hidden, same),))
     if architecture.endswith("ForQuestionAnswering"):
@@ -87,7 +84,7 @@ def head_of(architecture: str, family: str, tensors: dict[str, Array], hidden: i
             raise EngineError(Problem("head.qa_outputs", f"{len(span[0])} outputs", "have two: start and end"))
         return Head("span", (span,))
     if architecture.endswith("Model") and not architecture.endswith("HeadModel"):
-        pooled = "head.pooler.dense.weight" in tensors
-        return Head("none", (layer("pooler.dense", hidden, np.tanh),) if pooled else ())
+        pooler = encoder_of(family)[1].pooler
+        return Head("none", (layer(pooler, hidden, np.tanh),) if f"head.{pooler}.weight" in tensors else ())
     rule = "be a model of its own, or one for sequence classification, token classification or question answering"
     raise EngineError(Problem("config.json: architectures", architecture, rule))

@@ -1,11 +1,10 @@
 """Ranges that quantization-aware training learned, under canonical names: they are used as they are.
 
-``ranges.safetensors`` names them after the model's layers (``quantization.strip`` wrote it): ``LAYER.weight_range``
+``ranges.safetensors`` names them after the model's layers (``quantization.to_float`` wrote it): ``LAYER.weight_range``
 ``[rows, 1]``, ``LAYER.bits``, ``LAYER.input_range.low`` and ``.high`` or ``.bound``, ``LAYER.output_range.bound``.
 
-    weights    step = range / 127 (of 7 bits: / 63)
-    inputs     low, high: step = (high - low) / 255, zero = round(-low / step);   bound: step = bound / 127, zero = 128
-    outputs    bound: step = bound / 127
+Steps and zero points are those of ``prunus.grid``, in float32 as in training. A signed activation is stored as an
+unsigned byte, with the zero point 128.
 """
 
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from prunus.errors import EngineError, Problem
-from prunus.runtime.families import FAMILIES, Shape
+from prunus.grid import byte_step_and_zero, symmetric_step
+from prunus.runtime.families import Shape, encoder_of, layer_names, layer_prefix
 
 __all__ = ["RANGES", "Learned", "read_learned"]
 
@@ -57,19 +57,20 @@ def read_learned(directory: Path, shape: Shape) -> Learned | None:
     bad = [name for name, value in held.items() if not np.isfinite(value.astype(np.float64)).all()]
     if bad:
         raise EngineError(*(Problem(f"{RANGES}: {name}", "NaN or infinity", "be finite") for name in bad[:20]))
-    family, problems = FAMILIES[shape.family], list[Problem]()
-    prefix = family.prefix if any(name.startswith(family.prefix) for name in held) else ""
+    architecture, problems = encoder_of(shape.family)[0], list[Problem]()
+    body = architecture.prefix + "."
+    prefix = body if any(name.startswith(body) for name in held) else ""
     found = Learned({}, {}, {})
     for i in range(shape.layers):
-        for role, part in family.roles.items():
-            name = f"{prefix}{family.layer.format(i)}{part}"
+        for role, part in layer_names(architecture).items():
+            name = f"{prefix}{layer_prefix(shape, i)}{part}"
             key = f"layers.{i}.{role}"
             own = held.get(f"{name}.weight_range")
             if own is None:
                 problems.append(Problem(f"{RANGES}: {name}.weight_range", "nothing", "be there for every layer"))
                 continue
-            most = 2 ** (int(held.get(f"{name}.bits", np.array(8))) - 1) - 1
-            found.weights[key] = np.maximum(own.reshape(-1).astype(np.float32), 1e-8) / np.float32(most)
+            bits = int(held.get(f"{name}.bits", np.array(8)))
+            found.weights[key] = symmetric_step(own.reshape(-1).astype(np.float32), bits)
             if role in READS:
                 read = step_and_zero(held, f"{name}.input_range")
                 if read is None:
@@ -78,7 +79,7 @@ def read_learned(directory: Path, shape: Shape) -> Learned | None:
                     found.inputs[f"layers.{i}.{READS[role]}"] = read
             bound = held.get(f"{name}.output_range.bound")
             if bound is not None:
-                found.outputs[key] = max(float(bound), 1e-8) / 127
+                found.outputs[key] = float(symmetric_step(np.float32(bound)))
     if problems:
         raise EngineError(*problems[:20])
     return found
@@ -87,9 +88,8 @@ def read_learned(directory: Path, shape: Shape) -> Learned | None:
 def step_and_zero(held: dict[str, Array], name: str) -> tuple[float, float] | None:
     bound, low, high = (held.get(f"{name}.{key}") for key in ("bound", "low", "high"))
     if bound is not None:
-        return max(float(bound), 1e-8) / 127, 128.0
+        return float(symmetric_step(np.float32(bound))), 128.0
     if low is None or high is None:
         return None
-    bottom, top = min(float(low), 0.0), max(float(high), 0.0)
-    step = max(top - bottom, 1e-8) / 255
-    return step, float(np.clip(np.rint(-bottom / step), 0, 255))
+    step, zero = byte_step_and_zero(np.float32(low), np.float32(high))  # in training's precision: the same zero point
+    return float(step), float(zero)

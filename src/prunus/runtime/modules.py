@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prunus.errors import EngineError, Problem
+from prunus.grid import byte_step_and_zero
 from prunus.runtime.isa import Isa, choose
 from prunus.runtime.kernels.drive import HEAD, drive
 from prunus.runtime.kernels.linear import ARGUMENTS, TILE, linear
@@ -190,9 +191,7 @@ class SparseLinear(nn.Module):
         steps = [("embed", arguments(EMBED, words=words, word=given, **entry, **rest), 1)]
         source, scale, bias = x, packed.scale, self._added
         if self._integers:
-            low, high = min(0.0, float(rows.min())), max(0.0, float(rows.max()))
-            step = max(high - low, 1e-6) / 255
-            zero = float(round(-low / step))
+            step, zero = map(float, byte_step_and_zero(np.float64(rows.min()), np.float64(rows.max())))
             source = aligned((tiles, wide_in, TILE), np.uint8)
             inverse, zeros = np.full(wide_in, 1 / step, np.float32), np.array([zero], np.float32)
             more = {"rows": source, "y_step": source[0].nbytes, "inverse": inverse, "zero": zeros}

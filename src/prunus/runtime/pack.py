@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.errors import EngineError, Problem
+from prunus.grid import largest, row_steps, to_integers
 from prunus.runtime.kernels.linear import RECORD
 
 __all__ = ["FLOAT_KINDS", "INTEGER_KINDS", "Packed", "choose_kind", "pack", "quantize_weight", "unpack"]
@@ -52,12 +53,10 @@ def quantize_weight(weight: Floats, steps: Floats | None = None) -> tuple[NDArra
 
     ``steps`` ``[outputs]`` are used as they are, if they were learned.
     """
-    largest = np.abs(weight).max(axis=1, initial=0.0)
-    tiny = 127 * np.finfo(np.float32).tiny  # below it, the step would be zero
-    scale = np.where(largest > tiny, largest / 127, 1.0).astype(np.float32)
+    scale = row_steps(weight)
     if steps is not None:
         scale[: len(steps)] = steps
-    return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8), scale
+    return to_integers(weight, scale[:, None], -largest(), largest()).astype(np.int8), scale
 
 
 def choose_kind(kept: NDArray[np.bool_], integers: bool) -> str:

@@ -85,7 +85,7 @@ def encode(
     at = np.concatenate([places(shape, ids) for ids in sequences])
     x = t["embeddings.word"][np.concatenate(list(sequences))] + t["embeddings.type"][kinds]
     x = normalized(x + t["embeddings.position"][at], t["embeddings.gamma"], t["embeddings.beta"], shape.epsilon)
-    if shape.narrow:
+    if shape.embedding_size:
         x = x @ t["projection.weight"].T + t["projection.bias"]
 
     def linear(name: str, value: Array) -> Array:
@@ -93,7 +93,7 @@ def encode(
 
     def bias(length: int) -> Array | None:
         distance = np.arange(length)[:, None] - np.arange(length)[None, :]
-        return t["relative"][:, distance + shape.reach] if shape.reach else None
+        return t["relative"][:, distance + shape.max_distance] if shape.max_distance else None
 
     for i in range(shape.layers):
         key = f"layers.{i}."

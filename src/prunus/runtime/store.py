@@ -206,16 +206,16 @@ class Check:
 
     def tensors(self, shape: Shape, layers: list[dict[str, Packed | None]], integers: bool) -> None:
         """All other arrays that the kernels read."""
-        wide = shape.narrow or shape.hidden
-        for name, rows in (("word", shape.words), ("position", shape.positions), ("type", shape.types)):
+        wide = shape.embedding_size or shape.hidden
+        for name, rows in (("word", shape.vocab_size), ("position", shape.positions), ("type", shape.types)):
             self.floats(f"embeddings.{name}", rows, wide)
         for name in ("gamma", "beta"):
             self.floats(f"embeddings.{name}", wide)
-        if shape.narrow:
+        if shape.embedding_size:
             self.floats("projection.weight", shape.hidden, wide)
             self.floats("projection.bias", shape.hidden)
-        if shape.reach:
-            self.floats("relative", shape.heads, 2 * shape.reach + 64)
+        if shape.max_distance:
+            self.floats("relative", shape.heads, 2 * shape.max_distance + 64)
         for i, layer in enumerate(layers):
             query, up = layer["query"], layer["up"]
             if query is None or up is None:

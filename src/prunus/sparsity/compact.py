@@ -21,6 +21,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from prunus.architectures import ACTIVATION_ATTRIBUTES, HEAD_COUNT_ATTRIBUTES
 from prunus.errors import Problem, TargetError
 from prunus.sparsity.structures import Structure, structures
 
@@ -89,7 +90,7 @@ def _parts(linear: nn.Linear, parts: int, units: int) -> list[tuple[Tensor, Tens
 def _activation(model: nn.Module, structure: Structure) -> Any:
     """The activation between a feed-forward network's projections, by where transformers keeps it."""
     holder: Any = model.get_submodule(structure.writers[0].name.rpartition(".")[0])
-    for name in ("intermediate_act_fn", "activation", "activation_fn", "act", "act_fn"):
+    for name in ACTIVATION_ATTRIBUTES:
         if callable(getattr(holder, name, None)):
             return getattr(holder, name)
     return None
@@ -124,21 +125,17 @@ def _keep(model: nn.Module, structure: Structure, kept: list[int]) -> None:
         rows = _spread(kept, writer.width)
         each = structure.units * writer.width
         _narrow(model, writer.name, torch.cat([rows + part * each for part in range(writer.parts)]), parts=writer.parts)
-    reader = _linear(model, structure.reader)
     if structure.kind != "heads":
         return
     owner: Any = model.get_submodule(structure.owner)
     if not kept:
         parent, _, name = structure.owner.rpartition(".")
-        inside = structure.reader.startswith(f"{structure.owner}.")
-        setattr(
-            model.get_submodule(parent),
-            name,
-            NoHeads({structure.reader.rpartition(".")[2]: reader} if inside else {}),
-        )
+        kept_modules = [structure.reader, *structure.sum] if structure.reader.startswith(f"{structure.owner}.") else []
+        inside = {each.rpartition(".")[2]: model.get_submodule(each) for each in kept_modules}
+        setattr(model.get_submodule(parent), name, NoHeads(inside, adds=bool(structure.sum)))
         return
     width = structure.width
-    for attribute, value in (("num_attention_heads", len(kept)), ("all_head_size", len(kept) * width)):
+    for attribute, value in zip(HEAD_COUNT_ATTRIBUTES, (len(kept), len(kept) * width), strict=True):
         if isinstance(getattr(owner, attribute, None), int):
             setattr(owner, attribute, value)
     if len(kept) < structure.units:
@@ -168,19 +165,27 @@ class Emptied(nn.Linear):
 
 @final
 class NoHeads(nn.Module):
-    """An attention without heads: zeros, through the projection that reads it where that is its own."""
+    """An attention without heads: zeros, through those modules behind it that are its own.
 
-    def __init__(self, reader: Mapping[str, nn.Linear]) -> None:
+    Args:
+        modules: name -> the output projection, then dropout and norm; empty where other modules hold them.
+        adds: whether the attention adds its input to the projection's output, before the norm.
+
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module], adds: bool = False) -> None:
         super().__init__()
-        for name, linear in reader.items():
-            self.add_module(name, linear)
+        self._adds = adds
+        for name, module in modules.items():
+            self.add_module(name, module)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        """``[..., 1]``, or the bias of the projection."""
-        nothing = torch.zeros_like(hidden_states[..., :1])
-        for linear in self.children():
-            nothing = linear(nothing)
-        return nothing, None
+        """``[..., 1]``, the bias of the projection, or what the norm gives for the sum ``[..., hidden]``."""
+        output = torch.zeros_like(hidden_states[..., :1])
+        modules = list(self.children())
+        for module in modules[:-1] if self._adds else modules:
+            output = module(output)
+        return modules[-1](hidden_states + output) if self._adds else output, None
 
 
 @final

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from prunus.architectures import KEYS, LAYER_GROUPS_KEYS
 from prunus.errors import Problem, TargetError
 
 __all__ = ["influence", "keep_layers", "layers_of", "spread"]
-
-_LISTS = ("layer_types", "layer_type", "mlp_layer_types")
 
 
 def _config(model: Any) -> Any:
@@ -27,8 +26,16 @@ def _config(model: Any) -> Any:
 
 
 def layers_of(model: Any, key: str = "model") -> tuple[str, nn.ModuleList]:
-    """Name and list of the model's layers. Raises ``TargetError`` where no list is as long as the configuration says."""
-    count = getattr(_config(model), "num_hidden_layers", None)
+    """Name and list of the model's layers.
+
+    Raises ``TargetError`` where no list is as long as the configuration says, and where layers share their weights.
+    """
+    config = _config(model)
+    count = getattr(config, KEYS.layers, None)
+    for shared in LAYER_GROUPS_KEYS:
+        if getattr(config, shared, count) != count:
+            rule = f"have layers with weights of their own; its configuration says {shared}: {getattr(config, shared)}"
+            raise TargetError(Problem(key, type(model).__name__, rule, "another model"))
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
             return name, module
@@ -53,8 +60,10 @@ def keep_layers(model: Any, kept: Sequence[int], key: str = "layers") -> None:
             if isinstance(getattr(module, "layer_idx", None), int):
                 setattr(module, "layer_idx", place)  # noqa: B010 - mypy takes the plain form for a submodule
     config = _config(model)
-    config.num_hidden_layers = len(chosen)
-    for attribute in _LISTS:
+    for counter in (KEYS.layers, *LAYER_GROUPS_KEYS):
+        if hasattr(config, counter):
+            setattr(config, counter, len(chosen))
+    for attribute in KEYS.per_layer:
         held = getattr(config, attribute, None)
         if isinstance(held, list) and len(held) == len(layers):
             setattr(config, attribute, [held[i] for i in chosen])

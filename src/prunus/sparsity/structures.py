@@ -13,64 +13,54 @@ importance of the structure (Michel et al. 2019, arXiv:1905.10650, equation 2; M
     |dL/dm| = |sum over C of w * dL/dw|          criterion first_order
 
 A structure is written by rows of other layers: a head by those of query, key and value, a neuron by one of the first
-projection, and of the gate where there is one. ``_WRITERS`` lists how families name them, from the name of the reader.
+projection, and of the gate where there is one. ``prunus.architectures`` says how families name them.
 """
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from torch import nn
 
+from prunus.architectures import KEYS, attentions, feed_forwards, structure_regex
 from prunus.errors import Problem, TargetError
 from prunus.sparsity.patterns import Block, Pattern, parse_pattern
 from prunus.sparsity.wrappers import text_config
 
 __all__ = ["STRUCTURES", "Structure", "Writer", "pattern_for", "reads", "structures"]
 
-_ATTENTION: Final = (
-    r"(^|\.)((cross)?attention\.output\.dense|out_lin|o_proj|(attn|attention)\.(o|out_proj|Wo|dense|c_proj))\.weight$"
-)
-_FEED_FORWARD: Final = r"(?<!attention)\.(output\.dense|lin2|fc2|down_proj|mlp\.Wo|ffn_output|linear2)\.weight$"
-STRUCTURES: Final[dict[str, str]] = {"heads": _ATTENTION, "ffn": _FEED_FORWARD}
-"""Structure -> which parameters read it, as a regular expression on names."""
+STRUCTURES: Final[dict[str, str]] = {"heads": structure_regex("heads"), "ffn": structure_regex("ffn")}
+"""Structure -> the names of the weights that read it, as a regular expression."""
+Kind = Literal["heads", "ffn"]
 
 
-# End of the reader's name -> (end of the owner's name, {end of a writer's name: parts in it}), the first that is there whole.
-# Parts of a head are query, key, value (and those of positions); a fused layer has several, one behind the other.
-_WRITERS: Final[tuple[tuple[str, str, dict[str, int]], ...]] = (
-    (
-        "attention.output.dense",
-        "attention.self",
-        {
-            "attention.self.query_proj": 1,
-            "attention.self.key_proj": 1,
-            "attention.self.value_proj": 1,
-            "attention.self.pos_query_proj": 1,
-            "attention.self.pos_key_proj": 1,
-        },
+@dataclass(frozen=True)
+class _Names:
+    """Where a family keeps a structure: ends of the names of its reader, its owner and its writers."""
+
+    reader: str
+    owner: str
+    writers: dict[str, int]
+    """Name -> how many blocks of rows it has; a fused layer has several, one behind the other."""
+    optional: tuple[str, ...] = ()
+    sum: tuple[str, ...] = ()
+    """Dropout and norm of the owner, where it adds its input to what the reader gives."""
+
+
+_NAMES: Final[dict[Kind, tuple[_Names, ...]]] = {
+    "heads": tuple(
+        _Names(
+            each.output,
+            each.module,
+            {**Counter(each.inputs), **dict.fromkeys(each.positions, 1)},
+            each.positions,
+            (each.dropout, each.norm) if each.norm else (),
+        )
+        for each in attentions()
     ),
-    (
-        "attention.output.dense",
-        "attention.self",
-        {"attention.self.query": 1, "attention.self.key": 1, "attention.self.value": 1},
-    ),
-    (
-        "attention.out_lin",
-        "attention",
-        {"attention.q_lin": 1, "attention.k_lin": 1, "attention.v_lin": 1},
-    ),
-    ("attn.o", "attn", {"attn.q": 1, "attn.k": 1, "attn.v": 1}),
-    ("attn.Wo", "attn", {"attn.Wqkv": 3}),
-    ("self_attn.o_proj", "self_attn", {"self_attn.q_proj": 1, "self_attn.k_proj": 1, "self_attn.v_proj": 1}),
-    ("attention.o_proj", "attention", {"attention.q_proj": 1, "attention.k_proj": 1, "attention.v_proj": 1}),
-    ("mlp.Wo", "mlp", {"mlp.Wi": 2}),
-    ("mlp.down_proj", "mlp", {"mlp.up_proj": 1, "mlp.gate_proj": 1}),
-    ("mlp.fc2", "mlp", {"mlp.fc1": 1}),
-    ("ffn.lin2", "ffn", {"ffn.lin1": 1}),
-    ("output.dense", "", {"intermediate.dense": 1}),
-)
-_OPTIONAL: Final = ("pos_query_proj", "pos_key_proj")
+    "ffn": tuple(_Names(each.output, each.module, {**Counter(each.inputs)}) for each in feed_forwards()),
+}
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,7 @@ class Writer:
 class Structure:
     """The heads, or the neurons, of one layer."""
 
-    kind: Literal["heads", "ffn"]
+    kind: Kind
     reader: str
     """The Linear module that reads them, ``width`` columns each."""
     owner: str
@@ -94,6 +84,8 @@ class Structure:
     writers: tuple[Writer, ...]
     units: int
     width: int
+    sum: tuple[str, ...] = ()
+    """Names of the dropout and the norm of ``owner``, where it adds its input to what the reader gives; else none."""
 
 
 def structures(model: nn.Module) -> list[Structure]:
@@ -102,34 +94,32 @@ def structures(model: nn.Module) -> list[Structure]:
     Raises ``TargetError`` for a model in which none are found, and for a reader whose writers are not.
     """
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    kinds: tuple[Literal["heads", "ffn"], ...] = ("heads", "ffn")
-    found = []
+    result = []
     for name, reader in linears.items():
-        for kind in kinds:
+        for kind in _NAMES:
             if reads(kind, f"{name}.weight") and reader.in_features:  # none are left in a layer that lost all
                 block = pattern_for(model, kind)
                 width = block.cell((1, reader.in_features))[1] if isinstance(block, Block) else 1
-                found.append(_structure(linears, kind, name, width))
-    if not found:
+                result.append(_structure(linears, kind, name, width))
+    if not result:
         rule = "have attention heads or feed-forward neurons under a name that is known"
         raise TargetError(Problem("model", type(model).__name__, rule, "pattern: rows or columns"))
-    return found
+    return result
 
 
-def _structure(linears: dict[str, nn.Linear], kind: Literal["heads", "ffn"], reader: str, width: int) -> Structure:
+def _structure(linears: dict[str, nn.Linear], kind: Kind, reader: str, width: int) -> Structure:
     units = linears[reader].in_features // width
-    for end, owner, ends in _WRITERS:
-        stem = reader.removesuffix(end)
-        names = [stem + each for each in ends]
-        there = [name for name in names if name in linears]
-        needed = [name for name in names if not name.endswith(_OPTIONAL)]
-        if stem + end == reader and all(name in there for name in needed):
+    for names in _NAMES[kind]:
+        stem = reader.removesuffix(names.reader)
+        present = {name: parts for name, parts in names.writers.items() if stem + name in linears}
+        if stem + names.reader == reader and present.keys() | {*names.optional} >= names.writers.keys():
             writers = [
-                Writer(name, parts, linears[name].out_features // (parts * units))
-                for name, parts in zip(names, ends.values(), strict=True)
-                if name in there
+                Writer(stem + name, parts, linears[stem + name].out_features // (parts * units))
+                for name, parts in present.items()
             ]
-            return Structure(kind, reader, stem + owner if owner else "", tuple(writers), units, width)
+            owner = stem + names.owner if names.owner else ""
+            added = tuple(stem + name for name in names.sum)
+            return Structure(kind, reader, owner, tuple(writers), units, width, added)
     rule = "be read by a layer whose query, key and value (or first projection) are known by name"
     raise TargetError(Problem(reader, kind, rule, "pattern: columns"))
 
@@ -148,10 +138,10 @@ def pattern_for(model: nn.Module, text: str, key: str = "pattern") -> Pattern:
     if text != "heads":
         return pattern
     config = text_config(model)
-    heads = getattr(config, "num_attention_heads", None)
+    heads = getattr(config, KEYS.heads, None)
     if config is None or not isinstance(heads, int):
-        rule = "be another for a model whose configuration has no num_attention_heads"
+        rule = f"be another for a model whose configuration has no {KEYS.heads}"
         raise TargetError(Problem(key, text, rule, "columns, or a block such as *x64"))
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    groups = getattr(config, "num_key_value_heads", None) or heads
+    width = getattr(config, KEYS.head_size, None) or getattr(config, KEYS.hidden_size) // heads
+    groups = getattr(config, KEYS.key_value_heads, None) or heads
     return Block(None, width * (heads // groups))

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunus.architectures import KEYS
 from prunus.errors import Problem, TargetError
 from prunus.sparsity.structures import structures
 
@@ -31,11 +32,11 @@ def stream_axes(model: Any) -> dict[str, tuple[int, ...]]:
     """
     config = deepcopy(model.config)
     inner = config.get_text_config()
-    heads = int(inner.num_attention_heads)
-    width = int(inner.hidden_size)
+    heads = int(getattr(inner, KEYS.heads))
+    width = int(getattr(inner, KEYS.hidden_size))
     other = width + 2 * heads
-    inner.hidden_size = other
-    for name in ("pooler_hidden_size", "pooler_output_size"):
+    setattr(inner, KEYS.hidden_size, other)
+    for name in KEYS.pooler_sizes:
         if getattr(inner, name, None) == width:
             setattr(inner, name, other)
     try:

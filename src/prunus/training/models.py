@@ -25,7 +25,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from prunus.checkpoint.compacted import shrink_as_saved
+from prunus.architectures import POOLER
+from prunus.checkpoint.huggingface import shrink_as_saved
 from prunus.checkpoint.sentence_files import model_directory
 from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, read_tensors, write_tensors
 from prunus.checkpoint.weights import read_weights
@@ -249,7 +250,7 @@ def carry_over(source: str, saved: Path, prefix: str) -> None:
     more = {}
     for name, tensor in read_weights(Path(source)).items():
         bare = name.removeprefix(f"{prefix}.")
-        if bare.startswith("pooler."):
+        if bare.startswith(f"{POOLER}."):
             more[f"{prefix}.{bare}"] = tensor
     write_tensors(saved / "model.safetensors", more | tensors, {"format": "pt"})
 

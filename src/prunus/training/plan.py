@@ -5,7 +5,7 @@ from dataclasses import asdict
 from math import ceil
 from typing import Any
 
-from prunus.checkpoint.compacted import layout_of
+from prunus.checkpoint.huggingface import layout_of
 from prunus.sparsity.pruning import Rule
 from prunus.training.prepare import Prepared
 

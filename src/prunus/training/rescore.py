@@ -8,7 +8,7 @@ from rich.console import Console
 
 from prunus.checkpoint.state import MASKS_FILE, read_masks
 from prunus.errors import CheckpointError, Problem, PrunusError
-from prunus.quantization import strip
+from prunus.quantization import to_float
 from prunus.recipe import Recipe, read_recipe
 from prunus.report.facts import read_facts
 from prunus.sparsity.measure import all_sparsity, measure, sparsity_of
@@ -42,7 +42,7 @@ def rescore(directory: Path, data: Mapping[str, Any], console: Console | None = 
         tokenizer = load_tokenizer(str(directory), key="directory")
         model = load_saved(directory, task)
         metrics = score_task(model, task, tokenizer, recipe.train.eval_batch_size, bars, "evaluating")
-        strip(model)
+        to_float(model)
     names = {name for name, _ in model.named_parameters()}
     patterns = {
         str(tensor["name"]): parse_pattern(str(tensor["pattern"]), "prunus.json")

@@ -25,7 +25,7 @@ from prunus.checkpoint.staged import staged
 from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, write_masks, write_tensors
 from prunus.errors import CheckpointError, Problem, PrunusError
 from prunus.paths import expanded, readable, writable
-from prunus.quantization import quantize, strip
+from prunus.quantization import quantize, to_float
 from prunus.recipe import OWN_TEACHERS, Recipe
 from prunus.report.card import model_card
 from prunus.report.facts import FACTS_FILE, read_facts, write_facts
@@ -289,7 +289,7 @@ def _finish(
         column = "sparse" if prepared.recipe.prune else "dense"
         masker = result.callback.masker if result.callback is not None else None
         tensors = result.callback.facts if result.callback is not None else []
-        ranges = strip(model)
+        ranges = to_float(model)
         if ranges:
             write_tensors(partial / RANGES_FILE, ranges)
             if masker is not None:

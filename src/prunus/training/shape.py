@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunus.checkpoint.compacted import narrow, shorten
+from prunus.checkpoint.huggingface import narrow, shorten
 from prunus.errors import Problem, RecipeError
 from prunus.recipe import ModelSpec
 from prunus.sparsity.depth import influence, layers_of, spread

@@ -30,6 +30,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from prunus.architectures import INTERMEDIATE_SIZE_KEYS, KEYS
 from prunus.errors import CheckpointError, Problem, TargetError
 from prunus.sparsity.compact import Layout, shrink
 from prunus.sparsity.compact import compact as take_out
@@ -52,8 +53,6 @@ __all__ = [
 
 METHOD: Final = "prunus"
 _READERS: Final = 100_000
-_NEURONS: Final = ("intermediate_size", "hidden_dim")
-"""How configurations call the neurons of a layer."""
 
 
 @final
@@ -197,11 +196,12 @@ def _say_plainly(model: Any) -> None:
 def _own_numbers(model: nn.Module, config: Any) -> dict[str, int]:
     """The configuration's numbers of neurons and heads, if every layer had as many as the first that has some."""
     left = {each.kind: each.units for each in reversed(structures(model))}
-    numbers = {name: left["ffn"] for name in _NEURONS if "ffn" in left and isinstance(getattr(config, name, None), int)}
-    groups = getattr(config, "num_key_value_heads", None)
-    if "heads" in left and groups and isinstance(getattr(config, "head_dim", None), int):
-        shared = config.num_attention_heads // groups
-        numbers |= {"num_attention_heads": shared * left["heads"], "num_key_value_heads": left["heads"]}
+    sizes = [key for key in INTERMEDIATE_SIZE_KEYS if isinstance(getattr(config, key, None), int)]
+    numbers = dict.fromkeys(sizes, left["ffn"]) if "ffn" in left else {}
+    groups = getattr(config, KEYS.key_value_heads, None)
+    if "heads" in left and groups and isinstance(getattr(config, KEYS.head_size, None), int):
+        shared = getattr(config, KEYS.heads) // groups
+        numbers |= {KEYS.heads: shared * left["heads"], KEYS.key_value_heads: left["heads"]}
     return numbers
 
 
