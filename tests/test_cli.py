@@ -101,8 +101,10 @@ def test_plan_and_run_agree(done: tuple[Path, Ran], recipe: Path, tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.yaml"]
 
 
-def test_plan_lines_of_a_dense_recipe_and_of_revived_weights(recipe: Path) -> None:
-    plan = json.loads(prunus("plan", recipe, "--set", "prune.revive=true", "--set", "train.freeze=embed", "--json").out)
+def test_plan_lines_of_a_dense_recipe_and_of_regrown_weights(recipe: Path) -> None:
+    plan = json.loads(
+        prunus("plan", recipe, "--set", "prune.allow_regrowth=true", "--set", "train.freeze=embed", "--json").out
+    )
     assert plan["bytes"]["shadow"] == 4 * 4096
     assert plan["model"]["trainable"] < plan["model"]["parameters"]
     assert any("of them trained, the others frozen" in line for line in plan_lines(plan))

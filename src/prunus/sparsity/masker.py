@@ -9,7 +9,7 @@ One optimizer step, in the order in which the masker must see it:
 Between two updates a pruned weight is written to zero after every optimizer step: masking gradients alone does not keep
 it there, since the momentum of the optimizer moves it (and decoupled weight decay never sees the mask).
 
-With ``revive`` the dense weights live on in a shadow S of the weight w, with m the mask (True = kept):
+With ``allow_regrowth`` the dense weights live on in a shadow S of the weight w, with m the mask (True = kept):
 
     after optimizer.step()    S <- w + S * (1 - m)     (where m = 0, w holds just the optimizer's update of a zero)
     after an update of m      w <- S * m
@@ -294,7 +294,7 @@ class Masker:
             if weight.is_meta:
                 rule_ = "hold numbers when masks are updated"
                 raise TrainingError(Problem(name, "the meta device", rule_, "loading the weights first"))
-            if pruning.revive and name not in self._shadow:
+            if pruning.allow_regrowth and name not in self._shadow:
                 self._shadow[name] = weight.clone()
             dense = self._shadow.get(name, weight)
             score = self._scorer.score(name, rule, dense)
@@ -303,7 +303,7 @@ class Masker:
                 blank.append(name)
             kind = pruning.allocation.importance
             score = importance(score, kind, self._scorer.own(name, score), name, self._world)
-            held = None if pruning.revive else self._masks.get(name)
+            held = None if pruning.allow_regrowth else self._masks.get(name)
             if pattern.needs_element_scores:
                 elements[name] = score if held is None else score.masked_fill(~held, -torch.inf)
                 units[name] = self._world.pool(name, pattern, elements[name], pruning.reduce)

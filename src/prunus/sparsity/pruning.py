@@ -32,7 +32,7 @@ class Pruning:
     """What becomes zero, by what measure, when, and where.
 
     ``sparsity`` is the fraction of zeros in the targets at the end; None is all that an N:M pattern can give.
-    ``revive`` keeps the dense weights behind the mask, so that a weight pruned early may return (4 bytes a weight);
+    ``allow_regrowth`` keeps the dense weights behind the mask, so that a weight pruned early may return (4 bytes a weight);
     without it a pruned weight stays zero.
     """
 
@@ -43,9 +43,9 @@ class Pruning:
     allocation: Allocation = field(default_factory=Allocation)
     targets: Targets = field(default_factory=Targets)
     reduce: Reduce = "mean"
-    revive: bool = False
+    allow_regrowth: bool = False
     scores: Scores | None = None
-    """Scores that learn (``sparsity.scores``), of criterion movement with ``revive``."""
+    """Scores that learn (``sparsity.scores``), of criterion movement with ``allow_regrowth``."""
     lock: bool = False
     """The zeros that the model has stay, and no others come; ``pattern`` and ``sparsity`` then say what is expected of them."""
 
@@ -109,9 +109,9 @@ class Pruning:
         if self.criterion != "movement":
             rule = "come with criterion movement: others are computed, and do not learn"
             found.append(Problem(f"{key}.scores", self.criterion, rule, "criterion: movement"))
-        if not self.revive:
+        if not self.allow_regrowth:
             rule = "be true with scores that learn: a weight comes back with its score"
-            found.append(Problem(f"{key}.revive", False, rule, "true"))
+            found.append(Problem(f"{key}.allow_regrowth", False, rule, "true"))
         if self.learns_sparsity and isinstance(pattern, NofM):
             rule = f"be left out for pattern {pattern}, whose sparsity is given"
             found.append(Problem(f"{key}.scores.threshold", self.scores.threshold, rule, "hard movement"))
@@ -131,7 +131,7 @@ class Pruning:
         if self.sparsity is not None and not 0 < self.sparsity < 1:
             found.append(Problem(f"{key}.sparsity", self.sparsity, "be a fraction in (0, 1), or left out", "0.8"))
         plain = Pruning()
-        for name in ("criterion", "schedule", "allocation", "reduce", "revive", "scores"):
+        for name in ("criterion", "schedule", "allocation", "reduce", "allow_regrowth", "scores"):
             if getattr(self, name) != getattr(plain, name):
                 rule = "not come with lock: the zeros that are there stay, and no others come"
                 found.append(Problem(f"{key}.{name}", getattr(self, name), rule, f"leaving {name} out"))

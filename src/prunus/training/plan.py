@@ -110,7 +110,7 @@ def _bank_bytes(prepared: Prepared) -> int:
 
 
 def _rule_bytes(rule: Rule) -> dict[str, int]:
-    """Memory that the masker will hold: masks (1 byte a weight), scores of weights or units, dense weights to revive."""
+    """Memory that the masker will hold: masks (1 byte a weight), scores, dense weights where regrowth is allowed."""
     units = 0
     for shape in rule.selection.taken.values():
         rows, columns = shape if rule.pattern.needs_element_scores else rule.pattern.units(shape)
@@ -118,5 +118,5 @@ def _rule_bytes(rule: Rule) -> dict[str, int]:
     return {
         "masks": rule.selection.weights,
         "scores": (12 if rule.pruning.scores is not None else 4) * units if rule.criterion.needs_gradient else 0,
-        "shadow": 4 * rule.selection.weights if rule.pruning.revive else 0,
+        "shadow": 4 * rule.selection.weights if rule.pruning.allow_regrowth else 0,
     }
