@@ -325,7 +325,7 @@ def test_a_run_cut_in_two_ends_bit_for_bit_as_one(
     [
         ({"mask.9.weight": torch.ones(64, 32)}, "name only tensors that this recipe prunes"),
         ({"mask.0.weight": torch.ones(32, 64)}, r"have the shape \[64, 32\] of 0.weight"),
-        ({"shadow.2.weight": torch.ones(2)}, r"have the shape \[32, 64\] of 2.weight"),
+        ({"dense.2.weight": torch.ones(2)}, r"have the shape \[32, 64\] of 2.weight"),
     ],
 )
 def test_a_state_of_another_recipe_is_refused(state: dict[str, Tensor], rule: str) -> None:
@@ -342,7 +342,7 @@ def test_masks_take_one_byte_a_weight_and_scores_at_most_four(pattern: str, scor
     model = two_layers()
     masker = Masker(model, Pruning(0.5, pattern, "snip_momentum", GRADUAL, allow_regrowth=allow_regrowth), 12)
     train(model, masker, adamw(model), 6)
-    assert masker.bytes() == {"masks": 4096, "scores": 4096 * score, "shadow": 4096 * 4 * allow_regrowth}
+    assert masker.bytes() == {"masks": 4096, "scores": 4096 * score, "dense_weights": 4096 * 4 * allow_regrowth}
     train(model, masker, adamw(model), 6, first=6)
     assert masker.bytes()["scores"] == 0  # no update will read them any more
 

@@ -105,7 +105,7 @@ def test_a_state_is_loaded_onto_the_device_of_the_weights() -> None:
         again.step(model)
         again.apply(model)
         kept = again.state_dict()
-        assert {kept[key].device for key in kept if key.startswith(("mask.", "shadow.", "score."))} == {device}
+        assert {kept[key].device for key in kept if key.startswith(("mask.", "dense.", "score."))} == {device}
 
 
 def test_layers_on_several_devices_share_one_threshold() -> None:

@@ -9,7 +9,7 @@ One optimizer step, in the order in which the masker must see it:
 Between two updates a pruned weight is written to zero after every optimizer step: masking gradients alone does not keep
 it there, since the momentum of the optimizer moves it (and decoupled weight decay never sees the mask).
 
-With ``allow_regrowth`` the dense weights live on in a shadow S of the weight w, with m the mask (True = kept):
+With ``allow_regrowth`` the dense weights S of a weight w live on, with m the mask (True = kept):
 
     after optimizer.step()    S <- w + S * (1 - m)     (where m = 0, w holds just the optimizer's update of a zero)
     after an update of m      w <- S * m
@@ -67,7 +67,7 @@ class Masker:
         self._world = world_of(model, self.patterns)
         self._scorer = Scorer(seed, self._world)
         self._masks: dict[str, Tensor] = {}  # bool [out, in], True where the weight is kept
-        self._shadow: dict[str, Tensor] = {}
+        self._dense: dict[str, Tensor] = {}
         self._planned: dict[str, int] = {}  # zeros that the last update asked for
         if state is not None:
             self._load(model, state)
@@ -113,14 +113,14 @@ class Masker:
         ``rate`` is the share of its peak that the learning rate has now, which that of learning scores follows.
         """
         for rule in self.rules:
-            remaining = rule.timetable.events[-1] - self.steps
+            remaining = rule.timetable.update_steps[-1] - self.steps
             # A criterion without history looks only at the step before an update; none is looked at after the last one.
             wanted = remaining > 0 if rule.criterion.history else rule.timetable.due(self.steps + 1)
             for name in rule.selection.taken if rule.criterion.needs_gradient and wanted else ():
                 gradient = parameter(model, name).grad
                 if gradient is not None:
                     weight, grad = self._weight(model, name), local(gradient)
-                    dense = self._shadow.get(name, weight)
+                    dense = self._dense.get(name, weight)
                     self._scorer.see(name, rule, dense, grad, self.steps, rate)
                     if rule.pruning.scores is not None and name in self._masks:
                         grad.mul_(self._masks[name])
@@ -132,7 +132,7 @@ class Masker:
         due = [rule for rule in self.rules if rule.timetable.due(self.steps)]
         for rule in due:
             self._update(model, rule)
-            self._scorer.updated(rule, self.steps == rule.timetable.events[-1])
+            self._scorer.updated(rule, self.steps == rule.timetable.update_steps[-1])
         self.apply(model)
         if self.finished:
             self._scorer.unwatch()
@@ -143,8 +143,8 @@ class Masker:
         """Makes the zeros exact. May be called at any time; a second call changes nothing."""
         for name in self._masks:
             weight = self._weight(model, name)
-            if name in self._shadow:
-                weight.copy_(self._shadow[name])
+            if name in self._dense:
+                weight.copy_(self._dense[name])
             weight.mul_(self._masks[name])
 
     def finish(self, model: nn.Module) -> list[TensorFacts]:
@@ -152,7 +152,7 @@ class Masker:
         self._scorer.unwatch()
         with torch.no_grad():
             for name in self._masks:
-                # Not apply(): the weights may be those of a restored checkpoint, which no shadow may overwrite. And a
+                # Not apply(): the weights may be those of a restored checkpoint, which no dense weights may overwrite. And a
                 # product would leave -0.0 where the weight was negative.
                 weight = self._weight(model, name)
                 weight.masked_fill_(~self._masks[name], 0.0)
@@ -161,11 +161,11 @@ class Masker:
             Problem(
                 "steps",
                 self.steps,
-                f"reach the last mask update, step {rule.timetable.events[-1]}",
+                f"reach the last mask update, step {rule.timetable.update_steps[-1]}",
                 "a longer training",
             )
             for rule in self.rules
-            if self.steps < rule.timetable.events[-1]
+            if self.steps < rule.timetable.update_steps[-1]
         ]
         found += [
             Problem(fact.name, fact.zeros, f"hold the {self._planned[fact.name]} zeros asked for", "a bug report")
@@ -179,7 +179,7 @@ class Masker:
     def collect(self) -> None:
         """Puts masks of sharded parameters together, once training is over and the model is whole; all processes call it."""
         self._masks = self.masks
-        self._shadow, self._world = {}, LOCAL
+        self._dense, self._world = {}, LOCAL
 
     # What a report asks
 
@@ -211,7 +211,7 @@ class Masker:
     @property
     def finished(self) -> bool:
         """True when every rule has had its last update."""
-        return all(self.steps >= rule.timetable.events[-1] for rule in self.rules)
+        return all(self.steps >= rule.timetable.update_steps[-1] for rule in self.rules)
 
     def due(self, ahead: int = 0) -> float:
         """Sparsity that the schedules ask for now, or so many steps from now, over all targets."""
@@ -235,8 +235,8 @@ class Masker:
         return measure(model, self.patterns)
 
     def bytes(self) -> dict[str, int]:
-        """Memory held now, by kind: masks, scores, shadow."""
-        kinds = {"masks": self._masks.values(), "scores": self._scorer.tensors(), "shadow": self._shadow.values()}
+        """Memory held now, by kind: masks, scores, dense weights."""
+        kinds = {"masks": self._masks.values(), "scores": self._scorer.tensors(), "dense_weights": self._dense.values()}
         return {kind: sum(t.numel() * t.element_size() for t in held) for kind, held in kinds.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -247,7 +247,7 @@ class Masker:
         state = {"steps": torch.tensor(self.steps), "seed": torch.tensor(self._scorer.seed)}
         whole = self._world.whole
         state |= {f"mask.{name}": whole(name, value) for name, value in self._masks.items()}
-        state |= {f"shadow.{name}": whole(name, value) for name, value in self._shadow.items()}
+        state |= {f"dense.{name}": whole(name, value) for name, value in self._dense.items()}
         for key, value in self._scorer.state_dict().items():
             kind, _, name = key.partition(".")
             state[key] = value if kind == "input" else whole(name, value, units=True)
@@ -258,7 +258,7 @@ class Masker:
     def _weight(self, model: nn.Module, name: str) -> Tensor:
         """The part of a weight that this process holds, the same memory; what is kept of it moves to its device."""
         weight = local(parameter(model, name).detach())
-        for kept_ in (self._masks, self._shadow):
+        for kept_ in (self._masks, self._dense):
             if name in kept_ and kept_[name].device != weight.device:
                 kept_[name] = kept_[name].to(weight.device)
         self._scorer.follow(name, weight.device)
@@ -279,9 +279,9 @@ class Masker:
 
     def _absorb(self, model: nn.Module) -> None:
         with torch.no_grad():
-            for name in self._shadow:
+            for name in self._dense:
                 weight = self._weight(model, name)
-                self._shadow[name].mul_(~self._masks[name]).add_(weight)
+                self._dense[name].mul_(~self._masks[name]).add_(weight)
 
     @torch.no_grad()
     def _update(self, model: nn.Module, rule: Rule) -> None:
@@ -294,9 +294,9 @@ class Masker:
             if weight.is_meta:
                 rule_ = "hold numbers when masks are updated"
                 raise TrainingError(Problem(name, "the meta device", rule_, "loading the weights first"))
-            if pruning.allow_regrowth and name not in self._shadow:
-                self._shadow[name] = weight.clone()
-            dense = self._shadow.get(name, weight)
+            if pruning.allow_regrowth and name not in self._dense:
+                self._dense[name] = weight.clone()
+            dense = self._dense.get(name, weight)
             score = self._scorer.score(name, rule, dense)
             whole = self._planned.get(name) == shapes[name][0] * shapes[name][1]  # all of it is zero already
             if not whole and not self._world.count(name, score, ne, 0.0):
@@ -355,7 +355,7 @@ class Masker:
             if name and name not in shapes:
                 rule = "name only tensors that this recipe prunes"
                 raise CheckpointError(Problem("masker state", name, rule, "the recipe that the state was saved with"))
-            if kind in ("mask", "shadow") and tuple(value.shape) != shapes[name]:
+            if kind in ("mask", "dense") and tuple(value.shape) != shapes[name]:
                 rule = f"have the shape {list(shapes[name])} of {name}"
                 raise CheckpointError(Problem("masker state", list(value.shape), rule, "the model it was saved with"))
             if kind in KINDS and kind != "input" and tuple(value.shape) != scores[name]:
@@ -374,5 +374,5 @@ class Masker:
             elif kind in KINDS:
                 own = value if kind == "input" else self._world.units(name, value)
                 self._scorer.load(kind, name, own.to(device))
-            elif kind == "shadow":
-                self._shadow[name] = self._world.part(name, value.to(device, copy=True))
+            elif kind == "dense":
+                self._dense[name] = self._world.part(name, value.to(device, copy=True))

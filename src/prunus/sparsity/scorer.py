@@ -45,7 +45,7 @@ class Scorer:
     def watch(self, model: nn.Module, rules: Sequence[Rule], steps: int) -> None:
         """Looks at what comes into the layers of rules that ask for it and have an update to come."""
         for rule in rules:
-            if rule.criterion.needs_input and steps < rule.timetable.events[-1]:
+            if rule.criterion.needs_input and steps < rule.timetable.update_steps[-1]:
                 for name in rule.selection.taken:
                     layer = submodule(model, name.rpartition(".")[0])
                     self._hooks.append(layer.register_forward_pre_hook(partial(self._look, name)))
