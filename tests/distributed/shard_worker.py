@@ -12,12 +12,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from prunus import Allocation, Masker, Pruning, Schedule, Span
-from prunus.sparsity import world
+from prunus.sparsity import sharding
 from prunus.sparsity.scores import Scores
 from small import batch, rows, tiny_model, without_dropout
 
 STEPS = 6
-world.SMALL = 64  # the sample that brackets a threshold is taken of these small models, too
+sharding.SMALL = 64  # the sample that brackets a threshold is taken of these small models, too
 GROWING = Schedule("linear", Span(1), end=Span(5), every=Span(1))
 LATER = Schedule("linear", Span(1), end=Span(4), every=Span(1), hold=Span(1))
 WHOLE = Allocation("global", "normed", 1.0)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from prunus.errors import Problem, nearest
 from prunus.sparsity.selection import Cut, count_of, cut_lowest
-from prunus.sparsity.world import LOCAL, World
+from prunus.sparsity.sharding import LOCAL, World
 
 __all__ = ["Allocation", "Importance", "Scope", "global_cuts", "importance", "in_multiples", "lowest"]
 

@@ -34,7 +34,7 @@ from prunus.sparsity.scores import least_kept
 from prunus.sparsity.selection import Cut, count_of, kept
 from prunus.sparsity.structures import pattern_for
 from prunus.sparsity.targets import Selection, Targets, select
-from prunus.sparsity.world import LOCAL, local, world_of
+from prunus.sparsity.sharding import LOCAL, local, world_of
 from prunus.sparsity.wrappers import parameter
 from prunus.sparsity.zeros import found_zeros
 

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from prunus.errors import Problem, TrainingError
 from prunus.sparsity.pruning import Rule
 from prunus.sparsity.scores import Scores, learn, regularizer_gradient
-from prunus.sparsity.world import LOCAL, World
+from prunus.sparsity.sharding import LOCAL, World
 from prunus.sparsity.wrappers import submodule
 
 __all__ = ["KINDS", "Scorer", "tell_blank"]
