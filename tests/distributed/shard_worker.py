@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from prunus import Allocation, Masker, Pruning, Schedule, Span
 from prunus.sparsity import sharding
-from prunus.sparsity.scores import Scores
+from prunus.sparsity.criteria import Scores
 from small import batch, rows, tiny_model, without_dropout
 
 STEPS = 6
@@ -88,7 +88,7 @@ def main() -> None:
             masker.step(model)
             if step == 2:  # goes on from what was saved
                 state = {name: value.clone() for name, value in masker.state_dict().items()}
-                masker._scorer.unwatch()
+                masker._scorer.remove_hooks()
                 masker = Masker(model, rule, STEPS, state=state)
         facts = masker.finish(model)
         for name, mask in masker.masks.items():

@@ -295,7 +295,14 @@ def test_the_masker_holds_no_parameter() -> None:
 @pytest.mark.parametrize("stop", [1, 4, 7, 10, 12])
 @pytest.mark.parametrize(
     ("criterion", "pattern"),
-    [("snip_momentum", "4x1"), ("movement", "2:4"), ("magnitude", "1x1"), ("random", "1x4"), ("gradient", "rows")],
+    [
+        ("snip_momentum", "4x1"),
+        ("movement", "2:4"),
+        ("magnitude", "1x1"),
+        ("random", "1x4"),
+        ("gradient", "rows"),
+        ("platon", "4x1"),
+    ],
 )
 def test_a_run_cut_in_two_ends_bit_for_bit_as_one(
     criterion: str, pattern: str, stop: int, allow_regrowth: bool
@@ -326,6 +333,7 @@ def test_a_run_cut_in_two_ends_bit_for_bit_as_one(
         ({"mask.9.weight": torch.ones(64, 32)}, "name only tensors that this recipe prunes"),
         ({"mask.0.weight": torch.ones(32, 64)}, r"have the shape \[64, 32\] of 0.weight"),
         ({"dense.2.weight": torch.ones(2)}, r"have the shape \[32, 64\] of 2.weight"),
+        ({"score.2.weight": torch.ones(32, 64)}, "hold only what criterion magnitude needs, got 'score'"),
     ],
 )
 def test_a_state_of_another_recipe_is_refused(state: dict[str, Tensor], rule: str) -> None:

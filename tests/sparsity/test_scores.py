@@ -8,7 +8,7 @@ from tiny import Layers
 from torch import Tensor, nn
 
 from prunus import Masker, Pruning, RecipeError, Schedule, Span, Targets
-from prunus.sparsity.scores import Scores, learn, least_kept, regularizer_gradient
+from prunus.sparsity.criteria import Scores, learn, least_kept, regularizer_gradient
 
 STEPS = 14
 

@@ -16,7 +16,7 @@ from prunus.distillation.hidden import Inside
 from prunus.errors import TrainingError
 from prunus.quantization import quantize, restore, strip
 from prunus.quantization.spec import Quantization
-from prunus.sparsity.scores import Scores
+from prunus.sparsity.criteria import Scores
 from small import TOKENS, arguments, batch, locked_bert, plain_trainer, rows, teacher_of, tiny_model, without_dropout
 
 STEPS = 4

@@ -14,10 +14,9 @@ from torch import nn
 
 from prunus.errors import Problem, PrunusError, RecipeError, TargetError, nearest
 from prunus.sparsity.allocation import Allocation
-from prunus.sparsity.criteria import CRITERIA, Criterion, criterion
+from prunus.sparsity.criteria import CRITERIA, Criterion, Scores, criterion
 from prunus.sparsity.patterns import NofM, Pattern, Reduce, parse_pattern
 from prunus.sparsity.schedules import Schedule, Timetable
-from prunus.sparsity.scores import Scores
 from prunus.sparsity.selection import count_of
 from prunus.sparsity.structures import STRUCTURES, pattern_for
 from prunus.sparsity.targets import Selection, Targets, select
@@ -45,7 +44,7 @@ class Pruning:
     reduce: Reduce = "mean"
     allow_regrowth: bool = False
     scores: Scores | None = None
-    """Scores that learn (``sparsity.scores``), of criterion movement with ``allow_regrowth``."""
+    """Scores that learn (``criteria.LearnedMovement``), of criterion movement with ``allow_regrowth``."""
     lock: bool = False
     """The zeros that the model has stay, and no others come; ``pattern`` and ``sparsity`` then say what is expected of them."""
 
@@ -54,6 +53,10 @@ class Pruning:
         if self.lock or self.learns_sparsity:
             return self.sparsity or 0.0
         return parse_pattern(self.pattern).max_sparsity if self.sparsity is None else self.sparsity
+
+    def chosen_criterion(self) -> Criterion:
+        """The criterion that scores the weights; a lock, which scores none, has that of magnitude."""
+        return criterion("magnitude") if self.lock else criterion(self.criterion, self.scores)
 
     def problems(self, key: str = "prune") -> list[Problem]:
         """Everything that is wrong with the rule, whatever the model."""
@@ -215,7 +218,7 @@ def resolve(
             found += error.problems
         if timetable is None or selection is None:
             continue
-        final, chosen = pruning.final_sparsity(), criterion("magnitude" if pruning.lock else pruning.criterion)
+        final, chosen = pruning.final_sparsity(), pruning.chosen_criterion()
         if (chosen.needs_gradient or chosen.needs_input) and timetable.prunes(0):
             unseen = "input" if chosen.needs_input else "gradient"
             rule = f"be at least 1 with criterion {chosen.name}, which has seen no {unseen} at step 0"

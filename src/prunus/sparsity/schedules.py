@@ -82,7 +82,7 @@ def parse_span(value: object, key: str = "span") -> Span:
 
 @dataclass(frozen=True)
 class Timetable:
-    """A schedule whose spans have become steps: ``update_steps`` are the optimizer steps after which masks are updated, in order."""
+    """A schedule in steps: ``update_steps`` are the optimizer steps after which masks are updated, in order."""
 
     kind: Kind
     update_steps: tuple[int, ...]

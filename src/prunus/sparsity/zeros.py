@@ -10,14 +10,14 @@ from prunus.sparsity.measure import zero_units
 from prunus.sparsity.patterns import NofM, Pattern
 from prunus.sparsity.wrappers import parameter
 
-__all__ = ["found_zeros"]
+__all__ = ["masks_of_zeros"]
 
 STRAY = 1e-3
 """Share of zeros (N:M: of groups) that may lie outside the pattern: weights that are zero by chance."""
 
 
 @torch.no_grad()
-def found_zeros(
+def masks_of_zeros(
     model: nn.Module,
     names: Iterable[str],
     pattern: Pattern,

@@ -117,6 +117,6 @@ def _rule_bytes(rule: Rule) -> dict[str, int]:
         units += rows * columns
     return {
         "masks": rule.selection.weights,
-        "scores": (12 if rule.pruning.scores is not None else 4) * units if rule.criterion.needs_gradient else 0,
+        "scores": 4 * len(rule.criterion.state) * units if rule.criterion.needs_gradient else 0,
         "dense_weights": 4 * rule.selection.weights if rule.pruning.allow_regrowth else 0,
     }
