@@ -69,7 +69,7 @@ class Masker:
         self._scorer = Scorer(seed, self._sharding, self._shards)
         self._masks: dict[str, Tensor] = {}  # bool [out, in], True where the weight is kept
         self._dense: dict[str, Tensor] = {}  # weights behind the masks, where they may regrow
-        self._planned: dict[str, int] = {}  # zeros that the last update asked for
+        self._planned: dict[str, int] = {}  # zeros that the last update made
         if state is not None:
             self._load(model, state)
         else:
@@ -148,7 +148,7 @@ class Masker:
             weight.mul_(self._masks[name])
 
     def finish(self, model: nn.Module) -> list[TensorFacts]:
-        """Masks a last time and counts. Raises ``TrainingError`` where the zeros asked for are not there."""
+        """Masks a last time and counts. Raises ``TrainingError`` where zeros are missing."""
         self._scorer.remove_hooks()
         with torch.no_grad():
             for name in self._masks:
@@ -205,7 +205,7 @@ class Masker:
 
     @property
     def planned(self) -> dict[str, int]:
-        """Zeros that the latest update asked for, by name."""
+        """Zeros that the latest update made, by name."""
         return dict(self._planned)
 
     @property
@@ -235,7 +235,7 @@ class Masker:
         return measure(model, self.patterns)
 
     def bytes(self) -> dict[str, int]:
-        """Memory held now, by kind: masks, scores, dense weights."""
+        """Bytes in use now, by kind: masks, scores, dense weights."""
         kinds = {"masks": self._masks.values(), "scores": self._scorer.tensors(), "dense_weights": self._dense.values()}
         return {kind: sum(t.numel() * t.element_size() for t in tensors) for kind, tensors in kinds.items()}
 

@@ -89,7 +89,7 @@ class Scorer:
                 state[key] = value.to(device)
 
     def tensors(self) -> Iterator[Tensor]:
-        """All memory that is held."""
+        """All tensors in memory."""
         yield from self._buffers.values()
         for state in self._states.values():
             yield from state.values()
