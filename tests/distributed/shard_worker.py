@@ -30,11 +30,13 @@ CASES: dict[str, Any] = {
     "2:4 local": Pruning(None, "2:4", "magnitude", GROWING, LOCAL),
     "2:4 global": Pruning(0.4, "2:4", "snip_momentum", GROWING, WHOLE),
     "rows": Pruning(0.5, "rows", "magnitude", GROWING, Allocation("tensor")),
+    "rows global": Pruning(0.5, "rows", "magnitude", GROWING, WHOLE),  # of weights whose rows differ in length
     "columns global": Pruning(0.5, "columns", "snip_momentum", GROWING, Allocation("global", "rms", 0.9)),
     "heads": Pruning(0.5, "heads", "first_order", GROWING, WHOLE),
     "regrowth": Pruning(0.5, "4x1", "magnitude", LATER, LOCAL, allow_regrowth=True),
     "movement": Pruning(0.5, "1x1", "movement", LATER, LOCAL, allow_regrowth=True, scores=Scores(0.01)),
     "soft": Pruning(None, "1x1", "movement", LATER, LOCAL, allow_regrowth=True, scores=Scores(0.2, 0.4, 1.0)),
+    "platon": Pruning(0.5, "4x1", "platon", LATER, LOCAL, allow_regrowth=True),
     "random": Pruning(0.5, "4x1", "random", GROWING, WHOLE),
     "wanda": Pruning(0.5, "1x1", "wanda", GROWING, LOCAL),
     "ties": Pruning(0.3, "1x1", "magnitude", GROWING, Allocation("global", "plain", 1.0)),
