@@ -179,7 +179,7 @@ class History(Criterion):
         state["score"] = state["score"].mul_(self.history).add_(new) if self.history else new
 
     def score(self, state: State, context: Context, weight: Tensor) -> Tensor:
-        """S."""
+        """The history of contributions."""
         return state["score"]
 
 
@@ -195,7 +195,7 @@ class FirstOrder(Criterion):
         state["score"].add_(pool(context.sharding, context.shard, weight * gradient, "sum").abs())
 
     def score(self, state: State, context: Context, weight: Tensor) -> Tensor:
-        """S."""
+        """The sum so far."""
         return state["score"]
 
 
@@ -311,7 +311,7 @@ class LearnedMovement(Criterion):
         learn(score, first, second, of_score, self.scores.learning_rate * context.lr_share, context.step + 1)
 
     def score(self, state: State, context: Context, weight: Tensor) -> Tensor:
-        """S."""
+        """The trained scores."""
         return state["score"]
 
 

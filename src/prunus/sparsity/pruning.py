@@ -44,7 +44,7 @@ class Pruning:
     reduce: Reduce = "mean"
     allow_regrowth: bool = False
     scores: Scores | None = None
-    """Scores that learn (``criteria.LearnedMovement``), of criterion movement with ``allow_regrowth``."""
+    """How scores are trained (``criteria.LearnedMovement``), for criterion movement with ``allow_regrowth``."""
     lock: bool = False
     """Existing zeros are frozen; no new weights are pruned. ``pattern`` and ``sparsity`` then say what the zeros should be."""
 
