@@ -3,7 +3,7 @@
     python benchmarks/language_model.py --text wiki.txt.gz [--rounds 7]
 
 1. A training step of MiniLM on 32 full rows of 128 tokens (bfloat16 autocast, AdamW), in four arms that take turns: plain, with
-   masks (4x1 80 %, magnitude, revived, an update in every tenth step), with a teacher, with both. Medians of rounds.
+   masks (4x1 80 %, magnitude, regrowth allowed, an update in every tenth step), with a teacher, with both. Medians of rounds.
 
 2. The text is tokenised into rows and 500 of them are read, in a process of its own, for 1, 4 and 16 copies of its first 12 MB;
    peak resident memory of that process, less that of one that imports the same and reads nothing.
@@ -37,7 +37,9 @@ from prunus.training.quiet import quiet
 
 HERE = Path(__file__).parent
 ROWS, TOKENS, THREADS, CHUNK = 32, 128, 2, 10
-PRUNING = Pruning(0.8, "4x1", "magnitude", Schedule("constant", Span(0), Span(10_000), Span(CHUNK)), revive=True)
+PRUNING = Pruning(
+    0.8, "4x1", "magnitude", Schedule("constant", Span(0), Span(10_000), Span(CHUNK)), allow_regrowth=True
+)
 READ = """
 import sys
 from transformers import AutoTokenizer

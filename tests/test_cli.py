@@ -89,7 +89,7 @@ def test_plan_and_run_agree(done: tuple[Path, Ran], recipe: Path, tmp_path: Path
     assert plan["model"]["parameters"] == facts["model"]["parameters"]
     assert plan["steps"] == {"per_epoch": 8, "total": 24, "dense": 8}
     assert (rule["schedule"]["first"], rule["schedule"]["last"], rule["schedule"]["updates"]) == (2, 18, 17)
-    assert rule["bytes"] == {"masks": 4096, "scores": 4 * 1024, "shadow": 0}
+    assert rule["bytes"] == {"masks": 4096, "scores": 4 * 1024, "dense_weights": 0}
     text = prunus("plan", recipe)
     assert text.code == 0
     assert "12 tensors, 4,096 weights: 4x1 by snip_momentum, global scope, to 0.5 (2,048 zeros)" in text.out
@@ -101,9 +101,11 @@ def test_plan_and_run_agree(done: tuple[Path, Ran], recipe: Path, tmp_path: Path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["own.yaml"]
 
 
-def test_plan_lines_of_a_dense_recipe_and_of_revived_weights(recipe: Path) -> None:
-    plan = json.loads(prunus("plan", recipe, "--set", "prune.revive=true", "--set", "train.freeze=embed", "--json").out)
-    assert plan["bytes"]["shadow"] == 4 * 4096
+def test_plan_lines_of_a_dense_recipe_and_of_regrown_weights(recipe: Path) -> None:
+    plan = json.loads(
+        prunus("plan", recipe, "--set", "prune.allow_regrowth=true", "--set", "train.freeze=embed", "--json").out
+    )
+    assert plan["bytes"]["dense_weights"] == 4 * 4096
     assert plan["model"]["trainable"] < plan["model"]["parameters"]
     assert any("of them trained, the others frozen" in line for line in plan_lines(plan))
     dense = prunus("plan", recipe, "--set", "prune=[]").out

@@ -465,7 +465,7 @@ KEYS = st.sampled_from(
         "include",
         "exclude",
         "reduce",
-        "revive",
+        "allow_regrowth",
         "teacher",
         "weight",
         "temperature",

@@ -20,9 +20,9 @@ from prunus.quantization.spec import Quantization
 from prunus.reading import read_dataclass
 from prunus.sparsity.allocation import Allocation
 from prunus.sparsity.budget import Budget
+from prunus.sparsity.criteria import Scores
 from prunus.sparsity.pruning import Pruning
 from prunus.sparsity.schedules import Schedule, Span
-from prunus.sparsity.scores import Scores
 from prunus.sparsity.structures import STRUCTURES
 from prunus.sparsity.targets import Targets
 from prunus.tasks import check_task

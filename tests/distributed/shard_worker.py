@@ -12,12 +12,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from prunus import Allocation, Masker, Pruning, Schedule, Span
-from prunus.sparsity import world
-from prunus.sparsity.scores import Scores
+from prunus.sparsity import sharding
+from prunus.sparsity.criteria import Scores
 from small import batch, rows, tiny_model, without_dropout
 
 STEPS = 6
-world.SMALL = 64  # the sample that brackets a threshold is taken of these small models, too
+sharding.SMALL = 64  # the sample that brackets a threshold is taken of these small models, too
 GROWING = Schedule("linear", Span(1), end=Span(5), every=Span(1))
 LATER = Schedule("linear", Span(1), end=Span(4), every=Span(1), hold=Span(1))
 WHOLE = Allocation("global", "normed", 1.0)
@@ -30,11 +30,13 @@ CASES: dict[str, Any] = {
     "2:4 local": Pruning(None, "2:4", "magnitude", GROWING, LOCAL),
     "2:4 global": Pruning(0.4, "2:4", "snip_momentum", GROWING, WHOLE),
     "rows": Pruning(0.5, "rows", "magnitude", GROWING, Allocation("tensor")),
+    "rows global": Pruning(0.5, "rows", "magnitude", GROWING, WHOLE),  # of weights whose rows differ in length
     "columns global": Pruning(0.5, "columns", "snip_momentum", GROWING, Allocation("global", "rms", 0.9)),
     "heads": Pruning(0.5, "heads", "first_order", GROWING, WHOLE),
-    "revived": Pruning(0.5, "4x1", "magnitude", LATER, LOCAL, revive=True),
-    "movement": Pruning(0.5, "1x1", "movement", LATER, LOCAL, revive=True, scores=Scores(0.01)),
-    "soft": Pruning(None, "1x1", "movement", LATER, LOCAL, revive=True, scores=Scores(0.2, 0.4, 1.0)),
+    "regrowth": Pruning(0.5, "4x1", "magnitude", LATER, LOCAL, allow_regrowth=True),
+    "movement": Pruning(0.5, "1x1", "movement", LATER, LOCAL, allow_regrowth=True, scores=Scores(0.01)),
+    "soft": Pruning(None, "1x1", "movement", LATER, LOCAL, allow_regrowth=True, scores=Scores(0.2, 0.4, 1.0)),
+    "platon": Pruning(0.5, "4x1", "platon", LATER, LOCAL, allow_regrowth=True),
     "random": Pruning(0.5, "4x1", "random", GROWING, WHOLE),
     "wanda": Pruning(0.5, "1x1", "wanda", GROWING, LOCAL),
     "ties": Pruning(0.3, "1x1", "magnitude", GROWING, Allocation("global", "plain", 1.0)),
@@ -88,7 +90,7 @@ def main() -> None:
             masker.step(model)
             if step == 2:  # goes on from what was saved
                 state = {name: value.clone() for name, value in masker.state_dict().items()}
-                masker._scorer.unwatch()
+                masker._scorer.remove_hooks()
                 masker = Masker(model, rule, STEPS, state=state)
         facts = masker.finish(model)
         for name, mask in masker.masks.items():

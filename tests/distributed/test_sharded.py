@@ -29,7 +29,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
 )
 def test_masks_are_those_of_one_process(kind: str, processes: int, one: dict[str, Tensor], tmp_path: Path) -> None:
     held = ended(tmp_path / "many", "shard_worker.py", processes, kind)
-    assert len({key.partition("|")[0] for key in one}) == 15
+    assert len({key.partition("|")[0] for key in one}) == 17
     for key, value in one.items():
         for other in held:
             if "|weight|" in key:

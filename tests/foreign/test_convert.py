@@ -65,7 +65,7 @@ def test_the_card_becomes_the_shipped_recipe(tmp_path: Path) -> None:
     assert mine.train.steps_per_epoch == 2105
     (rule,), (own,) = mine.prune, shipped.prune
     assert rule.targets.exclude == ("pooler", "classifier")
-    for name in ("sparsity", "pattern", "criterion", "schedule", "allocation", "revive"):
+    for name in ("sparsity", "pattern", "criterion", "schedule", "allocation", "allow_regrowth"):
         assert getattr(rule, name) == getattr(own, name), name
 
 
@@ -162,12 +162,12 @@ def test_prune_once_for_alls_own_configuration(tmp_path: Path) -> None:
     assert found.lost == []
     (rule,) = read_recipe(found.recipe).prune
     table = rule.schedule.timetable(100_000, 1000)
-    assert (table.events[0], table.events[-1], len(table.events)) == (0, 80_000, 81)
+    assert (table.update_steps[0], table.update_steps[-1], len(table.update_steps)) == (0, 80_000, 81)
     for step in range(0, 100_000, 7000):  # 1 - (1 - t)^3, section 3.3 of its description, at the last update
         t = min(1.0, step // 1000 * 1000 / 50_000)
         assert table.sparsity(step, 0.85) == pytest.approx(0.85 * (1 - (1 - t) ** 3))
     assert rule.targets.exclude == ("cls",)
-    assert (rule.allocation.scope, rule.revive, rule.criterion) == ("tensor", True, "magnitude")
+    assert (rule.allocation.scope, rule.allow_regrowth, rule.criterion) == ("tensor", True, "magnitude")
 
 
 @pytest.mark.parametrize(

@@ -14,15 +14,21 @@ from small import small_recipe
 RISING = {"kind": "linear", "start": 2, "end": 18, "every": 1}
 KINDS: dict[str, dict[str, Any]] = {
     "4x1 with a teacher": {},
-    "revived": {
-        "prune": {"pattern": "1x1", "sparsity": 0.6, "criterion": "magnitude", "revive": True, "schedule": RISING}
+    "regrowth": {
+        "prune": {
+            "pattern": "1x1",
+            "sparsity": 0.6,
+            "criterion": "magnitude",
+            "allow_regrowth": True,
+            "schedule": RISING,
+        }
     },
     "movement": {
         "prune": {
             "pattern": "1x1",
             "sparsity": 0.6,
             "criterion": "movement",
-            "revive": True,
+            "allow_regrowth": True,
             "scores": {"learning_rate": 0.01},
             "schedule": {**RISING, "kind": "polynomial", "hold": 4},
             "allocation": {"scope": "tensor"},

@@ -30,8 +30,19 @@ def contribution(name: str, weight: np.ndarray, grad: np.ndarray) -> np.ndarray:
         "snip_momentum": np.abs(weight * grad),
         "movement": -weight * grad,
         "first_order": weight * grad,
+        "platon": np.abs(weight * grad),
     }
     return parts[name]
+
+
+def platon(sensitivity: np.ndarray) -> np.ndarray:
+    """Mean importance x mean uncertainty after all steps of ``[steps, ...]``, as weighted sums over the steps."""
+
+    def mean(values: np.ndarray, beta: float) -> np.ndarray:
+        return np.tensordot((1 - beta) * beta ** np.arange(len(values) - 1, -1, -1), values, 1)
+
+    importance = np.stack([mean(sensitivity[: t + 1], 0.85) for t in range(len(sensitivity))])
+    return importance[-1] * mean(np.abs(sensitivity - importance), 0.95)
 
 
 @pytest.mark.parametrize("reduce", ["mean", "sum", "max"])
@@ -56,6 +67,8 @@ def test_the_lowest_closed_form_goes(name: str, pattern: str, reduce: str) -> No
     score = closed_form(name, weights, grads)
     if name == "first_order":  # the sum of a unit, whatever reduce says
         units = sum(np.abs(pooled(weights[t] * grads[t], rows, columns, "sum")) for t in range(STEPS))
+    elif name == "platon":
+        units = platon(np.stack([pooled(np.abs(weights[t] * grads[t]), rows, columns, reduce) for t in range(STEPS)]))
     elif name in ("snip_momentum", "movement"):  # the history is of units: it matters for max alone
         units = np.zeros((SHAPE[0] // rows, SHAPE[1] // columns))
         for step in range(STEPS):
@@ -66,7 +79,7 @@ def test_the_lowest_closed_form_goes(name: str, pattern: str, reduce: str) -> No
     keep = units > np.median(units)
     expected = np.kron(keep, np.ones((rows, columns))).astype(bool)
     assert (masker.masks["0.weight"].numpy() == expected).all()
-    if reduce != "max" and name != "first_order":
+    if reduce != "max" and name not in ("first_order", "platon"):
         assert (keep == (pooled(score, rows, columns, reduce) > np.median(units))).all()
 
 
@@ -101,6 +114,71 @@ def test_random_differs_between_tensors_of_one_shape() -> None:
 def test_unknown_criterion_names_the_nearest() -> None:
     with pytest.raises(TargetError, match=r"criterion must be one of magnitude, .*got 'magnitud'\n    try magnitude"):
         criterion("magnitud")
+
+
+@pytest.mark.parametrize("regrowth", [False, True])
+@pytest.mark.parametrize("pattern", ["1x1", "4x1", "2:4"])
+def test_platon_follows_the_equations_of_its_paper(pattern: str, regrowth: bool) -> None:
+    """Zhang et al. 2022, step by step in float64, in a training whose pruned weights (with regrowth) may come back."""
+    torch.manual_seed(0)
+    model = Layers(nn.Linear(12, 8))
+    weight, steps = model.get_parameter("0.weight"), 12
+    schedule = Schedule("linear", Span(2), Span(10), Span(2))
+    allocation = Allocation("tensor")
+    masker = Masker(model, Pruning(0.5, pattern, "platon", schedule, allocation, allow_regrowth=regrowth), steps)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    beta1, beta2 = 0.85, 0.95
+    dense, mask = weight.detach().double().numpy().copy(), np.ones((8, 12), dtype=bool)
+    importance = uncertainty = np.zeros((2, 12) if pattern == "4x1" else (8, 12))
+    returned = 0
+    for step in range(steps):
+        x = torch.randn(16, 12, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        (model(x) - x[:, :8].roll(step, 1)).square().mean().backward()
+        assert weight.grad is not None
+        grad = weight.grad.double().numpy().copy()
+        masker.observe(model)
+        optimizer.step()
+        masker.step(model)
+        state = masker.state_dict()
+
+        if step < 10:  # none is looked at after the last update
+            sensitivity = np.abs(dense * grad)
+            if pattern == "4x1":
+                sensitivity = sensitivity.reshape(2, 4, 12).mean(1)
+            importance = beta1 * importance + (1 - beta1) * sensitivity
+            uncertainty = beta2 * uncertainty + (1 - beta2) * np.abs(sensitivity - importance)
+        if step < 9:
+            np.testing.assert_allclose(state["importance.0.weight"].numpy(), importance, rtol=1e-4, atol=1e-9)
+            np.testing.assert_allclose(state["uncertainty.0.weight"].numpy(), uncertainty, rtol=1e-4, atol=1e-9)
+        dense = dense - 0.2 * grad
+        if not regrowth:
+            dense = dense * mask
+        if step + 1 in (4, 6, 8, 10):
+            score = importance * uncertainty
+            k = (step - 1) // 2 * score.size // 8 if pattern != "2:4" else 0
+            fresh = highest(score, mask, k, pattern, regrowth, final=step + 1 == 10)
+            if fresh is not None:
+                returned += int((fresh & ~mask).sum())
+                assert (masker.masks["0.weight"].numpy() == fresh).all()
+            mask = masker.masks["0.weight"].numpy()
+            dense = dense if regrowth else dense * mask
+    assert int((~mask).sum()) == 48
+    assert not any(key.startswith(("importance.", "uncertainty.")) for key in masker.state_dict())
+    assert regrowth or returned == 0
+
+
+def highest(
+    score: np.ndarray, mask: np.ndarray, k: int, pattern: str, regrowth: bool, final: bool
+) -> np.ndarray | None:
+    """The mask without the k lowest units; of 2:4 the last one alone, in which each group keeps its two highest."""
+    units = mask[::4] if pattern == "4x1" else mask
+    score = score if regrowth else np.where(units, score, -1.0)
+    if pattern == "2:4":
+        order = score.reshape(8, 3, 4).argsort(2).argsort(2)
+        return (order >= 2).reshape(8, 12) if final else None
+    keep = score.flatten().argsort(kind="stable").argsort(kind="stable").reshape(score.shape) >= k
+    return np.repeat(keep, 4, 0) if pattern == "4x1" else keep
 
 
 @pytest.mark.parametrize("pattern", ["1x1", "4x1", "1x4", "columns"])

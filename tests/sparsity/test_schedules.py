@@ -13,7 +13,7 @@ RAMPS = [kind for kind in KINDS if kind != "multistep"]
 
 def values(kind: Kind, final: float, intervals: int, power: float = 3.0, initial: float = 0.0) -> list[float]:
     table = Timetable(kind, tuple(range(10, 10 + 5 * (intervals + 1), 5)), power)
-    return [table.sparsity(step, final, initial) for step in table.events]
+    return [table.sparsity(step, final, initial) for step in table.update_steps]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_between_events_the_sparsity_stands_still() -> None:
     ],
 )
 def test_spans_become_steps(schedule: Schedule, total: int, per_epoch: float, events: tuple[int, ...]) -> None:
-    assert schedule.timetable(total, per_epoch).events == events
+    assert schedule.timetable(total, per_epoch).update_steps == events
 
 
 def test_one_event_goes_all_the_way() -> None:
@@ -192,10 +192,12 @@ def test_errors_name_key_value_rule_and_fix(schedule: Schedule, expected: dict[s
 def test_hold_selects_again_at_the_final_sparsity_and_changes_nothing_before(kind: Kind, every: int) -> None:
     plain = Schedule(kind, Span(10), Span(40), Span(every)).timetable(100, 25)
     held = Schedule(kind, Span(10), Span(40), Span(every), hold=Span(1, "epochs")).timetable(100, 25)
-    assert held.events[: len(plain.events)] == plain.events
-    more = held.events[len(plain.events) :]
+    assert held.update_steps[: len(plain.update_steps)] == plain.update_steps
+    more = held.update_steps[len(plain.update_steps) :]
     assert (
-        len(more) == held.held == len(range(plain.events[-1] + every, (10 if kind == "one_shot" else 40) + 26, every))
+        len(more)
+        == held.hold_updates
+        == len(range(plain.update_steps[-1] + every, (10 if kind == "one_shot" else 40) + 26, every))
     )
     for step in range(101):
         assert held.sparsity(step, 0.8) == plain.sparsity(step, 0.8)
@@ -209,7 +211,7 @@ def test_the_cards_ramp() -> None:
     )
     levels = [table.sparsity(epoch * 2105, 0.8) for epoch in range(11)]
     assert levels == pytest.approx([0, 0.238, 0.424, 0.563, 0.663, 0.730, 0.770, 0.791, 0.799, 0.8, 0.8], abs=6e-4)
-    assert table.events[-1] == 10 * 2105
+    assert table.update_steps[-1] == 10 * 2105
 
 
 def test_a_hold_that_does_not_fit_is_named() -> None:
@@ -224,7 +226,7 @@ def multistep(*levels: float, boundaries: tuple[int, ...] = (30, 60)) -> Schedul
 def test_multistep_is_nncfs() -> None:
     """Levels 0.1, 0.4 and 0.8 from the steps 5, 30 and 60 on: the level's index is the number of boundaries passed."""
     table = multistep(0.125, 0.5, 1.0).timetable(100, 25)
-    assert table.events == (5, 30, 60)
+    assert table.update_steps == (5, 30, 60)
     for step in range(101):
         expected = 0.0 if step < 5 else (0.1, 0.4, 0.8)[sum(step >= edge for edge in (30, 60))]
         assert table.sparsity(step, 0.8) == pytest.approx(expected)

@@ -40,7 +40,12 @@ def convert_mcr(values: Mapping[str, Any]) -> Converted:
     allocation: dict[str, Any] = {"scope": scope}
     if scope == "global":
         allocation |= {"max_per_tensor": 1.0}
-    rule: dict[str, Any] = {"pattern": "unstructured", "sparsity": target, "criterion": "magnitude", "revive": True}
+    rule: dict[str, Any] = {
+        "pattern": "unstructured",
+        "sparsity": target,
+        "criterion": "magnitude",
+        "allow_regrowth": True,
+    }
     if function == "block_structured_magnitude":
         rule["pattern"] = blocks(own)
         rule["reduce"] = "max" if own.take("pooling_type", "avg") == "max" else "mean"

@@ -68,7 +68,7 @@ def sparsity(block: Block) -> tuple[dict[str, Any], int | None]:
         "pattern": "unstructured",
         "sparsity": target(params),
         "criterion": "magnitude",
-        "revive": True,
+        "allow_regrowth": True,
         "schedule": schedule(params, initial),
         "allocation": allocation,
     }

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from prunus.errors import Problem, nearest
 from prunus.sparsity.selection import Cut, count_of, cut_lowest
-from prunus.sparsity.world import LOCAL, World
+from prunus.sparsity.sharding import SINGLE, Sharding, count, kth_smallest, norm, size
 
 __all__ = ["Allocation", "Importance", "Scope", "global_cuts", "importance", "in_multiples", "lowest"]
 
@@ -53,47 +53,49 @@ class Allocation:
 
     def problems(self, sparsity: float, key: str = "allocation") -> list[Problem]:
         """What is wrong with this allocation for a rule of this final sparsity."""
-        found = []
+        problems = []
         if self.scope not in _SCOPES:
-            found.append(Problem(f"{key}.scope", self.scope, "be tensor or global", nearest(self.scope, _SCOPES)))
+            problems.append(Problem(f"{key}.scope", self.scope, "be tensor or global", nearest(self.scope, _SCOPES)))
         if self.importance not in _IMPORTANCES:
             fix = nearest(self.importance, _IMPORTANCES)
-            found.append(Problem(f"{key}.importance", self.importance, "be plain, normed or rms", fix))
+            problems.append(Problem(f"{key}.importance", self.importance, "be plain, normed or rms", fix))
         if not 0 < self.max_per_tensor <= 1:
-            found.append(Problem(f"{key}.max_per_tensor", self.max_per_tensor, "be a fraction in (0, 1]", "0.98"))
+            problems.append(Problem(f"{key}.max_per_tensor", self.max_per_tensor, "be a fraction in (0, 1]", "0.98"))
         elif self.scope == "global" and sparsity > self.max_per_tensor:
             rule = f"be at least the sparsity {sparsity:g}"
-            found.append(Problem(f"{key}.max_per_tensor", self.max_per_tensor, rule, f"{min(1.0, sparsity + 0.1):g}"))
+            problems.append(
+                Problem(f"{key}.max_per_tensor", self.max_per_tensor, rule, f"{min(1.0, sparsity + 0.1):g}")
+            )
         if self.per_tensor and self.scope == "global":
             rule = "not be given with scope global, which spreads the sparsity itself"
-            found.append(Problem(f"{key}.per_tensor", dict(self.per_tensor), rule, "scope: tensor"))
+            problems.append(Problem(f"{key}.per_tensor", dict(self.per_tensor), rule, "scope: tensor"))
         if self.multiple < 1:
-            found.append(Problem(f"{key}.multiple", self.multiple, "be at least 1", "8"))
+            problems.append(Problem(f"{key}.multiple", self.multiple, "be at least 1", "8"))
         for pattern, value in self.per_tensor.items():
             try:
                 re.compile(pattern)
             except re.error as error:
-                found.append(
+                problems.append(
                     Problem(f"{key}.per_tensor", pattern, f"be a regular expression ({error})", re.escape(pattern))
                 )
             if not 0 <= value < 1:
-                found.append(Problem(f"{key}.per_tensor[{pattern}]", value, "be a fraction in [0, 1)", "0.8"))
-        return found
+                problems.append(Problem(f"{key}.per_tensor[{pattern}]", value, "be a fraction in [0, 1)", "0.8"))
+        return problems
 
     def final(self, name: str, sparsity: float) -> float:
         """The final sparsity of the tensor ``name`` in scope tensor."""
         return next((value for pattern, value in self.per_tensor.items() if re.search(pattern, name)), sparsity)
 
 
-def importance(score: Tensor, kind: Importance, in_place: bool = False, name: str = "", world: World = LOCAL) -> Tensor:
+def importance(score: Tensor, kind: Importance, in_place: bool = False, sharding: Sharding = SINGLE) -> Tensor:
     """Scores of one tensor, scaled so that tensors can be compared; a tensor of zeros stays zeros."""
     if kind == "plain":
         return score
-    norm = world.norm(name, score)
+    scale = norm(sharding, score)
     if kind == "rms":
-        norm = norm / world.size(name, score) ** 0.5
-    norm = norm.clamp_min(torch.finfo(score.dtype).tiny)
-    return score.div_(norm) if in_place else score / norm
+        scale = scale / size(sharding, score) ** 0.5
+    scale = scale.clamp_min(torch.finfo(score.dtype).tiny)
+    return score.div_(scale) if in_place else score / scale
 
 
 def global_cuts(
@@ -101,7 +103,7 @@ def global_cuts(
     fraction: float,
     cap: float = 1.0,
     weights_per_unit: Mapping[str, int] | None = None,
-    world: World = LOCAL,
+    sharding: Sharding = SINGLE,
 ) -> dict[str, Cut]:
     """One cut per tensor, from scores that are comparable.
 
@@ -109,20 +111,21 @@ def global_cuts(
     (then the total is the nearest one not above the target that taking units in order of score can reach).
     """
     if weights_per_unit is not None and len(set(weights_per_unit.values())) > 1:
-        return _cuts_by_weight(scores, fraction, cap, weights_per_unit)
-    sizes = {name: world.size(name, score) for name, score in scores.items()}
+        gathered = {name: sharding.gather(score) for name, score in scores.items()}
+        return _cuts_by_weight(gathered, fraction, cap, weights_per_unit)
+    sizes = {name: size(sharding, score) for name, score in scores.items()}
     limit = {name: count_of(cap, size) for name, size in sizes.items()}
     left = min(count_of(fraction, sum(sizes.values())), sum(limit.values()))
     cuts: dict[str, Cut] = {}
     active = dict(scores)
     while active and left:
-        theta = world.kth(active, left)
-        at_or_below = {name: world.count(name, score, le, theta) for name, score in active.items()}
+        theta = kth_smallest(sharding, list(active.values()), left)
+        at_or_below = {name: count(sharding, score, le, theta) for name, score in active.items()}
         room = {name: min(number, limit[name]) for name, number in at_or_below.items()}
         if sum(room.values()) >= left:
-            return cuts | _share_ties(active, theta, room, limit, sum(room.values()) - left, world)
+            return cuts | _share_ties(active, theta, room, limit, sum(room.values()) - left, sharding)
         for name in [name for name in active if at_or_below[name] > limit[name]]:
-            cuts[name] = lowest(name, active.pop(name), limit[name], world)
+            cuts[name] = lowest(active.pop(name), limit[name], sharding)
             left -= limit[name]
     return cuts | {name: Cut(0, -torch.inf) for name in active}
 
@@ -137,20 +140,20 @@ def on_one_device(scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def in_multiples(
-    scores: Mapping[str, Tensor], cuts: Mapping[str, Cut], multiple: int, world: World = LOCAL
+    scores: Mapping[str, Tensor], cuts: Mapping[str, Cut], multiple: int, sharding: Sharding = SINGLE
 ) -> dict[str, Cut]:
     """The cuts that leave each tensor a multiple of units; no tensor is left more than the multiple above what it had.
 
     A tensor whose size is none keeps what is over it.
     """
-    sizes = {name: world.size(name, score) for name, score in scores.items()}
+    sizes = {name: size(sharding, score) for name, score in scores.items()}
     over = {name: size % multiple for name, size in sizes.items()}
     left = {name: max(0, sizes[name] - over[name] - cuts[name].k) for name in scores}
     base = {name: number // multiple * multiple for name, number in left.items()}
     more = -(-(sum(left.values()) - sum(base.values())) // multiple)
     for name in sorted(left, key=lambda name: base[name] - left[name])[:more]:
         base[name] += multiple
-    return {name: lowest(name, score, sizes[name] - over[name] - base[name], world) for name, score in scores.items()}
+    return {name: lowest(score, sizes[name] - over[name] - base[name], sharding) for name, score in scores.items()}
 
 
 def _share_ties(
@@ -159,7 +162,7 @@ def _share_ties(
     room: Mapping[str, int],
     limit: Mapping[str, int],
     excess: int,
-    world: World,
+    sharding: Sharding,
 ) -> dict[str, Cut]:
     """Cuts at one threshold: each tensor's ``room`` less ``excess`` units tied at it, which go in the tensors' order."""
     cuts = {}
@@ -167,17 +170,17 @@ def _share_ties(
         if not excess and room[name] < limit[name]:  # all at or below the threshold, and no tie to spare
             cuts[name] = Cut(room[name], theta)
             continue
-        below = world.count(name, scores[name], lt, theta)
+        below = count(sharding, scores[name], lt, theta)
         spared = min(excess, max(0, room[name] - below))
         excess -= spared
         k = room[name] - spared
-        cuts[name] = Cut(k, theta) if k >= below else lowest(name, scores[name], k, world)
+        cuts[name] = Cut(k, theta) if k >= below else lowest(scores[name], k, sharding)
     return cuts
 
 
-def lowest(name: str, score: Tensor, k: int, world: World = LOCAL) -> Cut:
+def lowest(score: Tensor, k: int, sharding: Sharding = SINGLE) -> Cut:
     """The cut that takes the ``k`` lowest units of one tensor."""
-    return Cut(k, world.kth({name: score}, k) if k else -torch.inf)
+    return Cut(k, kth_smallest(sharding, [score], k) if k else -torch.inf)
 
 
 def _cuts_by_weight(

@@ -40,25 +40,25 @@ class Budget:
     """T, for flops and latency, of one sequence."""
 
     @property
-    def asked(self) -> tuple[Measure, float] | None:
+    def limit(self) -> tuple[Measure, float] | None:
         """The one that is given."""
         measures: tuple[Measure, ...] = ("params", "flops", "latency")
-        found = [(name, value) for name in measures if (value := getattr(self, name)) is not None]
-        return found[0] if len(found) == 1 else None
+        given = [(name, value) for name in measures if (value := getattr(self, name)) is not None]
+        return given[0] if len(given) == 1 else None
 
     def problems(self, key: str = "budget") -> list[Problem]:
         """What is wrong whatever the model."""
-        found = []
-        if self.asked is None:
+        problems = []
+        if self.limit is None:
             rule = "be one of params, flops and latency"
             given = [n for n in ("params", "flops", "latency") if getattr(self, n) is not None]
-            found.append(Problem(key, given, rule, "params: 0.5"))
-        elif not 0 < self.asked[1] < 1:
+            problems.append(Problem(key, given, rule, "params: 0.5"))
+        elif not 0 < self.limit[1] < 1:
             rule = "be a share of the dense model in (0, 1)"
-            found.append(Problem(f"{key}.{self.asked[0]}", self.asked[1], rule, "0.5"))
+            problems.append(Problem(f"{key}.{self.limit[0]}", self.limit[1], rule, "0.5"))
         if self.tokens < 1:
-            found.append(Problem(f"{key}.tokens", self.tokens, "be at least 1", "128"))
-        return found
+            problems.append(Problem(f"{key}.tokens", self.tokens, "be at least 1", "128"))
+        return problems
 
 
 def _left(structure: Structure, sparsity: Mapping[str, float], multiples: Mapping[str, int]) -> int:
@@ -71,8 +71,8 @@ def left_of(
     model: nn.Module, sparsity: Mapping[str, float], multiples: Mapping[str, int] | None = None
 ) -> dict[str, int]:
     """Reader of the heads or neurons of a layer -> k_l, of the kinds that ``sparsity`` names."""
-    own = [each for each in structures(model) if each.kind in sparsity]
-    return {each.reader: _left(each, sparsity, multiples or {}) for each in own}
+    pruned = [each for each in structures(model) if each.kind in sparsity]
+    return {each.reader: _left(each, sparsity, multiples or {}) for each in pruned}
 
 
 def cost_of(
@@ -88,21 +88,21 @@ def cost_of(
     ``latency`` is that of the whole model, in seconds, by ``times``; ``multiples`` are those of which a layer is left one, and
     count as if every layer were rounded up.
     """
-    found, multiples = structures(model), multiples or {}
+    every, multiples = structures(model), multiples or {}
     if measure == "latency":
         if times is None:
             raise ValueError("latency needs measured times")
         dense = max(times["heads"].values())
         total = dense
         for kind, table in times.items():
-            layers = [each for each in found if each.kind == kind]
+            layers = [each for each in every if each.kind == kind]
             whole = interpolated(table, max(each.units for each in layers))
             total -= sum(
                 (whole - interpolated(table, _left(each, sparsity, multiples))) / len(layers) for each in layers
             )
         return total
     cost = 0.0
-    for each in found:
+    for each in every:
         reader = model.get_submodule(each.reader)
         weight = reader.get_parameter("weight")
         width = each.width * len(weight)

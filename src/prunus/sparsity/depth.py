@@ -53,8 +53,8 @@ def keep_layers(model: Any, kept: Sequence[int], key: str = "layers") -> None:
         rule = f"be one or more different numbers in 0..{len(layers) - 1}"
         raise TargetError(Problem(key, list(kept), rule, str(spread(len(layers), max(1, len(layers) // 2)))))
     chosen = sorted(kept)
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, nn.ModuleList([layers[i] for i in chosen]))
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, nn.ModuleList([layers[i] for i in chosen]))
     for place, i in enumerate(chosen):  # a decoder's cache goes by these
         for module in layers[i].modules():
             if isinstance(getattr(module, "layer_idx", None), int):
@@ -64,9 +64,9 @@ def keep_layers(model: Any, kept: Sequence[int], key: str = "layers") -> None:
         if hasattr(config, counter):
             setattr(config, counter, len(chosen))
     for attribute in KEYS.per_layer:
-        held = getattr(config, attribute, None)
-        if isinstance(held, list) and len(held) == len(layers):
-            setattr(config, attribute, [held[i] for i in chosen])
+        values = getattr(config, attribute, None)
+        if isinstance(values, list) and len(values) == len(layers):
+            setattr(config, attribute, [values[i] for i in chosen])
 
 
 def spread(layers: int, count: int) -> list[int]:

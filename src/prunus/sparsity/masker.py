@@ -1,4 +1,4 @@
-"""The masker: the one object of this room that remembers anything.
+"""The masker: the one object of this room with state.
 
 One optimizer step, in the order in which the masker must see it:
 
@@ -6,37 +6,38 @@ One optimizer step, in the order in which the masker must see it:
     optimizer.step()
     masker.step(model)        counts the step, updates the masks when they are due, makes the zeros exact
 
+A mask update: scores of the criterion (``scorer``) -> new masks (``mask_update``).
+
 Between two updates a pruned weight is written to zero after every optimizer step: masking gradients alone does not keep
 it there, since the momentum of the optimizer moves it (and decoupled weight decay never sees the mask).
 
-With ``revive`` the dense weights live on in a shadow S of the weight w, with m the mask (True = kept):
+With ``allow_regrowth`` the masker keeps the dense weights d of a weight w, with m the mask (True = kept):
 
-    after optimizer.step()    S <- w + S * (1 - m)     (where m = 0, w holds just the optimizer's update of a zero)
-    after an update of m      w <- S * m
+    after optimizer.step()    d <- w + d * (1 - m)     (where m = 0, w holds just the optimizer's update of a zero)
+    after an update of m      w <- d * m
 
-Parameters are looked up by their plain names (``wrappers``) at each use and never kept: a wrapped model is the same model, and
-what replaces parameters (sharding, casting) stays correct. Masks, scores and dense weights follow their weight to its device.
+Parameters are looked up by their plain names (``wrappers``) at each use and never stored: a wrapped model is the same model,
+and what replaces parameters (sharding, casting) stays correct. Masks, scores and dense weights follow the device of a weight.
 """
 
 from collections.abc import Mapping, Sequence
-from operator import le, ne
+from operator import ne
 
 import torch
 from torch import Tensor, nn
 
 from prunus.errors import CheckpointError, Problem, TrainingError
-from prunus.sparsity.allocation import global_cuts, importance, in_multiples, lowest, on_one_device
+from prunus.sparsity.allocation import importance
+from prunus.sparsity.mask_update import select_masks
 from prunus.sparsity.measure import TensorFacts, measure
 from prunus.sparsity.patterns import Pattern
 from prunus.sparsity.pruning import Pruning, Rule, resolve
-from prunus.sparsity.scorer import KINDS, Scorer, tell_blank
-from prunus.sparsity.scores import least_kept
-from prunus.sparsity.selection import Cut, count_of, kept
+from prunus.sparsity.scorer import Scorer, report_blank
+from prunus.sparsity.sharding import SINGLE, count, local, rows_here, shards_of, units_here
 from prunus.sparsity.structures import pattern_for
 from prunus.sparsity.targets import Selection, Targets, select
-from prunus.sparsity.world import LOCAL, local, world_of
 from prunus.sparsity.wrappers import parameter
-from prunus.sparsity.zeros import found_zeros
+from prunus.sparsity.zeros import masks_of_zeros
 
 __all__ = ["Masker"]
 
@@ -46,7 +47,7 @@ class Masker:
 
     ``prunings`` are the rules; ``total_steps`` and ``steps_per_epoch`` count optimizer steps and turn the spans of the
     schedules into steps. ``state`` is what ``state_dict`` returned in an earlier run of the same recipe; the masker then
-    goes on where that one was. ``saved`` are masks (bool ``[out, in]``, True = kept) that were saved with the model: a rule
+    continues from there. ``saved`` are masks (bool ``[out, in]``, True = kept) that were saved with the model: a rule
     that locks zeros keeps those of its mask. Raises ``RecipeError`` with all problems of all rules.
     """
 
@@ -64,22 +65,22 @@ class Masker:
         several = [prunings] if isinstance(prunings, Pruning) else list(prunings)
         self.rules: list[Rule] = resolve(model, several, total_steps, steps_per_epoch or total_steps)
         self.steps = 0
-        self._world = world_of(model, self.patterns)
-        self._scorer = Scorer(seed, self._world)
+        self._sharding, self._shards = shards_of(model, self.patterns)
+        self._scorer = Scorer(seed, self._sharding, self._shards)
         self._masks: dict[str, Tensor] = {}  # bool [out, in], True where the weight is kept
-        self._shadow: dict[str, Tensor] = {}
-        self._planned: dict[str, int] = {}  # zeros that the last update asked for
+        self._dense: dict[str, Tensor] = {}  # weights behind the masks, where they may regrow
+        self._planned: dict[str, int] = {}  # zeros that the last update made
         if state is not None:
             self._load(model, state)
         else:
             for index, rule in enumerate(self.rules):
                 if rule.pruning.lock:
                     taken, key = rule.selection.taken, f"prune[{index}]"
-                    self._hold(found_zeros(model, taken, rule.pattern, rule.pruning.sparsity, saved, key))
+                    self._lock(masks_of_zeros(model, taken, rule.pattern, rule.pruning.sparsity, saved, key))
                 elif rule.timetable.due(0) and rule.timetable.prunes(0):
                     self._update(model, rule)
             self.apply(model)
-        self._scorer.watch(model, self.rules, self.steps)
+        self._scorer.add_hooks(model, self.rules, self.steps)
 
     @classmethod
     def lock(
@@ -99,43 +100,42 @@ class Masker:
         rule = Pruning(sparsity, pattern, targets=targets or Targets(), lock=True)
         shape = pattern_for(model, pattern)
         taken = select(model, rule.targets, shape).taken
-        zeros = found_zeros(model, taken, shape, sparsity, masks)
+        zeros = masks_of_zeros(model, taken, shape, sparsity, masks)
         masker = cls(model, rule, total_steps=1, state={})  # which does not look for them again
-        masker._hold(zeros)
+        masker._lock(zeros)
         return masker
 
     # What a training loop calls
 
     @torch.no_grad()
-    def observe(self, model: nn.Module, rate: float = 1.0) -> None:
-        """Updates the scores of gradient criteria from ``.grad``; call once per optimizer step, before it.
+    def observe(self, model: nn.Module, lr_share: float = 1.0) -> None:
+        """Shows gradient criteria the gradients in ``.grad``; call once per optimizer step, before it.
 
-        ``rate`` is the share of its peak that the learning rate has now, which that of learning scores follows.
+        ``lr_share`` is the learning rate as a share of its peak, which the learning rate of trained scores follows.
         """
         for rule in self.rules:
-            remaining = rule.timetable.events[-1] - self.steps
-            # A criterion without history looks only at the step before an update; none is looked at after the last one.
-            wanted = remaining > 0 if rule.criterion.history else rule.timetable.due(self.steps + 1)
-            for name in rule.selection.taken if rule.criterion.needs_gradient and wanted else ():
+            if not rule.criterion.needs_gradient or not self._observes_next(rule):
+                continue
+            for name in rule.selection.taken:
                 gradient = parameter(model, name).grad
-                if gradient is not None:
-                    weight, grad = self._weight(model, name), local(gradient)
-                    dense = self._shadow.get(name, weight)
-                    self._scorer.see(name, rule, dense, grad, self.steps, rate)
-                    if rule.pruning.scores is not None and name in self._masks:
-                        grad.mul_(self._masks[name])
+                if gradient is None:
+                    continue
+                weight, grad = self._weight(model, name), local(gradient)
+                self._scorer.observe(name, rule, self._dense.get(name, weight), grad, self.steps, lr_share)
+                if rule.pruning.scores is not None and name in self._masks:
+                    grad.mul_(self._masks[name])
 
     def step(self, model: nn.Module) -> bool:
         """Call once after each optimizer step. True if masks were updated."""
-        self._absorb(model)
+        self._update_dense_weights(model)
         self.steps += 1
         due = [rule for rule in self.rules if rule.timetable.due(self.steps)]
         for rule in due:
             self._update(model, rule)
-            self._scorer.updated(rule, self.steps == rule.timetable.events[-1])
+            self._scorer.after_update(rule, last=self.steps == rule.timetable.update_steps[-1])
         self.apply(model)
         if self.finished:
-            self._scorer.unwatch()
+            self._scorer.remove_hooks()
         return bool(due)
 
     @torch.no_grad()
@@ -143,60 +143,60 @@ class Masker:
         """Makes the zeros exact. May be called at any time; a second call changes nothing."""
         for name in self._masks:
             weight = self._weight(model, name)
-            if name in self._shadow:
-                weight.copy_(self._shadow[name])
+            if name in self._dense:
+                weight.copy_(self._dense[name])
             weight.mul_(self._masks[name])
 
     def finish(self, model: nn.Module) -> list[TensorFacts]:
-        """Masks a last time and counts. Raises ``TrainingError`` where the zeros asked for are not there."""
-        self._scorer.unwatch()
+        """Masks a last time and counts. Raises ``TrainingError`` where zeros are missing."""
+        self._scorer.remove_hooks()
         with torch.no_grad():
             for name in self._masks:
-                # Not apply(): the weights may be those of a restored checkpoint, which no shadow may overwrite. And a
+                # Not apply(): the weights may be those of a restored checkpoint, which no dense weights may overwrite. And a
                 # product would leave -0.0 where the weight was negative.
                 weight = self._weight(model, name)
                 weight.masked_fill_(~self._masks[name], 0.0)
         facts = self.measure(model)
-        found = [
+        problems = [
             Problem(
                 "steps",
                 self.steps,
-                f"reach the last mask update, step {rule.timetable.events[-1]}",
+                f"reach the last mask update, step {rule.timetable.update_steps[-1]}",
                 "a longer training",
             )
             for rule in self.rules
-            if self.steps < rule.timetable.events[-1]
+            if self.steps < rule.timetable.update_steps[-1]
         ]
-        found += [
+        problems += [
             Problem(fact.name, fact.zeros, f"hold the {self._planned[fact.name]} zeros asked for", "a bug report")
             for fact in facts
             if fact.zeros < self._planned.get(fact.name, 0)
         ]
-        if found:
-            raise TrainingError(*found)
+        if problems:
+            raise TrainingError(*problems)
         return facts
 
     def collect(self) -> None:
-        """Puts masks of sharded parameters together, once training is over and the model is whole; all processes call it."""
+        """Gathers masks of sharded parameters, once training is over and the model is whole; all processes call it."""
         self._masks = self.masks
-        self._shadow, self._world = {}, LOCAL
+        self._dense, self._sharding = {}, SINGLE
 
     # What a report asks
 
     @property
     def patterns(self) -> dict[str, Pattern]:
-        """Pattern of each tensor that is held, in order."""
+        """Pattern of each weight that a rule prunes, in order."""
         return {name: rule.pattern for rule in self.rules for name in rule.selection.taken}
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """Masks by name, bool ``[out, in]``, True where a weight is kept; of sharded parameters put together, by all."""
-        return {name: self._world.whole(name, mask) for name, mask in self._masks.items()}
+        """Masks by name, bool ``[out, in]``, True where a weight is kept; of sharded parameters gathered, in all processes."""
+        return {name: self._sharding.gather(mask) for name, mask in self._masks.items()}
 
     @property
     def sharded(self) -> bool:
-        """Whether processes hold parts of the parameters."""
-        return self._world is not LOCAL
+        """Whether several processes hold parts of the parameters."""
+        return not self._sharding.single
 
     @property
     def selections(self) -> list[Selection]:
@@ -205,13 +205,13 @@ class Masker:
 
     @property
     def planned(self) -> dict[str, int]:
-        """Zeros that the latest update asked for, by name."""
+        """Zeros that the latest update made, by name."""
         return dict(self._planned)
 
     @property
     def finished(self) -> bool:
         """True when every rule has had its last update."""
-        return all(self.steps >= rule.timetable.events[-1] for rule in self.rules)
+        return all(self.steps >= rule.timetable.update_steps[-1] for rule in self.rules)
 
     def due(self, ahead: int = 0) -> float:
         """Sparsity that the schedules ask for now, or so many steps from now, over all targets."""
@@ -235,144 +235,131 @@ class Masker:
         return measure(model, self.patterns)
 
     def bytes(self) -> dict[str, int]:
-        """Memory held now, by kind: masks, scores, shadow."""
-        kinds = {"masks": self._masks.values(), "scores": self._scorer.tensors(), "shadow": self._shadow.values()}
-        return {kind: sum(t.numel() * t.element_size() for t in held) for kind, held in kinds.items()}
+        """Bytes in use now, by kind: masks, scores, dense weights."""
+        kinds = {"masks": self._masks.values(), "scores": self._scorer.tensors(), "dense_weights": self._dense.values()}
+        return {kind: sum(t.numel() * t.element_size() for t in tensors) for kind, tensors in kinds.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that a later masker needs to go on, as a flat dictionary of tensors.
+        """Everything that a later masker needs to continue, as a flat dictionary of tensors.
 
         Of sharded parameters it is that of the whole, and all processes call it.
         """
         state = {"steps": torch.tensor(self.steps), "seed": torch.tensor(self._scorer.seed)}
-        whole = self._world.whole
-        state |= {f"mask.{name}": whole(name, value) for name, value in self._masks.items()}
-        state |= {f"shadow.{name}": whole(name, value) for name, value in self._shadow.items()}
-        for key, value in self._scorer.state_dict().items():
-            kind, _, name = key.partition(".")
-            state[key] = value if kind == "input" else whole(name, value, units=True)
+        state |= {f"mask.{name}": mask for name, mask in self.masks.items()}
+        state |= {f"dense.{name}": self._sharding.gather(dense) for name, dense in self._dense.items()}
+        inputs = {name for rule in self.rules if rule.criterion.needs_input for name in rule.selection.taken}
+        for name, key, value in self._scorer.items():
+            state[f"{key}.{name}"] = value if name in inputs else self._sharding.gather(value)
         return state | {f"planned.{name}": torch.tensor(value) for name, value in self._planned.items()}
 
     # How it works
 
     def _weight(self, model: nn.Module, name: str) -> Tensor:
-        """The part of a weight that this process holds, the same memory; what is kept of it moves to its device."""
+        """The rows of a weight that this process holds, the same memory; mask, dense weights and scores move to its device."""
         weight = local(parameter(model, name).detach())
-        for kept_ in (self._masks, self._shadow):
-            if name in kept_ and kept_[name].device != weight.device:
-                kept_[name] = kept_[name].to(weight.device)
-        self._scorer.follow(name, weight.device)
+        for tensors in (self._masks, self._dense):
+            if name in tensors and tensors[name].device != weight.device:
+                tensors[name] = tensors[name].to(weight.device)
+        self._scorer.to_device(name, weight.device)
         return weight
 
-    def _hold(self, masks: Mapping[str, Tensor]) -> None:
+    def _observes_next(self, rule: Rule) -> bool:
+        """Whether the rule's criterion needs the gradient of the next step; none does after the last update."""
+        if rule.criterion.needs_every_step:
+            return self.steps < rule.timetable.update_steps[-1]
+        return rule.timetable.due(self.steps + 1)
+
+    def _lock(self, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():
             self._masks[name] = mask
             self._planned[name] = mask.numel() - int(torch.count_nonzero(mask))
 
     def _final(self, rule: Rule) -> float:
-        """Final sparsity of a rule over all of its weights, the user's per-tensor values counted in."""
+        """Final sparsity of a rule over all of its weights, with the user's values for single tensors."""
         final, taken = rule.pruning.allocation.final, rule.selection.taken
         if rule.pruning.lock or rule.pruning.learns_sparsity:
             return sum(self._planned.get(name, 0) for name in taken) / rule.selection.weights
         zeros = sum(final(name, rule.sparsity) * out * inp for name, (out, inp) in taken.items())
         return zeros / rule.selection.weights
 
-    def _absorb(self, model: nn.Module) -> None:
-        with torch.no_grad():
-            for name in self._shadow:
-                weight = self._weight(model, name)
-                self._shadow[name].mul_(~self._masks[name]).add_(weight)
+    @torch.no_grad()
+    def _update_dense_weights(self, model: nn.Module) -> None:
+        for name in self._dense:
+            weight = self._weight(model, name)
+            self._dense[name].mul_(~self._masks[name]).add_(weight)
+
+    # A mask update
 
     @torch.no_grad()
     def _update(self, model: nn.Module, rule: Rule) -> None:
-        pattern, pruning, shapes = rule.pattern, rule.pruning, rule.selection.taken
-        elements: dict[str, Tensor] = {}
-        units: dict[str, Tensor] = {}
-        blank = []
-        for name in shapes:
+        """Selects the rule's masks anew, from the scores as they are now."""
+        scores = self._scores(model, rule)
+        report_blank(rule, self._blank(rule, scores), self.steps)
+        for name, score in scores.items():
+            in_place = not self._scorer.is_state(name, score)
+            scores[name] = importance(score, rule.pruning.allocation.importance, in_place, self._sharding)
+        masks, zeros = select_masks(rule, scores, self._masks, self.steps, self._sharding, self._shards)
+        self._masks |= masks
+        self._planned |= zeros
+
+    def _scores(self, model: nn.Module, rule: Rule) -> dict[str, Tensor]:
+        """The criterion's scores by name: of units, or of weights for N:M."""
+        scores = {}
+        for name in rule.selection.taken:
             weight = self._weight(model, name)
             if weight.is_meta:
-                rule_ = "hold numbers when masks are updated"
-                raise TrainingError(Problem(name, "the meta device", rule_, "loading the weights first"))
-            if pruning.revive and name not in self._shadow:
-                self._shadow[name] = weight.clone()
-            dense = self._shadow.get(name, weight)
-            score = self._scorer.score(name, rule, dense)
-            whole = self._planned.get(name) == shapes[name][0] * shapes[name][1]  # all of it is zero already
-            if not whole and not self._world.count(name, score, ne, 0.0):
-                blank.append(name)
-            kind = pruning.allocation.importance
-            score = importance(score, kind, self._scorer.own(name, score), name, self._world)
-            held = None if pruning.revive else self._masks.get(name)
-            if pattern.needs_element_scores:
-                elements[name] = score if held is None else score.masked_fill(~held, -torch.inf)
-                units[name] = self._world.pool(name, pattern, elements[name], pruning.reduce)
-            else:
-                kept_units = None if held is None else self._kept_units(name, held, pattern, shapes[name])
-                units[name] = score if kept_units is None else score.masked_fill(~kept_units, -torch.inf)
-        tell_blank(rule, blank, self.steps)
-        cuts = self._cuts(rule, units)
-        if pruning.allocation.multiple > 1:
-            cuts = in_multiples(units, cuts, pruning.allocation.multiple, self._world)
-        for name, cut in cuts.items():
-            keep = kept(units[name], self._world.own(name, units[name], cut))
-            self._masks[name] = self._world.expand(name, pattern, keep, elements.get(name), shapes[name]).contiguous()
-            self._planned[name] = cut.k * pattern.zeros_per_unit(shapes[name])
+                text = "hold numbers when masks are updated"
+                raise TrainingError(Problem(name, "the meta device", text, "loading the weights first"))
+            if rule.pruning.allow_regrowth and name not in self._dense:
+                self._dense[name] = weight.clone()
+            scores[name] = self._scorer.score(name, rule, self._dense.get(name, weight), self.steps)
+        return scores
 
-    def _kept_units(self, name: str, mask: Tensor, pattern: Pattern, shape: tuple[int, int]) -> Tensor:
-        rows, columns = pattern.units(shape)
-        if not self._world.crosses(name):
-            return mask[:: shape[0] // rows, :: shape[1] // columns]
-        return self._world.pool(name, pattern, mask.float(), "max") > 0
+    def _blank(self, rule: Rule, scores: Mapping[str, Tensor]) -> list[str]:
+        """Weights whose scores are all zero, though not all of the weight is pruned already."""
+        return [
+            name
+            for name, (out, inp) in rule.selection.taken.items()
+            if self._planned.get(name) != out * inp and not count(self._sharding, scores[name], ne, 0.0)
+        ]
 
-    def _cuts(self, rule: Rule, units: Mapping[str, Tensor]) -> dict[str, Cut]:
-        scores = rule.pruning.scores
-        if scores is not None and scores.threshold is not None:
-            edge = scores.threshold * rule.timetable.share(self.steps)
-            cuts = {}
-            for name, score in units.items():
-                size = self._world.size(name, score)
-                below = self._world.count(name, torch.sigmoid(score), le, edge)
-                cuts[name] = lowest(name, score, min(below, size - least_kept(size)), self._world)
-            return cuts
-        allocation, most = rule.pruning.allocation, rule.pattern.max_sparsity
-        if allocation.scope == "global":
-            sizes = {name: rule.pattern.zeros_per_unit(shape) for name, shape in rule.selection.taken.items()}
-            fraction = rule.fraction_of_units(self.steps, rule.sparsity)
-            units = on_one_device(units)
-            return global_cuts(units, fraction, min(1.0, allocation.max_per_tensor / most), sizes, self._world)
-        cuts = {}
-        for name, score in units.items():
-            fraction = rule.fraction_of_units(self.steps, allocation.final(name, rule.sparsity))
-            cuts[name] = lowest(name, score, count_of(fraction, self._world.size(name, score)), self._world)
-        return cuts
+    # Going on from an earlier run
 
     def _load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-        shapes = {name: shape for rule in self.rules for name, shape in rule.selection.taken.items()}
-        scores = {name: rule.score_shape(name) for rule in self.rules for name in rule.selection.taken}
+        rules = {name: rule for rule in self.rules for name in rule.selection.taken}
         for key, value in state.items():
             kind, _, name = key.partition(".")
-            if name and name not in shapes:
-                rule = "name only tensors that this recipe prunes"
-                raise CheckpointError(Problem("masker state", name, rule, "the recipe that the state was saved with"))
-            if kind in ("mask", "shadow") and tuple(value.shape) != shapes[name]:
-                rule = f"have the shape {list(shapes[name])} of {name}"
-                raise CheckpointError(Problem("masker state", list(value.shape), rule, "the model it was saved with"))
-            if kind in KINDS and kind != "input" and tuple(value.shape) != scores[name]:
-                rule = f"have the shape {list(scores[name])} of the scores of {name}"
-                fix = "the pattern and the criterion that the state was saved with"
-                raise CheckpointError(Problem("masker state", list(value.shape), rule, fix))
-            device = parameter(model, name).device if name else torch.device("cpu")
             if kind == "steps":
                 self.steps = int(value)
             elif kind == "seed":
                 self._scorer.seed = int(value)
+            elif name not in rules:
+                text = "name only tensors that this recipe prunes"
+                raise CheckpointError(Problem("masker state", name, text, "the recipe that the state was saved with"))
             elif kind == "planned":
                 self._planned[name] = int(value)
-            elif kind == "mask":
-                self._masks[name] = self._world.part(name, value.to(device, torch.bool, copy=True))
-            elif kind in KINDS:
-                own = value if kind == "input" else self._world.units(name, value)
-                self._scorer.load(kind, name, own.to(device))
-            elif kind == "shadow":
-                self._shadow[name] = self._world.part(name, value.to(device, copy=True))
+            else:
+                self._load_tensor(kind, name, rules[name], value, parameter(model, name).device)
+
+    def _load_tensor(self, kind: str, name: str, rule: Rule, value: Tensor, device: torch.device) -> None:
+        """A mask, dense weights, or a tensor of the criterion's state."""
+        shard = self._shards[name]
+        if kind in ("mask", "dense"):
+            _check_shape(value, shard.shape, name, "the model it was saved with")
+            here = rows_here(shard, value.to(device, torch.bool if kind == "mask" else value.dtype, copy=True))
+            (self._masks if kind == "mask" else self._dense)[name] = here
+        elif kind not in rule.criterion.state:
+            text = f"hold only what criterion {rule.criterion.name} needs"
+            raise CheckpointError(Problem("masker state", kind, text, "the recipe that the state was saved with"))
+        elif rule.criterion.needs_input:
+            self._scorer.load(name, kind, value.to(device))
+        else:
+            fix = "the pattern and the criterion that the state was saved with"
+            _check_shape(value, rule.score_shape(name), f"the scores of {name}", fix)
+            self._scorer.load(name, kind, units_here(shard, value).to(device))
+
+
+def _check_shape(value: Tensor, shape: tuple[int, int], what: str, fix: str) -> None:
+    if tuple(value.shape) != shape:
+        rule = f"have the shape {list(shape)} of {what}"
+        raise CheckpointError(Problem("masker state", list(value.shape), rule, fix))

@@ -37,7 +37,7 @@ class TensorFacts:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor that several processes hold in parts, put together in each; all of them call it."""
+    """A sharded tensor, gathered in every process; all of them call it."""
     sharded: Any = tensor
     return tensor if not is_sharded(tensor) else sharded.full_tensor()
 

@@ -14,10 +14,9 @@ from torch import nn
 
 from prunus.errors import Problem, PrunusError, RecipeError, TargetError, nearest
 from prunus.sparsity.allocation import Allocation
-from prunus.sparsity.criteria import CRITERIA, Criterion, criterion
+from prunus.sparsity.criteria import CRITERIA, Criterion, Scores, criterion
 from prunus.sparsity.patterns import NofM, Pattern, Reduce, parse_pattern
 from prunus.sparsity.schedules import Schedule, Timetable
-from prunus.sparsity.scores import Scores
 from prunus.sparsity.selection import count_of
 from prunus.sparsity.structures import STRUCTURES, pattern_for
 from prunus.sparsity.targets import Selection, Targets, select
@@ -32,7 +31,7 @@ class Pruning:
     """What becomes zero, by what measure, when, and where.
 
     ``sparsity`` is the fraction of zeros in the targets at the end; None is all that an N:M pattern can give.
-    ``revive`` keeps the dense weights behind the mask, so that a weight pruned early may return (4 bytes a weight);
+    ``allow_regrowth`` keeps the dense weights behind the mask, so that a weight pruned early may return (4 bytes a weight);
     without it a pruned weight stays zero.
     """
 
@@ -43,11 +42,11 @@ class Pruning:
     allocation: Allocation = field(default_factory=Allocation)
     targets: Targets = field(default_factory=Targets)
     reduce: Reduce = "mean"
-    revive: bool = False
+    allow_regrowth: bool = False
     scores: Scores | None = None
-    """Scores that learn (``sparsity.scores``), of criterion movement with ``revive``."""
+    """How scores are trained (``criteria.LearnedMovement``), for criterion movement with ``allow_regrowth``."""
     lock: bool = False
-    """The zeros that the model has stay, and no others come; ``pattern`` and ``sparsity`` then say what is expected of them."""
+    """Existing zeros are frozen; no new weights are pruned. ``pattern`` and ``sparsity`` then say what the zeros should be."""
 
     def final_sparsity(self) -> float:
         """``sparsity``, or the pattern's own where it is None; of a lock or a threshold only the model can say it."""
@@ -55,87 +54,93 @@ class Pruning:
             return self.sparsity or 0.0
         return parse_pattern(self.pattern).max_sparsity if self.sparsity is None else self.sparsity
 
+    def chosen_criterion(self) -> Criterion:
+        """The criterion that scores the weights; a lock, which scores none, has that of magnitude."""
+        return criterion("magnitude") if self.lock else criterion(self.criterion, self.scores)
+
     def problems(self, key: str = "prune") -> list[Problem]:
         """Everything that is wrong with the rule, whatever the model."""
         if self.lock:
             return self._lock_problems(key)
-        found: list[Problem] = []
+        problems: list[Problem] = []
         pattern: Pattern | None = None
         try:
             pattern = parse_pattern(self.pattern, f"{key}.pattern")
         except PrunusError as error:
-            found += error.problems
+            problems += error.problems
         if self.criterion not in CRITERIA:
             rule = "be one of " + ", ".join(CRITERIA)
-            found.append(Problem(f"{key}.criterion", self.criterion, rule, nearest(self.criterion, CRITERIA)))
+            problems.append(Problem(f"{key}.criterion", self.criterion, rule, nearest(self.criterion, CRITERIA)))
         elif CRITERIA[self.criterion].of_units and isinstance(pattern, NofM):
             rule = f"be another for pattern {pattern}, whose units choose among their own weights"
-            found.append(Problem(f"{key}.criterion", self.criterion, rule, "snip_momentum"))
+            problems.append(Problem(f"{key}.criterion", self.criterion, rule, "snip_momentum"))
         if self.reduce not in _REDUCTIONS:
             fix = nearest(self.reduce, _REDUCTIONS)
-            found.append(Problem(f"{key}.reduce", self.reduce, "be mean, sum or max", fix))
-        found += self._scores_problems(key, pattern)
+            problems.append(Problem(f"{key}.reduce", self.reduce, "be mean, sum or max", fix))
+        problems += self._scores_problems(key, pattern)
         sparsity = self.sparsity
         if self.learns_sparsity:
             if sparsity is not None:
                 rule = "be left out with scores.threshold: what comes of it is counted"
-                found.append(Problem(f"{key}.sparsity", sparsity, rule, "scores.regularization, higher for more zeros"))
+                problems.append(
+                    Problem(f"{key}.sparsity", sparsity, rule, "scores.regularization, higher for more zeros")
+                )
         elif sparsity is None:
             if pattern is not None and not isinstance(pattern, NofM):
-                found.append(Problem(f"{key}.sparsity", None, f"be given for pattern {self.pattern}", "0.8"))
+                problems.append(Problem(f"{key}.sparsity", None, f"be given for pattern {self.pattern}", "0.8"))
         elif not 0 <= sparsity < 1:
             percent = 1 < sparsity < 100
             fix = f"{sparsity / 100:g} (fractions, not per cent)" if percent else "0.8"
-            found.append(Problem(f"{key}.sparsity", sparsity, "be a fraction in [0, 1)", fix))
+            problems.append(Problem(f"{key}.sparsity", sparsity, "be a fraction in [0, 1)", fix))
         elif pattern is not None and sparsity > pattern.max_sparsity:
             most = pattern.max_sparsity
             rule = f"be at most {most:g}, which is all that pattern {self.pattern} can give"
-            found.append(Problem(f"{key}.sparsity", sparsity, rule, f"{most:g}, or pattern: 4x1"))
-        found += self.schedule.problems(f"{key}.schedule")
+            problems.append(Problem(f"{key}.sparsity", sparsity, rule, f"{most:g}, or pattern: 4x1"))
+        problems += self.schedule.problems(f"{key}.schedule")
         most = pattern.max_sparsity if isinstance(pattern, NofM) else 0.0
-        asked = most if sparsity is None else sparsity
-        found += self.allocation.problems(asked if 0 <= asked < 1 else 0.0, f"{key}.allocation")
-        return found
+        final = most if sparsity is None else sparsity
+        problems += self.allocation.problems(final if 0 <= final < 1 else 0.0, f"{key}.allocation")
+        return problems
 
     @property
     def learns_sparsity(self) -> bool:
-        """Whether sparsity is what comes of a threshold, and not asked for."""
+        """Whether the sparsity is what comes of a threshold, and not given."""
         return self.scores is not None and self.scores.threshold is not None and not self.lock
 
     def _scores_problems(self, key: str, pattern: Pattern | None) -> list[Problem]:
         if self.scores is None:
             return []
-        found = self.scores.problems(f"{key}.scores")
+        problems = self.scores.problems(f"{key}.scores")
         if self.criterion != "movement":
             rule = "come with criterion movement: others are computed, and do not learn"
-            found.append(Problem(f"{key}.scores", self.criterion, rule, "criterion: movement"))
-        if not self.revive:
+            problems.append(Problem(f"{key}.scores", self.criterion, rule, "criterion: movement"))
+        if not self.allow_regrowth:
             rule = "be true with scores that learn: a weight comes back with its score"
-            found.append(Problem(f"{key}.revive", False, rule, "true"))
+            problems.append(Problem(f"{key}.allow_regrowth", False, rule, "true"))
         if self.learns_sparsity and isinstance(pattern, NofM):
             rule = f"be left out for pattern {pattern}, whose sparsity is given"
-            found.append(Problem(f"{key}.scores.threshold", self.scores.threshold, rule, "hard movement"))
+            problems.append(Problem(f"{key}.scores.threshold", self.scores.threshold, rule, "hard movement"))
         if self.learns_sparsity and self.allocation.per_tensor:
             rule = "be left out with scores.threshold"
-            found.append(
+            problems.append(
                 Problem(f"{key}.allocation.per_tensor", dict(self.allocation.per_tensor), rule, "scope: tensor")
             )
-        return found
+        return problems
 
     def _lock_problems(self, key: str) -> list[Problem]:
-        found: list[Problem] = []
+        problems: list[Problem] = []
         try:
             parse_pattern(self.pattern, f"{key}.pattern")
         except PrunusError as error:
-            found += error.problems
+            problems += error.problems
         if self.sparsity is not None and not 0 < self.sparsity < 1:
-            found.append(Problem(f"{key}.sparsity", self.sparsity, "be a fraction in (0, 1), or left out", "0.8"))
+            problems.append(Problem(f"{key}.sparsity", self.sparsity, "be a fraction in (0, 1), or left out", "0.8"))
         plain = Pruning()
-        for name in ("criterion", "schedule", "allocation", "reduce", "revive", "scores"):
+        for name in ("criterion", "schedule", "allocation", "reduce", "allow_regrowth", "scores"):
             if getattr(self, name) != getattr(plain, name):
-                rule = "not come with lock: the zeros that are there stay, and no others come"
-                found.append(Problem(f"{key}.{name}", getattr(self, name), rule, f"leaving {name} out"))
-        return found
+                rule = "not come with lock: existing zeros are frozen, no new weights are pruned"
+                problems.append(Problem(f"{key}.{name}", getattr(self, name), rule, f"leaving {name} out"))
+        return problems
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ class Rule:
 
 
 def _shortfall(allocation: Allocation, pattern: Pattern, selection: Selection, sparsity: float) -> int:
-    """Zeros asked for that the caps of a global scope rule out, as each cap is rounded down; 0 where that is under a unit."""
+    """Requested zeros that the caps of a global scope rule out, as each cap is rounded down; 0 where that is under a unit."""
     if allocation.scope != "global":
         return 0
     total = room = 0
@@ -186,20 +191,20 @@ def resolve(
     model: nn.Module, prunings: Sequence[Pruning], total_steps: int, steps_per_epoch: float, key: str = "prune"
 ) -> list[Rule]:
     """Rules for ``model`` in a training of ``total_steps`` optimizer steps; every problem of every rule at once."""
-    found: list[Problem] = []
+    problems: list[Problem] = []
     rules: list[Rule] = []
     owner: dict[str, str] = {}
     for index, pruning in enumerate(prunings):
         where = f"{key}[{index}]"
-        own = pruning.problems(where)
-        if own:
-            found += own
+        of_rule = pruning.problems(where)
+        if of_rule:
+            problems += of_rule
             continue
         pattern, timetable, selection = parse_pattern(pruning.pattern), None, None
         try:
             pattern = pattern_for(model, pruning.pattern, f"{where}.pattern")
         except TargetError as error:
-            found += error.problems
+            problems += error.problems
             continue
         try:
             timetable = (
@@ -208,39 +213,39 @@ def resolve(
                 else pruning.schedule.timetable(total_steps, steps_per_epoch, f"{where}.schedule")
             )
         except RecipeError as error:
-            found += error.problems
+            problems += error.problems
         try:
             selection = select(model, _targets(pruning), pattern, f"{where}.targets")
         except TargetError as error:
-            found += error.problems
+            problems += error.problems
         if timetable is None or selection is None:
             continue
-        final, chosen = pruning.final_sparsity(), criterion("magnitude" if pruning.lock else pruning.criterion)
+        final, chosen = pruning.final_sparsity(), pruning.chosen_criterion()
         if (chosen.needs_gradient or chosen.needs_input) and timetable.prunes(0):
             unseen = "input" if chosen.needs_input else "gradient"
             rule = f"be at least 1 with criterion {chosen.name}, which has seen no {unseen} at step 0"
-            found.append(Problem(f"{where}.schedule.start", 0, rule, "100, or criterion: magnitude"))
+            problems.append(Problem(f"{where}.schedule.start", 0, rule, "100, or criterion: magnitude"))
         for name, value in ((n, pruning.allocation.final(n, final)) for n in selection.taken):
             if value > pattern.max_sparsity:
                 rule = f"be at most {pattern.max_sparsity:g} for pattern {pattern} ({name})"
-                found.append(Problem(f"{where}.allocation.per_tensor", value, rule, f"{pattern.max_sparsity:g}"))
+                problems.append(Problem(f"{where}.allocation.per_tensor", value, rule, f"{pattern.max_sparsity:g}"))
                 break
         for regex in pruning.allocation.per_tensor:
             if not any(re.search(regex, name) for name in selection.taken):
                 rule = "match at least one tensor that this rule prunes"
-                found.append(Problem(f"{where}.allocation.per_tensor", regex, rule, "a pattern such as 'attention'"))
+                problems.append(Problem(f"{where}.allocation.per_tensor", regex, rule, "a pattern such as 'attention'"))
         for name in selection.taken:
             if name in owner:
                 rule = f"not match a tensor that {owner[name]} prunes already"
-                found.append(Problem(f"{where}.targets", name, rule, "an exclude pattern in one of the two"))
+                problems.append(Problem(f"{where}.targets", name, rule, "an exclude pattern in one of the two"))
                 break
         short = 0 if pruning.lock else _shortfall(pruning.allocation, pattern, selection, final)
         if short:
             rule = f"leave room for the sparsity {final:g}: whole units under this cap are {short} weights short of it"
             key_ = f"{where}.allocation.max_per_tensor"
-            found.append(Problem(key_, pruning.allocation.max_per_tensor, rule, "1, or a lower sparsity"))
+            problems.append(Problem(key_, pruning.allocation.max_per_tensor, rule, "1, or a lower sparsity"))
         owner |= dict.fromkeys(selection.taken, where)
         rules.append(Rule(pruning, pattern, chosen, timetable, selection, final))
-    if found:
-        raise RecipeError(*found)
+    if problems:
+        raise RecipeError(*problems)
     return rules

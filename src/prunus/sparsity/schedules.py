@@ -1,23 +1,23 @@
 """Schedules: how sparsity grows over optimizer steps.
 
-A schedule has T + 1 events at the steps start + j * every, j = 0..T, T = (end - start) // every. With x = j / T the
-sparsity due at event j lies between the initial s0 and the final a:
+A schedule updates masks T + 1 times, at the steps start + j * every, j = 0..T, T = (end - start) // every. With x = j / T the
+sparsity due at update j lies between the initial s0 and the final a:
 
 ===============  =======================================  =====================================================
 kind             s(x)                                     source
 ===============  =======================================  =====================================================
 one_shot         a, at start
-constant         a, at every event                        re-selects the mask at constant sparsity
+constant         a, at every update                       re-selects the mask at constant sparsity
 linear           s0 + (a - s0) x
 polynomial       a + (s0 - a) (1 - x)^power               Zhu & Gupta 2017, arXiv:1710.01878, equation 1 (power 3)
 exponential      1 - (1 - s0) ((1 - a) / (1 - s0))^x      constant factor on the density; INC's ``exp``
 cosine           s0 + (a - s0) (1 - cos(pi x / 2))        INC's ``cos``: slow start
 inc_cube         s0 + (a - s0) x^3                        INC's ``cube``: slow start, not Zhu & Gupta's
-multistep        a * levels[i], after i of ``boundaries`` NNCF's ``multistep``; an event at start and at each of them
+multistep        a * levels[i], after i of ``boundaries`` NNCF's ``multistep``; an update at start and at each of them
 ===============  =======================================  =====================================================
 
-The event j = 0 of a growing schedule prunes nothing; the last one is set to ``a`` exactly, whatever the rounding of the
-formula. Steps count optimizer steps: the event at step t happens after t of them. ``start``, ``end``, ``every`` and
+The update j = 0 of a growing schedule prunes nothing; the last one is set to ``a`` exactly, whatever the rounding of the
+formula. Steps count optimizer steps: the update at step t happens after t of them. ``start``, ``end``, ``every`` and
 ``cooldown`` are spans: steps (``1000``), epochs (``"2 epochs"``) or a share of the training (``"10%"``).
 """
 
@@ -45,7 +45,7 @@ KINDS: Final[tuple[Kind, ...]] = (
 
 _SPAN: Final = re.compile(r"\s*(?P<value>\d+(\.\d+)?)\s*(?P<unit>steps?|epochs?|%|)\s*")
 _SMALL: Final = 2.0**-20  # so small that ``exponential``, too, is proportional to it
-_AUTO_EVENTS: Final = 40  # INC's default: a fortieth of the pruning phase between events
+_AUTO_UPDATES: Final = 40  # INC's default: a fortieth of the pruning phase between updates
 
 
 @dataclass(frozen=True)
@@ -82,29 +82,29 @@ def parse_span(value: object, key: str = "span") -> Span:
 
 @dataclass(frozen=True)
 class Timetable:
-    """A schedule whose spans have become steps: ``events`` are the optimizer steps of the mask updates, in order."""
+    """A schedule in steps: ``update_steps`` are the optimizer steps after which masks are updated, in order."""
 
     kind: Kind
-    events: tuple[int, ...]
+    update_steps: tuple[int, ...]
     power: float = 3.0
     levels: tuple[float, ...] = ()
-    """Of ``multistep``: the share of the final sparsity that is due from each event on."""
-    held: int = 0
-    """How many of the events, the last ones, select again at the final sparsity."""
+    """Of ``multistep``: the share of the final sparsity that is due from each update on."""
+    hold_updates: int = 0
+    """How many of the updates, the last ones, select again at the final sparsity."""
 
     def due(self, step: int) -> bool:
         """Whether masks are updated after ``step`` optimizer steps."""
-        return step in self.events
+        return step in self.update_steps
 
     def progress(self, step: int) -> float:
-        """x at ``step``: 0 before the first event, 1 from the last one on."""
-        done, growing = sum(event <= step for event in self.events), len(self.events) - self.held
+        """x at ``step``: 0 before the first update, 1 from the last one on."""
+        done, growing = sum(update <= step for update in self.update_steps), len(self.update_steps) - self.hold_updates
         if done == 0:
             return 0.0
         return 1.0 if done >= growing else (done - 1) / (growing - 1)
 
     def prunes(self, step: int) -> bool:
-        """Whether anything may be pruned after ``step`` optimizer steps; the first event of a growing schedule does not."""
+        """Whether anything may be pruned after ``step`` optimizer steps; the first update of a growing schedule does not."""
         return self.sparsity(step, 0.5) > 0
 
     def share(self, step: int) -> float:
@@ -114,10 +114,10 @@ class Timetable:
     def sparsity(self, step: int, final: float, initial: float = 0.0) -> float:
         """Sparsity due after ``step`` optimizer steps, as a fraction."""
         x = self.progress(step)
-        if not self.events or step < self.events[0]:
+        if not self.update_steps or step < self.update_steps[0]:
             return initial
         if self.kind == "multistep":
-            return final * self.levels[sum(event <= step for event in self.events) - 1]
+            return final * self.levels[sum(update <= step for update in self.update_steps) - 1]
         if x == 1.0 or self.kind in ("one_shot", "constant"):
             return final
         if self.kind == "linear":
@@ -153,32 +153,36 @@ class Schedule:
 
     def problems(self, key: str = "schedule") -> list[Problem]:
         """What is wrong whatever the length of the training."""
-        found = []
+        problems = []
         if self.kind not in KINDS:
-            found.append(Problem(f"{key}.kind", self.kind, "be one of " + ", ".join(KINDS), nearest(self.kind, KINDS)))
+            problems.append(
+                Problem(f"{key}.kind", self.kind, "be one of " + ", ".join(KINDS), nearest(self.kind, KINDS))
+            )
         if self.end is not None and self.cooldown is not None:
-            found.append(Problem(f"{key}.end", str(self.end), "not be given together with cooldown", "one of the two"))
+            problems.append(
+                Problem(f"{key}.end", str(self.end), "not be given together with cooldown", "one of the two")
+            )
         if self.kind == "multistep":
-            found += self._steps_problems(key)
+            problems += self._steps_problems(key)
         if not self.power > 0:
-            found.append(Problem(f"{key}.power", self.power, "be above 0", "3"))
-        return found
+            problems.append(Problem(f"{key}.power", self.power, "be above 0", "3"))
+        return problems
 
     def _steps_problems(self, key: str) -> list[Problem]:
-        found, levels = [], self.levels
+        problems, levels = [], self.levels
         if not self.boundaries or len(levels) != len(self.boundaries) + 1:
             rule = "be one more than boundaries, of which there is at least one"
-            found.append(Problem(f"{key}.levels", list(levels), rule, "boundaries: [2 epochs], levels: [0.5, 1]"))
+            problems.append(Problem(f"{key}.levels", list(levels), rule, "boundaries: [2 epochs], levels: [0.5, 1]"))
         elif levels[-1] != 1 or any(not 0 <= a <= b for a, b in pairwise(levels)):
             rule = "be shares of the final sparsity that never fall, the last of them 1"
-            found.append(Problem(f"{key}.levels", list(levels), rule, "[0.25, 0.5, 1]"))
+            problems.append(Problem(f"{key}.levels", list(levels), rule, "[0.25, 0.5, 1]"))
         if self.end is not None or self.cooldown is not None or self.every is not None or self.hold is not None:
             rule = "come without end, cooldown, every and hold: the boundaries say when"
-            found.append(Problem(f"{key}.kind", self.kind, rule, "boundaries alone"))
-        return found
+            problems.append(Problem(f"{key}.kind", self.kind, rule, "boundaries alone"))
+        return problems
 
     def timetable(self, total_steps: int, steps_per_epoch: float, key: str = "schedule") -> Timetable:
-        """The events in a training of ``total_steps`` optimizer steps.
+        """The update steps in a training of ``total_steps`` optimizer steps.
 
         Raises ``RecipeError`` where the schedule does not fit into the training.
         """
@@ -186,9 +190,9 @@ class Schedule:
         def steps(span: Span) -> int:
             return span.steps(total_steps, steps_per_epoch)
 
-        found = self.problems(key)
+        problems = self.problems(key)
         start = steps(self.start)
-        if self.kind == "multistep" and not found:
+        if self.kind == "multistep" and not problems:
             edges = (start, *map(steps, self.boundaries))
             if any(a >= b for a, b in pairwise(edges)) or edges[-1] > total_steps:
                 rule = f"be increasing optimizer steps after start, at most {total_steps}"
@@ -203,24 +207,24 @@ class Schedule:
         whole = f"{total_steps} ({total_steps / steps_per_epoch:g} epochs x {steps_per_epoch:g})"
         if end > total_steps and self.kind != "one_shot":
             fix = f"{floor(0.75 * total_steps)} (75 %)"
-            found.append(Problem(f"{key}.end", end, f"be at or before the last optimizer step {whole}", fix))
+            problems.append(Problem(f"{key}.end", end, f"be at or before the last optimizer step {whole}", fix))
         if end < 0:
             rule = f"leave at least one of the optimizer steps {whole} to prune in"
             given = "cooldown" if self.end is None else "end"
-            found.append(Problem(f"{key}.{given}", str(self.cooldown or self.end), rule, "25%"))
+            problems.append(Problem(f"{key}.{given}", str(self.cooldown or self.end), rule, "25%"))
         elif start > min(end, total_steps):
             rule = f"be at or before the end of pruning, step {min(end, total_steps)} of {whole}"
-            found.append(Problem(f"{key}.start", start, rule, f"{min(end, total_steps) // 10}"))
+            problems.append(Problem(f"{key}.start", start, rule, f"{min(end, total_steps) // 10}"))
         hold = 0 if self.hold is None else steps(self.hold)
         if hold and end + hold > total_steps:
             rule = f"end at or before the last optimizer step {whole}"
-            found.append(Problem(f"{key}.hold", str(self.hold), rule, f"{max(0, total_steps - end)}"))
-        every = max(1, (end - start + 1) // _AUTO_EVENTS) if self.every is None else steps(self.every)
+            problems.append(Problem(f"{key}.hold", str(self.hold), rule, f"{max(0, total_steps - end)}"))
+        every = max(1, (end - start + 1) // _AUTO_UPDATES) if self.every is None else steps(self.every)
         if every < 1:
-            found.append(Problem(f"{key}.every", str(self.every), "be at least one step", "100"))
-        if found:
-            raise RecipeError(*found)
-        # An interval longer than the phase leaves one event, at the start, that goes all the way (as in INC).
-        events = range(start, end + 1, every)
-        held = range(events[-1] + every, end + hold + 1, every)
-        return Timetable(self.kind, (*events, *held), self.power, held=len(held))
+            problems.append(Problem(f"{key}.every", str(self.every), "be at least one step", "100"))
+        if problems:
+            raise RecipeError(*problems)
+        # An interval longer than the phase leaves one update, at the start, that goes all the way (as in INC).
+        updates = range(start, end + 1, every)
+        again = range(updates[-1] + every, end + hold + 1, every)
+        return Timetable(self.kind, (*updates, *again), self.power, hold_updates=len(again))

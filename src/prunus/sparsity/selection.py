@@ -111,7 +111,7 @@ def compared(score: Tensor, operator: Callable[[Any, float], Any], value: float)
 
 
 def count(score: Tensor, operator: Callable[[Any, float], Any], value: float) -> int:
-    """For how many it holds."""
+    """For how many scores ``operator(score, value)`` is true."""
     return int(torch.count_nonzero(compared(score, operator, value)))
 
 

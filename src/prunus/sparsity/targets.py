@@ -45,13 +45,13 @@ class Selection:
         return sum(out * inp for out, inp in self.taken.values())
 
 
-def _compile(patterns: Sequence[str], key: str, found: list[Problem]) -> list[re.Pattern[str]]:
+def _compile(patterns: Sequence[str], key: str, problems: list[Problem]) -> list[re.Pattern[str]]:
     compiled = []
     for pattern in patterns:
         try:
             compiled.append(re.compile(pattern))
         except re.error as error:
-            found.append(Problem(key, pattern, f"be a regular expression ({error})", repr(re.escape(pattern))))
+            problems.append(Problem(key, pattern, f"be a regular expression ({error})", repr(re.escape(pattern))))
     return compiled
 
 
@@ -68,7 +68,7 @@ class _Matrix:
 def _matrices(model: nn.Module) -> dict[str, _Matrix]:
     """In the model's order, by plain name, shared ones once: a weight tied to an embedding stands under that name."""
     seen: set[int] = set()
-    found = {}
+    matrices = {}
     names = [place.name for place in places(model) if not place.adapter]
     for place in places(model):
         for last, parameter in place.module._parameters.items():
@@ -78,8 +78,8 @@ def _matrices(model: nn.Module) -> dict[str, _Matrix]:
             shape = tuple(parameter.shape)
             linear = _linear(place.module, shape) if last == "weight" and parameter.is_floating_point() else None
             beside = _beside(place, names) if place.adapter else None
-            found[f"{place.name}.{last}" if place.name else last] = _Matrix(shape, linear, beside)
-    return found
+            matrices[f"{place.name}.{last}" if place.name else last] = _Matrix(shape, linear, beside)
+    return matrices
 
 
 def _linear(module: nn.Module, shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -96,8 +96,8 @@ def _beside(place: Place, names: Sequence[str]) -> str:
 
 def linear_weights(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Plain names and shapes of the weights of all Linear modules but those of adapters, in the model's order."""
-    found = _matrices(model)
-    return {name: held.linear for name, held in found.items() if held.linear is not None and held.beside is None}
+    matrices = _matrices(model)
+    return {name: each.linear for name, each in matrices.items() if each.linear is not None and each.beside is None}
 
 
 def select(model: nn.Module, targets: Targets, pattern: Pattern, key: str = "targets") -> Selection:
@@ -106,30 +106,30 @@ def select(model: nn.Module, targets: Targets, pattern: Pattern, key: str = "tar
     Raises ``TargetError`` for a bad regular expression, for targets that match nothing, where no tensor that matches
     divides, and without ``include`` for a model whose body is not known.
     """
-    found: list[Problem] = []
-    include = _compile(targets.include or (), f"{key}.include", found)
-    exclude = _compile(DEFAULT_EXCLUDE if targets.exclude is None else targets.exclude, f"{key}.exclude", found)
+    problems: list[Problem] = []
+    include = _compile(targets.include or (), f"{key}.include", problems)
+    exclude = _compile(DEFAULT_EXCLUDE if targets.exclude is None else targets.exclude, f"{key}.exclude", problems)
     matrices = _matrices(model)
-    linears = {name: held.linear for name, held in matrices.items() if held.linear is not None}
+    linears = {name: matrix.linear for name, matrix in matrices.items() if matrix.linear is not None}
     everything = [f"{place.name}.{last}" for place in places(model) for last in place.module._parameters]
     for regex in exclude if targets.exclude is not None else ():
         if linears and not any(regex.search(name) for name in everything):
             rule = "match at least one parameter of the model"
-            found.append(Problem(f"{key}.exclude", regex.pattern, rule, _nearest_part(regex.pattern, linears)))
+            problems.append(Problem(f"{key}.exclude", regex.pattern, rule, _nearest_part(regex.pattern, linears)))
     body = [place.name for place in bodies(model)]
     if linears and not body and targets.include is None:
         rule = "name what is pruned in a model whose body is not known, so that no head is pruned unasked"
         fix = "Targets(include=(r'encoder',)), a regular expression for each group of weights"
-        found.append(Problem(f"{key}.include", type(unwrapped(model)).__name__, rule, fix))
-    if found:
-        raise TargetError(*found)
+        problems.append(Problem(f"{key}.include", type(unwrapped(model)).__name__, rule, fix))
+    if problems:
+        raise TargetError(*problems)
 
     taken: dict[str, tuple[int, int]] = {}
     skipped: dict[str, tuple[tuple[int, ...], str]] = {}
     matched = 0
-    for name, held in matrices.items():
-        shape, beside = held.shape, held.beside
-        if held.linear is None:
+    for name, matrix in matrices.items():
+        shape, beside = matrix.shape, matrix.beside
+        if matrix.linear is None:
             skipped[name] = (shape, "not the weight of a Linear module")
         elif beside is not None and not any(regex.search(name) and not regex.search(beside) for regex in include):
             skipped[name] = (shape, "an adapter; name it in include to prune it")
@@ -141,9 +141,9 @@ def select(model: nn.Module, targets: Targets, pattern: Pattern, key: str = "tar
             skipped[name] = (shape, f"excluded by '{hit}'")
         else:
             matched += 1
-            reason = pattern.misfit(held.linear)
+            reason = pattern.misfit(matrix.linear)
             if reason is None:
-                taken[name] = held.linear
+                taken[name] = matrix.linear
             else:
                 skipped[name] = (shape, f"{pattern} does not divide it: {reason}")
     if not matched:
@@ -151,7 +151,7 @@ def select(model: nn.Module, targets: Targets, pattern: Pattern, key: str = "tar
     if not taken:
         example = next(name for name, (_, reason) in skipped.items() if "does not divide" in reason)
         shape, reason = skipped[example]
-        rule = f"divide at least one of the {matched} tensors it is asked to prune ({example} {list(shape)}: {reason})"
+        rule = f"divide at least one of the {matched} tensors it should prune ({example} {list(shape)}: {reason})"
         raise TargetError(Problem(f"{key.rsplit('.', 1)[0]}.pattern", str(pattern), rule, "1x1, or other targets"))
     return Selection(taken, skipped)
 

@@ -58,7 +58,7 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The model that the outermost wrappers hold; ``module`` itself where there are none."""
+    """The model inside the outermost wrappers; ``module`` itself where there are none."""
     while (inner := _wrapped(module)) is not None:
         module = inner
     return module
@@ -110,9 +110,9 @@ def _member(module: nn.Module, part: str, kind: str, name: str, model: nn.Module
     while (inner := _wrapped(levels[-1])) is not None:
         levels.append(inner)
     for level in reversed(levels):
-        found = vars(level)[kind].get(part)
-        if found is not None:
-            return found
+        child = vars(level)[kind].get(part)
+        if child is not None:
+            return child
     rule = f"be in the model ({type(unwrapped(model)).__name__}), which has no {part} there"
     raise TargetError(Problem(name, "nothing of that name", rule, "the model that the names were found in"))
 
@@ -142,15 +142,15 @@ def _bodies(module: nn.Module, name: str) -> Iterator[Place]:
 
 def body_of(model: nn.Module, key: str) -> nn.Module:
     """The one body of ``model``. Raises ``TargetError``, naming ``key``, where there is none, or several."""
-    found = bodies(model)
-    if len(found) != 1:
-        rule = f"need a model with one body; {type(unwrapped(model)).__name__} has {len(found)}"
-        raise TargetError(Problem(key, [place.name for place in found], rule, "a Hugging Face encoder with its head"))
-    return found[0].module
+    several = bodies(model)
+    if len(several) != 1:
+        rule = f"need a model with one body; {type(unwrapped(model)).__name__} has {len(several)}"
+        raise TargetError(Problem(key, [place.name for place in several], rule, "a Hugging Face encoder with its head"))
+    return several[0].module
 
 
 def text_config(model: nn.Module) -> Any:
     """The configuration that says how many heads a transformer has, None where there is none."""
-    holders = [unwrapped(model), *(place.module for place in bodies(model))]
-    config: Any = next((held for module in holders if (held := getattr(module, "config", None)) is not None), None)
+    modules = [unwrapped(model), *(place.module for place in bodies(model))]
+    config: Any = next((each for module in modules if (each := getattr(module, "config", None)) is not None), None)
     return config.get_text_config() if hasattr(config, "get_text_config") else config

@@ -10,14 +10,14 @@ from prunus.sparsity.measure import zero_units
 from prunus.sparsity.patterns import NofM, Pattern
 from prunus.sparsity.wrappers import parameter
 
-__all__ = ["found_zeros"]
+__all__ = ["masks_of_zeros"]
 
 STRAY = 1e-3
 """Share of zeros (N:M: of groups) that may lie outside the pattern: weights that are zero by chance."""
 
 
 @torch.no_grad()
-def found_zeros(
+def masks_of_zeros(
     model: nn.Module,
     names: Iterable[str],
     pattern: Pattern,
@@ -30,7 +30,7 @@ def found_zeros(
     Of a weight with a saved mask in ``masks`` that mask is the pattern: rounding to 8 bits makes zeros beside it, which are
     weights like any other. Raises ``TargetError`` with everything in which the zeros are not what was declared.
     """
-    found: list[Problem] = []
+    problems: list[Problem] = []
     zeros: dict[str, Tensor] = {}
     outside = inside = total = weights = 0
     for name in names:
@@ -39,7 +39,7 @@ def found_zeros(
         weights += zero.numel()
         if masks is not None and name in masks:
             wrong = damaged(name, zero, masks[name])
-            found += wrong
+            problems += wrong
             zero = zero if wrong else ~masks[name].to(zero.device)
         count = int(torch.count_nonzero(zero))
         if not count:
@@ -53,18 +53,18 @@ def found_zeros(
             outside += count - whole * pattern.zeros_per_unit((weight.shape[0], weight.shape[1]))
             inside += count
     if not total:
-        rule = "hold zero weights, whose places are then kept"
+        rule = "hold zero weights, which are then kept zero"
         raise TargetError(Problem(key, f"no zero in {weights:,} weights", rule, "a pruned model, or other targets"))
     if outside > STRAY * inside:
         what = "groups have too few zeros" if isinstance(pattern, NofM) else f"zeros lie outside whole {pattern} units"
         got = f"{outside:,} of {inside:,} {what} ({outside / inside:.1%})"
         rule = f"be the pattern of the zeros, but for {STRAY:.1%}"
-        found.append(Problem(f"{key}.pattern", f"{pattern}: {got}", rule, "unstructured, or the intact model"))
+        problems.append(Problem(f"{key}.pattern", f"{pattern}: {got}", rule, "unstructured, or the intact model"))
     if sparsity is not None and abs(total / weights - sparsity) > STRAY:
         rule = f"be the share of zeros in the targets, {total / weights:.4f}"
-        found.append(Problem(f"{key}.sparsity", sparsity, rule, "leaving it out, or the intact model"))
-    if found:
-        raise TargetError(*found)
+        problems.append(Problem(f"{key}.sparsity", sparsity, rule, "leaving it out, or the intact model"))
+    if problems:
+        raise TargetError(*problems)
     return zeros
 
 

@@ -47,7 +47,7 @@ def within_budget(
     met.
     """
     budget = recipe.budget
-    asked = budget.asked if budget is not None else None
+    asked = budget.limit if budget is not None else None
     if budget is None or asked is None:
         return recipe, {}
     if found is None:

@@ -140,7 +140,7 @@ class PruneCallback(TrainerCallback):  # type: ignore[misc]
             return
         self.facts = self.masker.measure(model)
         if not self.interrupted():
-            last = max(rule.timetable.events[-1] for rule in self.masker.rules)
+            last = max(rule.timetable.update_steps[-1] for rule in self.masker.rules)
             text = (
                 f"training ended at step {state.global_step} of {state.max_steps}, before the last mask update at step {last}: "
                 f"the sparsity is {sparsity_of(self.facts):.4f}, and {self.masker.due(last):.4f} was asked for. A schedule "

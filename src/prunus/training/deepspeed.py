@@ -5,7 +5,7 @@
     gradients         are gone, or parts of them elsewhere, when scores would see them: gradient criteria are refused
     ZeRO-3            no process holds a weight: refused
 
-A weight that is pruned goes on in DeepSpeed's copy and never comes back into the model: rules that revive weights would
+A weight that is pruned goes on in DeepSpeed's copy and never comes back into the model: rules that let weights regrow would
 overwrite what DeepSpeed wrote, and are refused as well.
 """
 
@@ -64,7 +64,7 @@ def deepspeed_problems(prunings: Sequence[Pruning], stage: int | None) -> list[P
                 f"be one of {', '.join(_WEIGHTS_ALONE)} under DeepSpeed, which has stepped before scores see a gradient"
             )
             found.append(Problem(f"prune[{index}].criterion", pruning.criterion, rule, f"magnitude, or {_FIX}"))
-        if pruning.revive:
+        if pruning.allow_regrowth:
             rule = "be false under DeepSpeed, which writes its own copy of the weights over those that were kept"
-            found.append(Problem(f"prune[{index}].revive", True, rule, f"false, or {_FIX}"))
+            found.append(Problem(f"prune[{index}].allow_regrowth", True, rule, f"false, or {_FIX}"))
     return found

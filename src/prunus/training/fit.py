@@ -203,7 +203,7 @@ def _rate(train: TrainSpec, length: Length, pruning: Sequence[Pruning]) -> Calla
     if rule is None:  # a dense model, which shares what it does not say itself
         return partial(linear_rewinding, begin=0, end=0, every=1)
     table = rule.schedule.timetable(length.total, length.steps_per_epoch)
-    grown = table.events[: len(table.events) - table.held]
+    grown = table.update_steps[: len(table.update_steps) - table.hold_updates]
     every = grown[1] - grown[0] if len(grown) > 1 else 1
     return partial(linear_rewinding, begin=grown[0], end=grown[-1], every=every)
 

@@ -68,7 +68,10 @@ class Guard(TrainerCallback):  # type: ignore[misc]
         if masker is None:
             return ""
         updates = [
-            e for rule in masker.rules for e in rule.timetable.events if first < e <= last and not rule.pruning.lock
+            e
+            for rule in masker.rules
+            for e in rule.timetable.update_steps
+            if first < e <= last and not rule.pruning.lock
         ]
         return f", after the mask update at step {max(updates)}, at sparsity {masker.due():.4f}" if updates else ""
 

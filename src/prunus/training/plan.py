@@ -18,7 +18,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
     trainable = _trainable(prepared)
     rules: list[dict[str, Any]] = []
     for rule in prepared.rules:
-        events = rule.timetable.events
+        updates = rule.timetable.update_steps
         final = rule.pruning.allocation.final
         zeros = sum(int(final(name, rule.sparsity) * out * inp) for name, (out, inp) in rule.selection.taken.items())
         rules.append(
@@ -38,11 +38,11 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
                 "zeros": zeros,
                 "schedule": {
                     "kind": rule.timetable.kind,
-                    "first": events[0],
-                    "last": events[-1],
-                    "updates": len(events),
-                    "every": events[1] - events[0] if len(events) > 1 else 0,
-                    "sparsity": [[event, rule.timetable.sparsity(event, rule.sparsity)] for event in events],
+                    "first": updates[0],
+                    "last": updates[-1],
+                    "updates": len(updates),
+                    "every": updates[1] - updates[0] if len(updates) > 1 else 0,
+                    "sparsity": [[step, rule.timetable.sparsity(step, rule.sparsity)] for step in updates],
                 },
                 "bytes": _rule_bytes(rule),
             }
@@ -82,7 +82,7 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
             "banks": _bank_bytes(prepared),
             "masks": sum(rule["bytes"]["masks"] for rule in rules),
             "scores": sum(rule["bytes"]["scores"] for rule in rules),
-            "shadow": sum(rule["bytes"]["shadow"] for rule in rules),
+            "dense_weights": sum(rule["bytes"]["dense_weights"] for rule in rules),
         },
     }
 
@@ -110,13 +110,13 @@ def _bank_bytes(prepared: Prepared) -> int:
 
 
 def _rule_bytes(rule: Rule) -> dict[str, int]:
-    """Memory that the masker will hold: masks (1 byte a weight), scores of weights or units, dense weights to revive."""
+    """Memory that the masker will hold: masks (1 byte a weight), scores, dense weights where regrowth is allowed."""
     units = 0
     for shape in rule.selection.taken.values():
         rows, columns = shape if rule.pattern.needs_element_scores else rule.pattern.units(shape)
         units += rows * columns
     return {
         "masks": rule.selection.weights,
-        "scores": (12 if rule.pruning.scores is not None else 4) * units if rule.criterion.needs_gradient else 0,
-        "shadow": 4 * rule.selection.weights if rule.pruning.revive else 0,
+        "scores": 4 * len(rule.criterion.state) * units if rule.criterion.needs_gradient else 0,
+        "dense_weights": 4 * rule.selection.weights if rule.pruning.allow_regrowth else 0,
     }

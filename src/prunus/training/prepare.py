@@ -21,7 +21,7 @@ from prunus.errors import Problem, PrunusError, RecipeError
 from prunus.quantization.prepare import attach
 from prunus.recipe import OWN_TEACHERS, ModelSpec, Recipe, TrainSpec
 from prunus.sparsity.pruning import Rule, resolve
-from prunus.sparsity.zeros import found_zeros
+from prunus.sparsity.zeros import masks_of_zeros
 from prunus.tasks import check_task, load_task, row_length, shortened
 from prunus.tasks.base import Feature, HeadKind, Task
 from prunus.training.budgeted import within_budget
@@ -266,7 +266,7 @@ def _other_zeros(
     for index, rule in enumerate(rules):
         if model is not None and rule.pruning.lock:
             names, key = list(rule.selection.taken), f"prune[{index}]"
-            _gather(found, lambda: found_zeros(model, names, rule.pattern, rule.pruning.sparsity, masks, key))  # noqa: B023
+            _gather(found, lambda: masks_of_zeros(model, names, rule.pattern, rule.pruning.sparsity, masks, key))  # noqa: B023
     return found
 
 
