@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from prunus.bench.command import versions
+from prunus.runtime.ir_builder import F32, I8, I32, Kernel
 from prunus.runtime.isa import Isa, choose
+from prunus.runtime.jit import load
 from prunus.runtime.kernels.linear import ARGUMENTS, TILE, linear
 from prunus.runtime.kernels.maths import quads_of
-from prunus.runtime.lang import F32, I8, I32, Kernel
-from prunus.runtime.machine import load
 from prunus.runtime.pack import pack
-from prunus.runtime.team import aligned
+from prunus.runtime.thread_pool import aligned
 from prunus.training.evidence import processor
 
 HERE = Path(__file__).parent

@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.runtime.families import Dense, Shape, places, shape_of
+from prunus.runtime.ir_builder import Kernel
 from prunus.runtime.isa import ISAS, Isa, available
-from prunus.runtime.lang import Kernel
-from prunus.runtime.machine import Code, load
+from prunus.runtime.jit import Code, load
 
 Array = NDArray[Any]
 Builder = Callable[[], Kernel]

@@ -10,9 +10,9 @@ from harness import HERE, Array, row_order, run
 
 from prunus.errors import EngineError
 from prunus.runtime import isa as isa_module
+from prunus.runtime.ir_builder import F32, I8, I32, Kernel, Value
 from prunus.runtime.isa import ISAS, available, choose
 from prunus.runtime.kernels import maths
-from prunus.runtime.lang import F32, I8, I32, Kernel, Value
 
 BYTES, WEIGHTS = (0, 1, 127, 128, 255), (-128, -127, -1, 0, 1, 126, 127)
 BLOCKS = [(name, block) for name in HERE for block in ISAS[name].blocks]

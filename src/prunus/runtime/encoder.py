@@ -19,15 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.runtime.convert import Model
+from prunus.runtime.ir_builder import Kernel
 from prunus.runtime.isa import Isa
+from prunus.runtime.jit import Code, load
 from prunus.runtime.kernels.attention import ATTEND, attend, scratch_bytes
 from prunus.runtime.kernels.drive import HEAD, drive
 from prunus.runtime.kernels.linear import ARGUMENTS, TILE, linear
 from prunus.runtime.kernels.norm import EMBED, NORMALIZE, READ, embed, normalize, read
-from prunus.runtime.lang import Kernel
-from prunus.runtime.machine import Code, load
 from prunus.runtime.pack import Packed, pack
-from prunus.runtime.team import Team, aligned, table_of
+from prunus.runtime.thread_pool import Team, aligned, table_of
 
 __all__ = ["Encoder"]
 

@@ -16,7 +16,7 @@ from typing import Literal
 import llvmlite.binding as llvm
 
 from prunus.errors import EngineError, Problem
-from prunus.runtime.lang import I8, I16, I32, Kernel, Value
+from prunus.runtime.ir_builder import I8, I16, I32, Kernel, Value
 
 __all__ = ["ISAS", "Isa", "available", "choose"]
 

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from prunus.errors import EngineError, Problem
+from prunus.runtime.ir_builder import Kernel
 from prunus.runtime.isa import Isa, choose
+from prunus.runtime.jit import load
 from prunus.runtime.kernels.drive import HEAD, drive
 from prunus.runtime.kernels.linear import ARGUMENTS, TILE, linear
 from prunus.runtime.kernels.norm import EMBED, NORMALIZE, READ, embed, normalize, read
-from prunus.runtime.lang import Kernel
-from prunus.runtime.machine import load
 from prunus.runtime.pack import Packed, choose_kind, pack, unpack
 from prunus.runtime.processors import processors
-from prunus.runtime.team import Team, aligned, table_of
+from prunus.runtime.thread_pool import Team, aligned, table_of
 
 __all__ = ["SparseLinear", "accelerate"]
 

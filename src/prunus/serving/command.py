@@ -17,7 +17,7 @@ from prunus.errors import EngineError, Problem
 from prunus.runtime.engine import load
 from prunus.serving.app import create_app
 from prunus.serving.options import Options, Served
-from prunus.serving.punctual import GracefulServer, protocol
+from prunus.serving.uvicorn_server import GracefulServer, protocol
 
 __all__ = ["listen", "serve", "serve_engine"]
 

@@ -14,10 +14,10 @@ padding; a *segment* is the part of a sequence whose queries lie in one tile: (f
 
 from dataclasses import dataclass
 
+from prunus.runtime.ir_builder import F32, I8, I32, I64, Cell, Kernel, Value
 from prunus.runtime.isa import Isa
 from prunus.runtime.kernels.linear import SIGNATURE, TILE, Arguments, each_block
 from prunus.runtime.kernels.maths import LOG2_E, ROUND, exp2, low_bytes, ordered, outer, quads_of
-from prunus.runtime.lang import F32, I8, I32, I64, Cell, Kernel, Value
 
 __all__ = ["ATTEND", "SEGMENT", "attend", "scratch_bytes"]
 

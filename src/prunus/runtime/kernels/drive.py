@@ -5,7 +5,7 @@ thread what is its own: tiles [t0, t1) and groups [g0, g1). A thread walks the w
 counting in one shared counter, which only ever grows, and at the end once more.
 """
 
-from prunus.runtime.lang import I64, Cell, Kernel
+from prunus.runtime.ir_builder import I64, Cell, Kernel
 
 __all__ = ["HEAD", "drive"]
 

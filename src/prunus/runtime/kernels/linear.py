@@ -30,9 +30,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from prunus.runtime.ir_builder import F32, I8, I16, I32, I64, Cell, Kernel, Type, Value
 from prunus.runtime.isa import Isa
 from prunus.runtime.kernels.maths import ACTIVATIONS, bytes_of, joined, outer, quad_of, quads_of, row_of
-from prunus.runtime.lang import F32, I8, I16, I32, I64, Cell, Kernel, Type, Value
 
 __all__ = ["ARGUMENTS", "RECORD", "SIGNATURE", "TILE", "linear"]
 

@@ -8,8 +8,8 @@ other block keeps its rows in the natural order. Only ``quads_of`` , ``row_of`` 
 
 from math import log, sqrt
 
+from prunus.runtime.ir_builder import F32, I8, I16, I32, Cell, Value
 from prunus.runtime.isa import Isa
-from prunus.runtime.lang import F32, I8, I16, I32, Cell, Value
 
 __all__ = [
     "ACTIVATIONS",

@@ -7,10 +7,10 @@ No sum runs across the lanes of a vector. Mean and variance come from one pass o
 of a token's first features: var = mean((x - c)^2) - mean(x - c)^2, without the loss of digits that c = 0 would have.
 """
 
+from prunus.runtime.ir_builder import F32, I32, I64, Kernel, Value
 from prunus.runtime.isa import Isa
 from prunus.runtime.kernels.linear import SIGNATURE, TILE, Arguments, each_block
 from prunus.runtime.kernels.maths import quad_of, row_of, transpose
-from prunus.runtime.lang import F32, I32, I64, Kernel, Value
 
 __all__ = ["EMBED", "NORMALIZE", "READ", "embed", "normalize", "read"]
 

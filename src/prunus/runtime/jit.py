@@ -17,8 +17,8 @@ from pathlib import Path
 import llvmlite.binding as llvm
 
 from prunus.cache import cache_directory
+from prunus.runtime.ir_builder import Kernel
 from prunus.runtime.isa import Isa
-from prunus.runtime.lang import Kernel
 
 __all__ = ["Code", "assembly", "load"]
 

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from harness import HERE
 
-from prunus.runtime import machine
+from prunus.runtime import jit
+from prunus.runtime.ir_builder import I64, Kernel
 from prunus.runtime.isa import ISAS
-from prunus.runtime.lang import I64, Kernel
 
 TWO_AT_ONCE = """
 import sys, time, numpy as np
 from prunus.runtime.isa import choose
 from prunus.runtime.kernels.attention import attend
-from prunus.runtime.lang import I64, Kernel
-from prunus.runtime.machine import load
+from prunus.runtime.ir_builder import I64, Kernel
+from prunus.runtime.jit import load
 
 def write():
     with Kernel("f", ("x",)) as k:
@@ -50,7 +50,7 @@ class Counted:
         return k
 
     def answer(self, isa: str = "generic", keep: bool = True) -> int:
-        code = machine.load(ISAS[isa], {self.name: self}, keep)
+        code = jit.load(ISAS[isa], {self.name: self}, keep)
         number = np.array([1])
         code.function(self.name, 1)(number.ctypes.data)
         return int(number[0])
@@ -77,10 +77,10 @@ def test_what_was_compiled_is_read_back(cache: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda patch: patch.setattr(machine, "sources", lambda: b"other sources"),
-        lambda patch: patch.setattr(machine, "version", lambda name: "0.0.1"),
-        lambda patch: patch.setattr(machine.llvm, "get_host_cpu_name", lambda: "generic"),
-        lambda patch: patch.setattr(machine.sys, "platform", "plan9"),
+        lambda patch: patch.setattr(jit, "sources", lambda: b"other sources"),
+        lambda patch: patch.setattr(jit, "version", lambda name: "0.0.1"),
+        lambda patch: patch.setattr(jit.llvm, "get_host_cpu_name", lambda: "generic"),
+        lambda patch: patch.setattr(jit.sys, "platform", "plan9"),
     ],
     ids=["sources", "llvmlite", "processor", "platform"],
 )
@@ -201,7 +201,7 @@ def test_where_the_cache_is(
     for name, value in variables.items():
         monkeypatch.setenv(name, str(tmp_path / value))
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
-    assert machine.cache_directory("kernels") == tmp_path / expected
+    assert jit.cache_directory("kernels") == tmp_path / expected
 
 
 def test_two_processes_at_once(cache: Path) -> None:
@@ -226,7 +226,7 @@ def test_two_processes_at_once(cache: Path) -> None:
 
 
 def test_code_keeps_what_it_lies_in_alive() -> None:
-    functions = [machine.load(ISAS["generic"], {"f": Counted(i)}, keep=False) for i in range(20)]
+    functions = [jit.load(ISAS["generic"], {"f": Counted(i)}, keep=False) for i in range(20)]
     numbers = np.zeros(20, np.int64)
     for i, code in enumerate(functions):
         code.function("f", 1)(numbers[i:].ctypes.data)
@@ -239,6 +239,6 @@ def test_each_path_multiplies_with_its_own_instruction(isa: str, word: str) -> N
         pytest.skip(f"a processor without {isa}")
     from prunus.runtime.kernels.linear import linear
 
-    text = machine.assembly(ISAS[isa], linear(ISAS[isa], "quads", "keep"))
+    text = jit.assembly(ISAS[isa], linear(ISAS[isa], "quads", "keep"))
     assert word in text
     assert ("zmm" in text) == (ISAS[isa].lanes == 16)

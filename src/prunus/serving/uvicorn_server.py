@@ -13,7 +13,7 @@ import h11
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from prunus.serving.door import Hall
+from prunus.serving.middleware import Hall
 from prunus.serving.options import Options
 
 __all__ = ["GracefulServer", "protocol"]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from harness import HERE, Array, run
 
+from prunus.runtime.ir_builder import F32, I8, I16, I32, I64, Cell, Kernel, Type, Value
 from prunus.runtime.isa import ISAS
-from prunus.runtime.lang import F32, I8, I16, I32, I64, Cell, Kernel, Type, Value
-from prunus.runtime.machine import load
+from prunus.runtime.jit import load
 
 TYPES: dict[str, tuple[Type, type]] = {
     "i8": (I8, np.int8),

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from prunus.errors import EngineError, Problem
+from prunus.runtime.jit import Code
 from prunus.runtime.kernels.drive import HEAD
-from prunus.runtime.machine import Code
 
 __all__ = ["Team", "aligned", "table_of"]
 
