@@ -1,8 +1,8 @@
-"""From kernels to machine code: compiled for the processor found, kept on disk, loaded once a process.
+"""The JIT: kernel specifications -> machine code for the processor that runs this, kept on disk, loaded once a process.
 
-The code of a set of kernels depends on the sources of this room, on the instruction set, on the processor and on LLVM; the
-name of its file is a digest of these, so what is read back is what would have been compiled. A file is written beside and
-moved into place: processes that start together at worst compile the same thing twice.
+The code of a set of kernels depends on the sources of this room, the specifications, the instruction set, the processor and
+LLVM; the name of its file is a digest of these, so a cached file holds what would have been compiled. A file is written under
+another name and moved into place: processes that start together at worst compile the same thing twice.
 """
 
 import ctypes
@@ -10,8 +10,9 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import llvmlite.binding as llvm
@@ -19,26 +20,27 @@ import llvmlite.binding as llvm
 from prunus.cache import cache_directory
 from prunus.runtime.ir_builder import Kernel
 from prunus.runtime.isa import Isa
+from prunus.runtime.kernels.step import KernelSpec
 
-__all__ = ["Code", "assembly", "load"]
+__all__ = ["Code", "assembly", "compile_kernels"]
 
 OPTIMIZE = 3
 
 
 class Code:
-    """Compiled kernels: their addresses by name. Keeps what they lie in alive."""
+    """Compiled kernels: their addresses by specification. They stay in memory as long as this object."""
 
-    def __init__(self, engine: llvm.ExecutionEngine, names: list[str]) -> None:
-        self._engine = engine
-        self.addresses = {name: engine.get_function_address(name) for name in names}
+    def __init__(self, engines: Iterable[llvm.ExecutionEngine], addresses: Mapping[KernelSpec, int]) -> None:
+        self._engines = list(engines)
+        self.addresses = dict(addresses)
 
-    def function(self, name: str, arguments: int) -> Callable[..., None]:
-        """A kernel as a function of Python; it runs without the interpreter's lock."""
-        kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * arguments)
-        return kind(self.addresses[name])
+    def function(self, kernel: KernelSpec, parameters: int) -> Callable[..., None]:
+        """A kernel as a function of Python with this many 64-bit parameters; it runs without the interpreter's lock."""
+        kind = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * parameters)
+        return kind(self.addresses[kernel])
 
 
-def target(isa: Isa) -> llvm.TargetMachine:
+def _target(isa: Isa) -> llvm.TargetMachine:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     name, features = isa.processor, ""
@@ -51,9 +53,9 @@ def target(isa: Isa) -> llvm.TargetMachine:
     return llvm.Target.from_default_triple().create_target_machine(cpu=name, features=features.strip(","), opt=OPTIMIZE)
 
 
-def optimized(kernels: list[Kernel], machine: llvm.TargetMachine) -> llvm.ModuleRef:
+def _optimized(kernels: Iterable[Kernel], target: llvm.TargetMachine) -> llvm.ModuleRef:
     module = llvm.parse_assembly("")
-    module.triple, module.data_layout = machine.triple, str(machine.target_data)
+    module.triple, module.data_layout = target.triple, str(target.target_data)
     for kernel in kernels:
         part = llvm.parse_assembly(kernel.text())
         part.verify()
@@ -61,63 +63,76 @@ def optimized(kernels: list[Kernel], machine: llvm.TargetMachine) -> llvm.Module
     options = llvm.create_pipeline_tuning_options(speed_level=OPTIMIZE)
     options.loop_unrolling = False  # kernels are unrolled as far as they should be
     options.loop_vectorization = options.slp_vectorization = False
-    builder = llvm.create_pass_builder(machine, options)
+    builder = llvm.create_pass_builder(target, options)
     builder.getModulePassManager().run(module, builder)
     return module
 
 
-def assembly(isa: Isa, kernel: Kernel) -> str:
-    """What a kernel became, to read."""
-    machine = target(isa)
-    return machine.emit_assembly(optimized([kernel], machine))  # type: ignore[no-any-return]
+def assembly(isa: Isa, kernel: KernelSpec) -> str:
+    """The machine code of a kernel, to read."""
+    target = _target(isa)
+    return target.emit_assembly(_optimized([kernel.build(isa)], target))  # type: ignore[no-any-return]
 
 
-def sources() -> bytes:
+def _source_digest() -> bytes:
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
     return digest.digest()
 
 
-def digest_of(isa: Isa, names: list[str]) -> str:
+def _cache_key(isa: Isa, kernels: Iterable[KernelSpec]) -> str:
     parts = [
         isa.name,
         llvm.get_host_cpu_name(),
         llvm.get_host_cpu_features().flatten(),
         version("llvmlite"),
         sys.platform,
-        *names,
+        *map(repr, kernels),
     ]
-    return hashlib.sha256(sources() + "\n".join(parts).encode()).hexdigest()[:32]
+    return hashlib.sha256(_source_digest() + "\n".join(parts).encode()).hexdigest()[:32]
 
 
-def load(isa: Isa, builders: dict[str, Callable[[], Kernel]], keep: bool = True) -> Code:
+def compile_kernels(isa: Isa, kernels: Iterable[KernelSpec], keep: bool = True) -> Code:
     """Compiles kernels, or reads what an earlier process compiled.
 
     Args:
         isa: what to compile for.
-        builders: functions that write the kernels, by the names of the kernels.
+        kernels: specifications; equal ones are compiled once, and their order does not matter.
         keep: whether to use the cache on disk.
 
+    Raises:
+        ValueError: two different specifications with one symbol, or a kernel whose name is not its symbol.
+
     """
-    names = sorted(builders)
-    machine = target(isa)
+    specs = sorted(set(kernels), key=lambda spec: spec.symbol)
+    for one, other in pairwise(specs):
+        if one.symbol == other.symbol:
+            raise ValueError(f"{one} and {other} have one symbol, {one.symbol}")
+    target = _target(isa)
     directory = cache_directory("kernels") if keep else None
-    place = None if directory is None else directory / f"{isa.name}-{digest_of(isa, names)}.o"
-    binary = None if place is None else read(place)
+    place = None if directory is None else directory / f"{isa.name}-{_cache_key(isa, specs)}.o"
+    binary = None if place is None else _read(place)
     if binary is None:
-        binary = machine.emit_object(optimized([builders[name]() for name in names], machine))
+        binary = target.emit_object(_optimized([_built(spec, isa) for spec in specs], target))
         if place is not None:
-            write(place, binary)
+            _write(place, binary)
     empty = llvm.parse_assembly("")
-    empty.triple = machine.triple
-    engine = llvm.create_mcjit_compiler(empty, machine)
+    empty.triple = target.triple
+    engine = llvm.create_mcjit_compiler(empty, target)
     engine.add_object_file(llvm.ObjectFileRef.from_data(binary))
     engine.finalize_object()
-    return Code(engine, names)
+    return Code([engine], {spec: engine.get_function_address(spec.symbol) for spec in specs})
 
 
-def read(place: Path) -> bytes | None:
+def _built(spec: KernelSpec, isa: Isa) -> Kernel:
+    kernel = spec.build(isa)
+    if kernel.name != spec.symbol:
+        raise ValueError(f"{spec} wrote a kernel named {kernel.name!r}; its symbol is {spec.symbol!r}")
+    return kernel
+
+
+def _read(place: Path) -> bytes | None:
     """A cached object file: 32 bytes of SHA-256, then the code; None where it is missing or damaged."""
     try:
         data = place.read_bytes()
@@ -126,8 +141,8 @@ def read(place: Path) -> bytes | None:
     return data[32:] if hashlib.sha256(data[32:]).digest() == data[:32] else None
 
 
-def write(place: Path, binary: bytes) -> None:
-    """Best effort: without a place to write, every process compiles."""
+def _write(place: Path, binary: bytes) -> None:
+    """Writes if it can: without a place to write, every process compiles."""
     try:
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, name = tempfile.mkstemp(dir=place.parent, suffix=".partial")

@@ -1,16 +1,16 @@
-"""Threads that run programs together.
+"""A pool of threads that run programs together.
 
 The thread that calls is one of them; the others sleep until there is a program. What happens inside is machine code that
 holds no lock of the interpreter. One program at a time: calls from several threads wait for each other.
 
-A forked process has the memory and none of the threads: a team there starts its own with its first program.
+A forked process has the memory and none of the threads: a pool there starts its own threads with its first program.
 """
 
 import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from prunus.errors import EngineError, Problem
 from prunus.runtime.jit import Code
-from prunus.runtime.kernels.drive import HEAD
+from prunus.runtime.kernels.drive import PARAMETERS, DriveSpec, program_dtype
 
-__all__ = ["Team", "aligned", "table_of"]
+__all__ = ["ThreadPool", "aligned"]
 
 Array = NDArray[Any]
 
@@ -34,59 +34,72 @@ def aligned(shape: tuple[int, ...], dtype: type) -> Array:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def table_of(names: Iterable[str], values: Mapping[str, int | Array]) -> Array:
-    """A kernel's table of arguments: numbers, and addresses of arrays, which the caller keeps alive; 0 where none is given."""
-    numbers = [values.get(name, 0) for name in names]
-    return np.array([n.ctypes.data if isinstance(n, np.ndarray) else n for n in numbers], np.int64)
+@dataclass(frozen=True)
+class _Job:
+    """A program for all threads; numbers and addresses are parameters of ``DriveSpec``."""
+
+    program: int
+    steps: int
+    threads: int
+    counter: int
+    base: int
+    let_others_run: int
 
 
 @dataclass
-class Desk:
-    """What the sleeping threads know: not the team, so that a forgotten team can end."""
+class _Shared:
+    """What the sleeping threads know: not the pool, so that a pool that nobody uses can be collected."""
 
     code: Code
     """Keeps the machine code of ``drive`` in memory."""
     drive: Callable[..., None]
-    gates: list[threading.Semaphore]
-    job: tuple[int, ...] = ()
-    """Program, steps, threads, counter, its value before, address of a function that lets others run."""
+    wakers: list[threading.Semaphore]
+    """One for each sleeping thread."""
+    job: _Job | None = None
+    """What to run when woken; None: end."""
     scratch: list[Array] = field(default_factory=list)
 
     def run(self, thread: int) -> None:
-        """The part of one thread."""
-        program, steps, *shared = self.job
-        threads, *rest = shared
-        self.drive(program, steps, thread, threads, *rest, self.scratch[thread].ctypes.data)
+        """Runs the part of one thread."""
+        job = self.job
+        if job is None:
+            return
+        self.drive(
+            *(job.program, job.steps, thread, job.threads, job.counter, job.base, job.let_others_run),
+            self.scratch[thread].ctypes.data,
+        )
 
 
-class Team:
-    """``threads`` threads, the calling one among them; ``code`` has the kernel ``drive``."""
+class ThreadPool:
+    """``threads`` threads, the calling one among them; ``code`` has the kernel ``DriveSpec()``."""
 
     def __init__(self, code: Code, threads: int) -> None:
         self.threads = threads
         self._counter = aligned((8,), np.int64)
-        self._rest = rest_address()
+        self._let_others_run = _yield_address()
+        self._dtype = program_dtype(threads)
         self._prepare(code)
         self._start()
-        _TEAMS.add(self)
+        _POOLS.add(self)
 
     def _prepare(self, code: Code) -> None:
-        gates = [threading.Semaphore(0) for _ in range(self.threads - 1)]
-        self._desk, self._lock, self._started = Desk(code, code.function("drive", 8), gates), threading.RLock(), False
-        self._end = weakref.finalize(self, dismiss, self._desk)
+        wakers = [threading.Semaphore(0) for _ in range(self.threads - 1)]
+        self._shared = _Shared(code, code.function(DriveSpec(), len(PARAMETERS)), wakers)
+        self._lock, self._started = threading.RLock(), False
+        self._end = weakref.finalize(self, _dismiss, self._shared)
 
     def _start(self) -> None:
         self._started = True
         for i in range(1, self.threads):
-            threading.Thread(target=work, args=(self._desk, i), daemon=True, name=f"prunus-{i}").start()
+            threading.Thread(target=_work, args=(self._shared, i), daemon=True, name=f"prunus-{i}").start()
 
     def forked(self) -> None:
-        """In a forked process: what its threads and their lock left behind is laid aside."""
+        """Forgets, in a forked process, the threads and the lock that stayed in the parent."""
         if self._end.detach() is not None:
-            self._prepare(self._desk.code)
+            self._prepare(self._shared.code)
 
-    def __enter__(self) -> "Team":
-        """Takes the team for one caller."""
+    def __enter__(self) -> "ThreadPool":
+        """Reserves the pool for one caller."""
         self._lock.acquire()
         if not self._end.alive:
             self._lock.release()
@@ -101,26 +114,30 @@ class Team:
     @property
     def bytes(self) -> int:
         """Scratch memory of all threads."""
-        return sum(scratch.nbytes for scratch in self._desk.scratch)
+        return sum(scratch.nbytes for scratch in self._shared.scratch)
 
     def run(self, program: Array, scratch: int) -> None:
-        """Runs a program ``[steps, HEAD + 4 threads]``; the caller has the team (``with team:``).
+        """Runs a program; the caller has reserved the pool (``with pool:``).
 
         Args:
-            program: see ``kernels.drive``.
+            program: ``[steps]`` of ``program_dtype(threads)``.
             scratch: bytes that each thread needs for itself.
 
+        Raises:
+            ValueError: a program for another number of threads.
+
         """
-        desk = self._desk
-        if not desk.scratch or desk.scratch[0].nbytes < scratch:
-            desk.scratch = [aligned((max(scratch, 64),), np.uint8) for _ in range(self.threads)]
-        if program.shape[1] != HEAD + 4 * self.threads:
-            raise ValueError("a program for another number of threads")
+        shared = self._shared
+        if not shared.scratch or shared.scratch[0].nbytes < scratch:
+            shared.scratch = [aligned((max(scratch, 64),), np.uint8) for _ in range(self.threads)]
+        if program.dtype != self._dtype or program.ndim != 1:
+            raise ValueError(f"a program for {self.threads} threads is needed")
         place, counter = program.ctypes.data, self._counter
-        desk.job = (place, len(program), self.threads, counter.ctypes.data, int(counter[0]), self._rest)
-        for gate in desk.gates:
-            gate.release()
-        desk.run(0)
+        base = int(counter[0])
+        shared.job = _Job(place, len(program), self.threads, counter.ctypes.data, base, self._let_others_run)
+        for waker in shared.wakers:
+            waker.release()
+        shared.run(0)
 
     def close(self) -> None:
         """Ends the threads, after the program that runs."""
@@ -128,33 +145,33 @@ class Team:
             self._end()
 
 
-def work(desk: Desk, thread: int) -> None:
-    """Life of a thread of a team."""
-    gate = desk.gates[thread - 1]
+def _work(shared: _Shared, thread: int) -> None:
+    """The life of a sleeping thread."""
+    waker = shared.wakers[thread - 1]
     while True:
-        gate.acquire()
-        if not desk.job:
+        waker.acquire()
+        if shared.job is None:
             return
-        desk.run(thread)
+        shared.run(thread)
 
 
-def dismiss(desk: Desk) -> None:
-    desk.job = ()
-    for gate in desk.gates:
-        gate.release()
+def _dismiss(shared: _Shared) -> None:
+    shared.job = None
+    for waker in shared.wakers:
+        waker.release()
 
 
-def after_fork() -> None:
-    for team in list(_TEAMS):
-        team.forked()
+def _after_fork() -> None:
+    for pool in list(_POOLS):
+        pool.forked()
 
 
-def rest_address() -> int:
-    """Address of a C function that lets other threads run."""
+def _yield_address() -> int:
+    """The address of a C function that lets other threads run."""
     library = ctypes.CDLL(None)
     return ctypes.cast(library.sched_yield, ctypes.c_void_p).value or 0
 
 
-_TEAMS: Final[weakref.WeakSet[Team]] = weakref.WeakSet()
+_POOLS: Final[weakref.WeakSet[ThreadPool]] = weakref.WeakSet()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=after_fork)
+    os.register_at_fork(after_in_child=_after_fork)
