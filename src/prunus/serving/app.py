@@ -26,7 +26,7 @@ from prunus.serving import postprocessing, requests
 from prunus.serving.batcher import Batcher
 from prunus.serving.body import parse_json, read_body, until_gone
 from prunus.serving.metrics import CONTENT_TYPE, Metrics
-from prunus.serving.middleware import Door, Hall, refusal
+from prunus.serving.middleware import RequestMiddleware, ServerState, refusal
 from prunus.serving.options import Array, Options, Served
 from prunus.serving.problems import Refused
 from prunus.serving.tokens import Tokens
@@ -80,7 +80,7 @@ class Service:
     def __init__(self, engine: Served, options: Options) -> None:
         self.engine, self.options = engine, options
         self.metrics = Metrics()
-        self.hall = Hall(options, self.metrics, frozenset(endpoint.path for endpoint in ENDPOINTS))
+        self.server_state = ServerState(options, self.metrics, frozenset(endpoint.path for endpoint in ENDPOINTS))
         self.tokens = Tokens(engine, options)
         self.batcher = Batcher(engine, options, self._saw_batch)
         settings, self.kind = engine.settings, engine.head.kind
@@ -96,7 +96,7 @@ class Service:
         self.metrics.observe("prunus_batch_tokens", tokens)
         self.metrics.observe("prunus_batch_seconds", seconds)
 
-    async def _asked(self, request: Request, head: str) -> tuple[Any, int]:
+    async def _json_body(self, request: Request, head: str) -> tuple[Any, int]:
         """The JSON of a request to an endpoint that needs this head, and its bytes."""
         if self.kind != head:
             fits = [f"{e.method} {e.path}" for e in ENDPOINTS if e.head == self.kind]
@@ -107,7 +107,7 @@ class Service:
 
     async def embeddings(self, request: Request) -> Response:
         """``POST /v1/embeddings``."""
-        raw, size = await self._asked(request, "none")
+        raw, size = await self._json_body(request, "none")
         name = self.options.name
         wanted = requests.read_embeddings(raw, name, self.features, self.words, self.options.max_inputs)
 
@@ -128,8 +128,8 @@ class Service:
 
     async def classify(self, request: Request) -> Response:
         """``POST /classify``."""
-        raw, size = await self._asked(request, "sequence")
-        wanted = requests.read_classes(raw, self.options.max_inputs)
+        raw, size = await self._json_body(request, "sequence")
+        wanted = requests.read_classify(raw, self.options.max_inputs)
 
         async def work() -> Response:
             ids, types = await aside(size, self.tokens.of_texts, wanted.texts, wanted.truncate, "inputs")
@@ -141,8 +141,8 @@ class Service:
 
     async def answer(self, request: Request) -> Response:
         """``POST /answer``."""
-        raw, size = await self._asked(request, "span")
-        wanted = requests.read_answers(raw, self.options.max_inputs)
+        raw, size = await self._json_body(request, "span")
+        wanted = requests.read_answer(raw, self.options.max_inputs)
 
         def cut() -> list[list[postprocessing.Window]]:
             keys = ["question" if wanted.single else f"[{i}].question" for i in range(len(wanted.pairs))]
@@ -172,7 +172,7 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """``GET /health``: 200 where it is ready, else 503; who answers at all is live."""
-        ready = self.batcher.ready and not self.hall.stopping
+        ready = self.batcher.ready and not self.server_state.stopping
         body = {"live": True, "ready": ready, "model": self.options.name, "head": self.kind, "version": __version__}
         return JSONResponse(body, 200 if ready else 503)
 
@@ -182,7 +182,7 @@ class Service:
         gauges = {
             "prunus_queue_requests": requests,
             "prunus_queue_tokens": tokens,
-            "prunus_open_requests": self.hall.inside,
+            "prunus_open_requests": self.server_state.open_requests,
         }
         return PlainTextResponse(self.metrics.text(gauges), media_type=CONTENT_TYPE)
 
@@ -240,7 +240,7 @@ def create_app(engine: Served, options: Options | None = None) -> Starlette:
     routes = [Route(e.path, handlers[e.path], methods=[e.method]) for e in ENDPOINTS]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Door, hall=service.hall)],
+        middleware=[Middleware(RequestMiddleware, server_state=service.server_state)],
         exception_handlers={HTTPException: misplaced},
         lifespan=lifespan,
     )
