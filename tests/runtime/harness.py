@@ -27,7 +27,7 @@ class Written(KernelSpec):
     """A kernel of a test: its name, and the function that writes it."""
 
     name: str
-    write: Callable[[], Kernel] = field(compare=False)
+    write: Callable[[], Kernel] = field(compare=False, repr=False)
 
     @property
     def symbol(self) -> str:
