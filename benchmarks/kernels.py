@@ -12,6 +12,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,13 +21,15 @@ from typing import Any
 import numpy as np
 
 from prunus.bench.command import versions
+from prunus.runtime.ir_builder import F32, I8, I32, Kernel
 from prunus.runtime.isa import Isa, choose
-from prunus.runtime.kernels.linear import ARGUMENTS, TILE, linear
+from prunus.runtime.jit import compile_kernels
+from prunus.runtime.kernels.linear import LinearSpec
 from prunus.runtime.kernels.maths import quads_of
-from prunus.runtime.lang import F32, I8, I32, Kernel
-from prunus.runtime.machine import load
+from prunus.runtime.kernels.step import PARAMETERS, TILE, KernelSpec
 from prunus.runtime.pack import pack
-from prunus.runtime.team import aligned
+from prunus.runtime.program import table_of
+from prunus.runtime.thread_pool import aligned
 from prunus.training.evidence import processor
 
 HERE = Path(__file__).parent
@@ -42,20 +45,20 @@ def peak(isa: Isa, name: str) -> Kernel:
     floating = name == "float_peak"
     number = F32 if floating else I32
     with Kernel(name, ("memory", "loops")) as k:
-        sums = [k.cells(count, number * isa.lanes) for _ in range(4)]
-        columns = [k.cell(I8 * block) for _ in range(4)]
+        sums = [k.variables(count, number * isa.lanes) for _ in range(4)]
+        columns = [k.variable(I8 * block) for _ in range(4)]
         for i, column in enumerate(columns):
             column.set((k.memory + 64 * i).load(I8 * block))
         factors = [(k.memory + 256 + 64 * v).load(number * isa.lanes) for v in range(count)]
         weights = [(k.memory + 1024 + 4 * i).load(number) for i in range(4)]
-        for _ in k.range(0, k.loops):
+        with k.loop(0, k.loops) as _:
             if name == "mixed":
                 mixed = [isa.prepare(quad) for quad in quads_of(isa, [column.get() for column in columns])]
                 columns[0].set(columns[1].get())  # the next mix is another one
                 columns[1].set(columns[2].get())
                 columns[2].set(columns[3].get())
                 columns[3].set(
-                    sums[0][0].get().as_(I8 * (4 * isa.lanes)) if block == 4 * isa.lanes else columns[0].get()
+                    sums[0][0].get().bitcast(I8 * (4 * isa.lanes)) if block == 4 * isa.lanes else columns[0].get()
                 )
             elif not floating:
                 mixed = [isa.prepare(factor) for factor in factors]
@@ -71,6 +74,20 @@ def peak(isa: Isa, name: str) -> Kernel:
     return k
 
 
+@dataclass(frozen=True)
+class Peak(KernelSpec):
+    """One of the loops of ``peak``."""
+
+    name: str
+
+    @property
+    def symbol(self) -> str:
+        return self.name
+
+    def build(self, isa: Isa) -> Kernel:
+        return peak(isa, self.name)
+
+
 def best(call: Callable[[], object], repeats: int) -> float:
     times = []
     for _ in range(repeats):
@@ -83,11 +100,11 @@ def best(call: Callable[[], object], repeats: int) -> float:
 def bounds(isa: Isa) -> dict[str, float]:
     """Multiply-adds a second of the three loops."""
     names = ("peak", "mixed", "float_peak")
-    code = load(isa, {name: partial(peak, isa, name) for name in names}, keep=False)
+    code = compile_kernels(isa, map(Peak, names), keep=False)
     memory = aligned((16384,), np.uint8)
     found = {}
     for name in names:
-        call = code.function(name, 2)
+        call = code.function(Peak(name), 2)
         seconds = best(partial(call, memory.ctypes.data, LOOPS), 15)
         found[name] = LOOPS * 4 * isa.blocks[0] * (1 if name == "float_peak" else 4) / seconds
     return found
@@ -98,9 +115,9 @@ def rate(isa: Isa, kind: str, shape: tuple[int, int], density: float, layers: in
     outputs, inputs = shape
     draw = np.random.default_rng(0)
     integers = kind == "gather"
-    name = f"linear_{kind}_keep_none"
-    call = load(isa, {name: partial(linear, isa, kind, "keep")}, keep=False)
-    function = call.function(name, 6)
+    kernel = LinearSpec(kind, "store")
+    call = compile_kernels(isa, [kernel], keep=False)
+    function = call.function(kernel, len(PARAMETERS))
     x = aligned((1, inputs, TILE), np.uint8 if integers else np.float32)
     x[:] = draw.integers(0, 255, x.shape)
     y = aligned((1, outputs, TILE), np.float32)
@@ -112,8 +129,7 @@ def rate(isa: Isa, kind: str, shape: tuple[int, int], density: float, layers: in
         packed = pack(kind, weight, np.zeros(outputs, np.float32), 0.01)
         values = {"widths": widths, "starts": starts, "x": x, "first": packed.first, "records": packed.records}
         values |= {"scale": packed.scale, "bias": packed.bias, "y": y}
-        numbers = [values[n].ctypes.data if n in values else 0 for n in ARGUMENTS]
-        tables.append(np.array(numbers, np.int64))
+        tables.append(table_of(kernel.arguments, values))
         held.append(packed)
         kept += int(keep.sum())
 

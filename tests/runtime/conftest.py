@@ -28,4 +28,4 @@ def shared_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoders of all tests share their kernels: each is compiled once."""
     from harness import compiled
 
-    monkeypatch.setattr("prunus.runtime.encoder.load", compiled)
+    monkeypatch.setattr("prunus.runtime.encoder.compile_kernels", compiled)

@@ -1,18 +1,20 @@
 """What the tests of the runtime share: compiled kernels, memory for them, tiles of tokens, small random encoders."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from prunus.runtime.families import Dense, Shape, places, shape_of
+from prunus.runtime.ir_builder import Kernel
 from prunus.runtime.isa import ISAS, Isa, available
-from prunus.runtime.lang import Kernel
-from prunus.runtime.machine import Code, load
+from prunus.runtime.jit import Code, compile_kernels
+from prunus.runtime.kernels.step import PARAMETERS, KernelSpec, StepSpec
+from prunus.runtime.program import table_of
 
 Array = NDArray[Any]
-Builder = Callable[[], Kernel]
 HERE: Final = available()
 DISTINCT: Final = [name for name in HERE if name != "avx512" or "avx512_vnni" not in HERE]
 """Where no bytes are multiplied, the code of ``avx512`` is that of ``avx512_vnni``."""
@@ -20,26 +22,31 @@ TILE: Final = 64
 SLACK: Final = 8192
 
 
-class Codes:
-    """Kernels that were compiled one by one, as ``machine.Code`` gives them."""
+@dataclass(frozen=True)
+class Written(KernelSpec):
+    """A kernel of a test: its name, and the function that writes it."""
 
-    def __init__(self, codes: Mapping[str, Code]) -> None:
-        self.codes = codes
-        self.addresses = {name: code.addresses[name] for name, code in codes.items()}
+    name: str
+    write: Callable[[], Kernel] = field(compare=False, repr=False)
 
-    def function(self, name: str, arguments: int) -> Callable[..., None]:
-        return self.codes[name].function(name, arguments)
+    @property
+    def symbol(self) -> str:
+        return self.name
+
+    def build(self, isa: Isa) -> Kernel:
+        return self.write()
 
 
-KEPT: dict[tuple[str, str], Code] = {}
+KEPT: dict[tuple[str, KernelSpec], Code] = {}
 
 
-def compiled(isa: Isa, builders: Mapping[str, Builder], keep: bool = True) -> Codes:
-    """Kernels by name; one name is one kernel, and compiled once."""
-    for name, build in builders.items():
-        if (isa.name, name) not in KEPT:
-            KEPT[isa.name, name] = load(isa, {name: build}, keep=False)
-    return Codes({name: KEPT[isa.name, name] for name in builders})
+def compiled(isa: Isa, kernels: Iterable[KernelSpec], keep: bool = True) -> Code:
+    """Kernels as ``jit.compile_kernels`` gives them; each is compiled once for all tests."""
+    kernels = set(kernels)
+    for kernel in kernels:
+        if (isa.name, kernel) not in KEPT:
+            KEPT[isa.name, kernel] = compile_kernels(isa, [kernel], keep=False)
+    return Code([], {kernel: KEPT[isa.name, kernel].addresses[kernel] for kernel in kernels})
 
 
 def run(isa: str, write: Callable[..., None], *arrays: Array | int) -> None:
@@ -51,8 +58,9 @@ def run(isa: str, write: Callable[..., None], *arrays: Array | int) -> None:
             write(k, *(getattr(k, name) for name in names))
         return k
 
-    code = load(ISAS[isa], {"f": build}, keep=False)
-    code.function("f", len(arrays))(*(a.ctypes.data if isinstance(a, np.ndarray) else a for a in arrays))
+    kernel = Written("f", build)
+    code = compile_kernels(ISAS[isa], [kernel], keep=False)
+    code.function(kernel, len(arrays))(*(a.ctypes.data if isinstance(a, np.ndarray) else a for a in arrays))
 
 
 def room(shape: tuple[int, ...], dtype: Any, fill: Any = 0) -> Array:
@@ -63,19 +71,11 @@ def room(shape: tuple[int, ...], dtype: Any, fill: Any = 0) -> Array:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def table(names: Sequence[str], **values: Array | int) -> Array:
-    """A kernel's table of arguments."""
-    assert set(values) <= set(names)
-    numbers = [values.get(name, 0) for name in names]
-    return np.array([n.ctypes.data if isinstance(n, np.ndarray) else n for n in numbers], np.int64)
-
-
-def call(
-    isa: str, name: str, build: Builder, arguments: Array, tiles: tuple[int, int], groups: tuple[int, int]
-) -> None:
-    """Calls a kernel for tiles and groups, with plenty of scratch memory."""
-    scratch = room((1 << 20,), np.uint8, 0xAA)
-    compiled(ISAS[isa], {name: build}).function(name, 6)(arguments.ctypes.data, *tiles, *groups, scratch.ctypes.data)
+def call(isa: str, kernel: StepSpec, tiles: tuple[int, int], groups: tuple[int, int], **values: Array | int) -> None:
+    """Calls a kernel with these arguments for tiles and groups, with plenty of scratch memory."""
+    scratch, table = room((1 << 20,), np.uint8, 0xAA), table_of(kernel.arguments, values)
+    function = compiled(ISAS[isa], [kernel]).function(kernel, len(PARAMETERS))
+    function(table.ctypes.data, *tiles, *groups, scratch.ctypes.data)
 
 
 def starts_of(widths: Sequence[int]) -> Array:
@@ -131,13 +131,13 @@ def unquads(x: Array) -> Array:
     return x.transpose(0, 2, 1).reshape(-1, x.shape[1])
 
 
-def to_mixed(x: Array, widths: Sequence[int]) -> Array:
+def to_int8x4(x: Array, widths: Sequence[int]) -> Array:
     """Bytes ``[features, tokens]`` -> tiles of quads ``[tiles, quads, 64 * 4]``."""
     words = quads(x).view(np.uint32)[:, :, 0]
     return to_tiles(words, widths).view(np.uint8)
 
 
-def from_mixed(tiles: Array, widths: Sequence[int]) -> Array:
+def from_int8x4(tiles: Array, widths: Sequence[int]) -> Array:
     words = from_tiles(tiles.view(np.uint32), widths)
     return unquads(np.ascontiguousarray(words)[:, :, None].view(np.uint8))
 

@@ -98,7 +98,7 @@ def bench(shared_code: None) -> Iterator[Bench]:
     bench = Bench()
     yield bench
     for encoder in bench.open.values():
-        encoder.team.close()
+        encoder.pool.close()
 
 
 def check_floats(dense: Dense, got: Sequence[Array], ids: Sequence[Array], types: Sequence[Array]) -> None:
@@ -275,7 +275,7 @@ def test_many_short_sequences_after_a_long_one(bench: Bench) -> None:
             fresh = Bench()
             again = fresh.states(model, HERE[0], 2, ids, types)
             assert np.concatenate(got).tobytes() == np.concatenate(again).tobytes()
-            fresh.open[id(model), HERE[0], 2].team.close()
+            fresh.open[id(model), HERE[0], 2].pool.close()
 
 
 @pytest.mark.parametrize("integers", [False, True])

@@ -10,9 +10,9 @@ from harness import HERE, Array, row_order, run
 
 from prunus.errors import EngineError
 from prunus.runtime import isa as isa_module
+from prunus.runtime.ir_builder import F32, I8, I32, Kernel, Value
 from prunus.runtime.isa import ISAS, available, choose
 from prunus.runtime.kernels import maths
-from prunus.runtime.lang import F32, I8, I32, Kernel, Value
 
 BYTES, WEIGHTS = (0, 1, 127, 128, 255), (-128, -127, -1, 0, 1, 126, 127)
 BLOCKS = [(name, block) for name in HERE for block in ISAS[name].blocks]
@@ -23,7 +23,7 @@ def products(isa: str, a: Array, w: Array, start: Array, single: bool) -> Array:
     path, out = ISAS[isa], np.zeros_like(start)
 
     def body(k: Kernel, x: Value, y: Value, sums: Value, to: Value) -> None:
-        for at in k.range(0, 4 * len(start), 4 * path.lanes):
+        with k.loop(0, 4 * len(start), 4 * path.lanes) as at:
             lanes = I32 * path.lanes
             weight = path.weight((y + at).load(I32 if single else lanes))
             (to + at).store(path.dot((sums + at).load(lanes), path.prepare((x + at).load(lanes)), weight))
@@ -109,7 +109,7 @@ def apply(isa: str, function: Callable[[Value], Value], x: Array, out: type = np
     y = np.zeros(len(padded), out)
 
     def body(k: Kernel, source: Value, to: Value) -> None:
-        for at in k.range(0, 4 * len(padded), 4 * path.lanes):
+        with k.loop(0, 4 * len(padded), 4 * path.lanes) as at:
             (to + at).store(function((source + at).load(F32 * path.lanes)))
 
     run(isa, body, padded, y)
@@ -250,7 +250,7 @@ def test_numbers_become_a_row_in_the_order_of_rows_and_quads(isa: str, block: in
             vectors = [(base + 4 * path.lanes * v).load(F32 * path.lanes) for v in range(path.vectors(block))]
             made.append(maths.row_of(path, vectors))
             (row_to + block * row).store(made[-1])
-            plain = maths.joined([maths.bytes_of(y, 0.0, 255.0).to(I8) for y in vectors])
+            plain = maths.joined([maths.bytes_of(y, 0.0, 255.0).truncate(I8) for y in vectors])
             (natural_to + block * row).store(maths.ordered(path, plain))
         for v, quad in enumerate(maths.quads_of(path, made)):
             (back_to + 4 * path.lanes * v).store(quad)

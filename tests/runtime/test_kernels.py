@@ -4,7 +4,6 @@ Bytes that a kernel stores are compared with the number before rounding: at most
 """
 
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from math import erf, sqrt
 
@@ -17,36 +16,33 @@ from harness import (
     TILE,
     Array,
     call,
-    from_mixed,
+    from_int8x4,
     from_rows,
     from_tiles,
     quads,
     room,
     starts_of,
-    table,
-    to_mixed,
+    to_int8x4,
     to_rows,
     to_tiles,
     unquads,
 )
 
 from prunus.runtime.isa import ISAS
-from prunus.runtime.kernels.attention import ATTEND, attend, scratch_bytes
-from prunus.runtime.kernels.linear import ARGUMENTS, linear
-from prunus.runtime.kernels.norm import EMBED, NORMALIZE, READ, embed, normalize, read
+from prunus.runtime.kernels.attention import AttentionSpec, scratch_bytes
+from prunus.runtime.kernels.linear import EPILOGUES, LinearSpec
+from prunus.runtime.kernels.norm import EmbedSpec, NormalizeSpec, QuantizeSpec, ReadSpec
 from prunus.runtime.pack import FLOAT_KINDS, INTEGER_KINDS, Packed, pack, unpack
 
 WIDTHS = (64, 16, 48, 32)
 OUTPUTS, INPUTS, TOKENS = 12, 22, sum(WIDTHS)
 ROW = TOKENS + 80
-INTEGER_FINISHES = ("add", "keep", "rows", "mixed", "queries", "keys", "values")
-FLOAT_FINISHES = ("add", "keep", "wide")
 CASES = [
-    (isa, kind, finish)
-    for kinds, finishes in ((INTEGER_KINDS, INTEGER_FINISHES), (FLOAT_KINDS, FLOAT_FINISHES))
+    (isa, kind, epilogue)
+    for kinds, precision in ((INTEGER_KINDS, "int8"), (FLOAT_KINDS, "float32"))
     for kind in kinds
-    for finish in finishes
-    for isa in (HERE if kinds is INTEGER_KINDS and finish in ("keep", "values") else DISTINCT)
+    for epilogue in EPILOGUES[precision]
+    for isa in (HERE if kinds is INTEGER_KINDS and epilogue in ("store", "values") else DISTINCT)
 ]
 LIMITS = {"queries": (1, 255), "keys": (-127, 127), "values": (-127, 127)}
 TIE = 0.5 + 2e-3
@@ -71,13 +67,13 @@ def inputs_of(kind: str, isa: str, widths: Sequence[int], seed: int = 1) -> tupl
     x = draw.integers(0, 256, (INPUTS, sum(widths))).astype(np.uint8)
     x[:, ::7] = 255
     x[:, 3::11] = 0
-    return x, to_rows(isa, x, widths) if kind == "gather" else to_mixed(x, widths)
+    return x, to_rows(isa, x, widths) if kind == "gather" else to_int8x4(x, widths)
 
 
 def call_linear(
     isa: str,
     layer: Packed,
-    finish: str,
+    epilogue: str,
     x: Array,
     widths: Sequence[int],
     activation: str = "none",
@@ -90,19 +86,22 @@ def call_linear(
     """Calls the kernel; returns what it wrote, in a buffer that held ``y`` or 77 everywhere."""
     count = len(widths)
     shape, dtype = {
-        "rows": ((count, OUTPUTS, TILE), np.uint8),
-        "mixed": ((count, OUTPUTS // 4, 4 * TILE), np.uint8),
+        "quantize_rows": ((count, OUTPUTS, TILE), np.uint8),
+        "quantize_int8x4": ((count, OUTPUTS // 4, 4 * TILE), np.uint8),
         "queries": ((OUTPUTS // 4, ROW * 4), np.uint8),
         "keys": ((OUTPUTS // 4, ROW * 4), np.int8),
         "values": ((OUTPUTS, ROW), np.int8),
-        "wide": ((OUTPUTS, ROW), np.float32),
-    }.get(finish, ((count, OUTPUTS, TILE), np.float32))
+        "matrix": ((OUTPUTS, ROW), np.float32),
+    }.get(epilogue, ((count, OUTPUTS, TILE), np.float32))
     out = room(shape, dtype, 77)
     if y is not None:
         out[:] = y
     starts, wide = starts_of(widths), np.array(widths, np.int64)
-    arguments = table(
-        ARGUMENTS,
+    call(
+        isa,
+        LinearSpec(layer.kind, epilogue, activation),
+        tiles or (0, count),
+        groups,
         widths=wide,
         starts=starts,
         x=x,
@@ -117,22 +116,19 @@ def call_linear(
         inverse=np.ones(OUTPUTS, np.float32) if inverse is None else inverse,
         zero=np.array([zero], np.float32),
     )
-    name = f"linear_{layer.kind}_{finish}_{activation}"
-    build = partial(linear, ISAS[isa], layer.kind, finish, activation)
-    call(isa, name, build, arguments, tiles or (0, count), groups)
     return out
 
 
-def written(isa: str, finish: str, out: Array, widths: Sequence[int]) -> Array:
+def written(isa: str, epilogue: str, out: Array, widths: Sequence[int]) -> Array:
     """``[outputs, tokens]`` of what a kernel wrote."""
     tokens = sum(widths)
-    if finish == "rows":
+    if epilogue == "quantize_rows":
         return from_rows(isa, out, widths)
-    if finish == "mixed":
-        return from_mixed(out, widths)
-    if finish in ("queries", "keys"):
+    if epilogue == "quantize_int8x4":
+        return from_int8x4(out, widths)
+    if epilogue in ("queries", "keys"):
         return unquads(out.reshape(len(out), ROW, 4)[:, :tokens])
-    return out[:, :tokens] if finish in ("values", "wide") else from_tiles(out, widths)
+    return out[:, :tokens] if epilogue in ("values", "matrix") else from_tiles(out, widths)
 
 
 def sums_of(layer: Packed, x: Array) -> Array:
@@ -140,24 +136,24 @@ def sums_of(layer: Packed, x: Array) -> Array:
     return unpack(layer).astype(exact) @ x.astype(exact)
 
 
-@pytest.mark.parametrize(("isa", "kind", "finish"), CASES)
-def test_linear_kernels(isa: str, kind: str, finish: str) -> None:
-    layer, floats = layer_of(kind, signed=finish in LIMITS), kind in FLOAT_KINDS
+@pytest.mark.parametrize(("isa", "kind", "epilogue"), CASES)
+def test_linear_kernels(isa: str, kind: str, epilogue: str) -> None:
+    layer, floats = layer_of(kind, signed=epilogue in LIMITS), kind in FLOAT_KINDS
     inverse, zero = np.linspace(2, 20, OUTPUTS).astype(np.float32), 100.0
     for widths in ((16,), (32,), (48,), (64,), WIDTHS):
         x, tiles = inputs_of(kind, isa, widths)
-        out = call_linear(isa, layer, finish, tiles, widths, inverse=inverse, zero=zero)
-        got = written(isa, finish, out, widths)
+        out = call_linear(isa, layer, epilogue, tiles, widths, inverse=inverse, zero=zero)
+        got = written(isa, epilogue, out, widths)
         y = sums_of(layer, x) * layer.scale.astype(np.float64)[:, None] + layer.bias.astype(np.float64)[:, None]
-        if finish in ("rows", "mixed"):
+        if epilogue in ("quantize_rows", "quantize_int8x4"):
             y = y * inverse[:, None] + zero
-        if finish in ("add", "keep", "wide"):
+        if epilogue in ("add", "store", "matrix"):
             size = np.abs(unpack(layer)).astype(np.float64) @ np.abs(x.astype(np.float64)) * layer.scale[:, None]
-            expected = y + 77 if finish == "add" else y
+            expected = y + 77 if epilogue == "add" else y
             assert (np.abs(got - expected) <= 1e-5 * (size + np.abs(expected) + 1)).all()
             assert floats or (np.abs(got - expected) <= 1e-6 * (np.abs(layer.bias[:, None]) + 100)).all()
         else:
-            low, high = LIMITS.get(finish, (0, 255))
+            low, high = LIMITS.get(epilogue, (0, 255))
             assert (np.abs(got - np.clip(y, low, high)) <= TIE).all()
             assert got.min() < low + 5
             assert got.max() > high - 50
@@ -172,10 +168,10 @@ def test_sums_of_bytes_are_exact(kind: str, width: int, isa: str) -> None:
     for density in (0.0, 0.1, 0.5, 1.0):
         layer = layer_of(kind, seed=int(10 * density), density=density, plain=True)
         x, tiles = inputs_of(kind, isa, (width,))
-        got = written(isa, "keep", call_linear(isa, layer, "keep", tiles, (width,)), (width,))
+        got = written(isa, "store", call_linear(isa, layer, "store", tiles, (width,)), (width,))
         assert (got == sums_of(layer, x)).all()
     extreme = pack(kind, np.full((OUTPUTS, INPUTS), -1, np.float32), np.zeros(OUTPUTS, np.float32))
-    got = written(isa, "keep", call_linear(isa, extreme, "keep", tiles, (width,)), (width,))
+    got = written(isa, "store", call_linear(isa, extreme, "store", tiles, (width,)), (width,))
     assert (got == np.float32(-127 * x.astype(np.int64).sum(0)) * extreme.scale[0]).all()
 
 
@@ -184,27 +180,27 @@ def test_sums_of_bytes_are_exact(kind: str, width: int, isa: str) -> None:
 def test_a_call_keeps_to_its_tiles_and_groups(kind: str, isa: str) -> None:
     layer = layer_of(kind)
     _, x = inputs_of(kind, isa, WIDTHS)
-    whole = call_linear(isa, layer, "keep", x, WIDTHS)
-    part = call_linear(isa, layer, "keep", x, WIDTHS, tiles=(1, 3), groups=(1, 2))
+    whole = call_linear(isa, layer, "store", x, WIDTHS)
+    part = call_linear(isa, layer, "store", x, WIDTHS, tiles=(1, 3), groups=(1, 2))
     for tile, width in enumerate(WIDTHS):
         inside = np.zeros((OUTPUTS, TILE), bool)
         inside[4:8, :width] = tile in (1, 2)
         assert (part[tile][inside] == whole[tile][inside]).all()
         assert (part[tile][~inside] == 77).all()
         assert (whole[tile][:, width:] == 77).all()
-    assert (call_linear(isa, layer, "keep", x, WIDTHS, tiles=(2, 2)) == 77).all()
-    assert (call_linear(isa, layer, "keep", x, WIDTHS, groups=(1, 1)) == 77).all()
+    assert (call_linear(isa, layer, "store", x, WIDTHS, tiles=(2, 2)) == 77).all()
+    assert (call_linear(isa, layer, "store", x, WIDTHS, groups=(1, 1)) == 77).all()
 
 
 @pytest.mark.parametrize("isa", DISTINCT)
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
-@pytest.mark.parametrize(("kind", "finish"), [("quads", "mixed"), ("columns", "keep")])
-def test_activations_come_before_what_is_stored(kind: str, finish: str, activation: str, isa: str) -> None:
+@pytest.mark.parametrize(("kind", "epilogue"), [("quads", "quantize_int8x4"), ("columns", "store")])
+def test_activations_come_before_what_is_stored(kind: str, epilogue: str, activation: str, isa: str) -> None:
     layer = layer_of(kind)
     x, tiles = inputs_of(kind, isa, WIDTHS)
     inverse, zero = np.full(OUTPUTS, 30, np.float32), 20.0
     got = written(
-        isa, finish, call_linear(isa, layer, finish, tiles, WIDTHS, activation, None, (0, 3), inverse, zero), WIDTHS
+        isa, epilogue, call_linear(isa, layer, epilogue, tiles, WIDTHS, activation, None, (0, 3), inverse, zero), WIDTHS
     )
     y = sums_of(layer, x) * layer.scale.astype(np.float64)[:, None] + layer.bias.astype(np.float64)[:, None]
     y = {
@@ -213,7 +209,7 @@ def test_activations_come_before_what_is_stored(kind: str, finish: str, activati
         "relu": lambda v: np.maximum(v, 0),
         "silu": lambda v: v / (1 + np.exp(-v)),
     }[activation](y)
-    if finish == "keep":
+    if epilogue == "store":
         assert (np.abs(got - y) <= 1e-5 * (np.abs(y) + 1)).all()
     else:
         # the short forms of int8: gelu within 5.8e-4, by its tanh within 5e-4 more, 30 bytes to a unit
@@ -256,15 +252,18 @@ def call_attention(
     integers = q.dtype == np.uint8
     rows, mixed, floats = (room((len(widths), HEADS * SIZE, TILE), np.uint8, 77) for _ in range(3))
     if integers:
-        outputs: dict[str, Array | int] = {"rows": rows, "mixed": mixed, "y_step": rows[0].nbytes}
+        outputs: dict[str, Array | int] = {"rows": rows, "int8x4": mixed, "y_step": rows[0].nbytes}
     else:
         floats = room((len(widths), HEADS * SIZE, TILE), np.float32, 77)
         outputs = {"floats": floats, "y_step": floats[0].nbytes}
     biased: dict[str, Array | int] = {}
     if bias is not None:
         biased = {"bias": bias, "bias_row": bias[0].nbytes, "reach": (bias.shape[1] - 64) // 2}
-    arguments = table(
-        ATTEND,
+    call(
+        isa,
+        AttentionSpec(integers, bias is not None),
+        (0, len(widths)),
+        (0, HEADS),
         widths=widths,
         starts=starts,
         spans=spans,
@@ -280,13 +279,10 @@ def call_attention(
         **biased,
     )
     assert scratch_bytes(max(lengths), SIZE) < 1 << 20
-    name = f"attend_{'int8' if integers else 'float32'}{'_bias' if bias is not None else ''}"
-    build = partial(attend, ISAS[isa], integers, bias is not None)
-    call(isa, name, build, arguments, (0, len(widths)), (0, HEADS))
     tokens, wide = sum(lengths), [int(width) for width in widths]
     if not integers:
         return from_tiles(floats, wide)[:, :tokens]
-    both = from_rows(isa, rows, wide), from_mixed(mixed.reshape(len(widths), -1, 4 * TILE), wide)
+    both = from_rows(isa, rows, wide), from_int8x4(mixed.reshape(len(widths), -1, 4 * TILE), wide)
     assert (both[0][:, :tokens] == both[1][:, :tokens]).all()
     return both[0][:, :tokens]
 
@@ -382,8 +378,11 @@ def test_normalize(rows: bool, mixed: bool, plain: bool, isa: str) -> None:
     inverse, zero = np.linspace(5, 40, FEATURES).astype(np.float32), np.array([120], np.float32)
     tiles = to_tiles(x, WIDTHS, 77)
     in_rows, in_quads = (room(tiles.shape, np.uint8, 77) for _ in range(2))
-    arguments = table(
-        NORMALIZE,
+    call(
+        isa,
+        (QuantizeSpec if plain else NormalizeSpec)(rows, mixed),
+        (0, len(WIDTHS)),
+        (0, 1),
         widths=np.array(WIDTHS),
         x=tiles,
         x_step=tiles[0].nbytes,
@@ -392,13 +391,11 @@ def test_normalize(rows: bool, mixed: bool, plain: bool, isa: str) -> None:
         beta=beta,
         epsilon=np.array([1e-5], np.float32),
         rows=in_rows,
-        mixed=in_quads,
+        int8x4=in_quads,
         y_step=FEATURES * TILE,
         inverse=inverse,
         zero=zero,
     )
-    name = f"{'store' if plain else 'normalize'}_{rows:d}{mixed:d}"
-    call(isa, name, partial(normalize, ISAS[isa], rows, mixed, plain), arguments, (0, len(WIDTHS)), (0, 1))
     wide = x.astype(np.float64)
     exact = (wide - wide.mean(0)) / np.sqrt(wide.var(0) + np.float32(1e-5)) * gamma[:, None] + beta[:, None]
     got = from_tiles(tiles, WIDTHS)
@@ -415,7 +412,7 @@ def test_normalize(rows: bool, mixed: bool, plain: bool, isa: str) -> None:
             assert (out == 77).all()
             continue
         stored = (
-            from_rows(isa, out, WIDTHS) if out is in_rows else from_mixed(out.reshape(len(out), -1, 4 * TILE), WIDTHS)
+            from_rows(isa, out, WIDTHS) if out is in_rows else from_int8x4(out.reshape(len(out), -1, 4 * TILE), WIDTHS)
         )
         assert (np.abs(stored - scaled) <= TIE).all()
 
@@ -430,16 +427,13 @@ def test_embed_and_read(isa: str) -> None:
     widths = np.array(WIDTHS)
     named = dict(zip(("word", "position", "type"), tables, strict=True))
     named |= {name: np.ascontiguousarray(one) for name, one in zip(("words", "positions", "types"), laid, strict=True)}
-    arguments = table(EMBED, widths=widths, x=x, x_step=x[0].nbytes, features=FEATURES, **named)
-    call(isa, "embed", partial(embed, ISAS[isa]), arguments, (0, len(WIDTHS)), (0, 1))
+    sizes: dict[str, Array | int] = {"widths": widths, "x": x, "x_step": x[0].nbytes, "features": FEATURES}
+    call(isa, EmbedSpec(), (0, len(WIDTHS)), (0, 1), **sizes, **named)
     expected = sum(rows[one].astype(np.float64) for rows, one in zip(tables, ids, strict=True))
     assert np.abs(from_tiles(x, WIDTHS).T - expected).max() < 1e-6
     y = room((TOKENS, FEATURES), np.float32, 77)
     starts = starts_of(WIDTHS)
-    arguments = table(
-        READ, widths=widths, starts=starts, x=x, x_step=x[0].nbytes, features=FEATURES, y=y, y_row=FEATURES * 4
-    )
-    call(isa, "read", partial(read, ISAS[isa]), arguments, (1, 3), (0, 1))
+    call(isa, ReadSpec(), (1, 3), (0, 1), **sizes, starts=starts, y=y, y_row=FEATURES * 4)
     part = slice(starts[1], starts[3])
     assert (y[part] == from_tiles(x, WIDTHS).T[part]).all()
     assert (y[: starts[1]] == 77).all()

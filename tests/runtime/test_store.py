@@ -410,13 +410,13 @@ def survives(place: Path, data: bytes, whole: bytes) -> None:
     """A changed file is refused, or it is a model that runs."""
     path = place / FILE
     path.write_bytes(data)
-    load_code, encoder_module.load = encoder_module.load, compiled  # type: ignore[assignment]
+    compile_kernels, encoder_module.compile_kernels = encoder_module.compile_kernels, compiled  # type: ignore[assignment]
     try:
         with contextlib.suppress(EngineError):
             model = read_model(place)
             assert run(model).shape == (38, model.shape.hidden)
     finally:
-        encoder_module.load = load_code
+        encoder_module.compile_kernels = compile_kernels
         path.write_bytes(whole)
 
 

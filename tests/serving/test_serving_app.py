@@ -393,7 +393,7 @@ def test_metrics_count_what_was_answered(engines: dict[str, Engine]) -> None:
 
 def test_a_server_that_stops_refuses(engines: dict[str, Engine]) -> None:
     with client(engines["none"]) as to:
-        to.app.state.service.hall.stopping = True  # type: ignore[attr-defined]
+        to.app.state.service.server_state.stopping = True  # type: ignore[attr-defined]
         reply = to.post("/v1/embeddings", json={"input": "a"})
         assert problems(reply, 503)[0]["key"] == "server"
         assert (reply.headers["retry-after"], reply.headers["connection"]) == ("1", "close")
@@ -463,7 +463,7 @@ def test_who_goes_while_sending_is_forgotten(engines: dict[str, Engine]) -> None
     app = create_app(engines["none"])
     start, *_ = call(app, "/v1/embeddings", {"type": "http.disconnect"})
     assert start["status"] == 499
-    assert app.state.service.hall.inside == 0
+    assert app.state.service.server_state.open_requests == 0
 
 
 def test_who_goes_while_waiting_leaves_the_queue(engines: dict[str, Engine]) -> None:
@@ -478,7 +478,7 @@ def test_who_goes_while_waiting_leaves_the_queue(engines: dict[str, Engine]) -> 
 
 def test_too_many_at_a_time_are_refused_unread(engines: dict[str, Engine]) -> None:
     app = create_app(engines["none"], Options(open_requests=2))
-    app.state.service.hall.inside = 2
+    app.state.service.server_state.open_requests = 2
     start, *_ = call(app, "/v1/embeddings")
     assert start["status"] == 429
     assert (b"retry-after", b"1") in start["headers"]

@@ -81,7 +81,7 @@ class Engine:
     @property
     def threads(self) -> int:
         """Of this engine."""
-        return self.encoder.team.threads
+        return self.encoder.pool.threads
 
     @property
     def longest(self) -> int:
@@ -325,7 +325,7 @@ class Engine:
 
     def close(self) -> None:
         """Ends the engine's threads."""
-        self.encoder.team.close()
+        self.encoder.pool.close()
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Threads and machine code stay in their process."""

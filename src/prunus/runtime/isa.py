@@ -16,7 +16,7 @@ from typing import Literal
 import llvmlite.binding as llvm
 
 from prunus.errors import EngineError, Problem
-from prunus.runtime.lang import I8, I16, I32, Kernel, Value
+from prunus.runtime.ir_builder import I8, I16, I32, Kernel, Value
 
 __all__ = ["ISAS", "Isa", "available", "choose"]
 
@@ -32,7 +32,7 @@ class Isa:
     """Tokens that one pass of a kernel covers, the widest first."""
     product: Literal["vnni", "pairs", "plain"]
     processor: str
-    """LLVM's name; empty for the one found."""
+    """LLVM's name; empty for the processor that runs this."""
     needs: tuple[str, ...] = ()
     """Features that the processor must have."""
 
@@ -58,24 +58,24 @@ class Isa:
         halves = [call("llvm.x86.avx512.packssdw.512", I16 * 32, a, b) for a, b in (whole[:2], whole[2:])]
         return call(f"llvm.x86.avx512.pack{'s' if signed else 'u'}swb.512", I8 * 64, *halves)
 
-    def prepare(self, quads: Value) -> list[Value]:
-        """``[lanes]`` of four bytes, as ``dot`` takes its first factor."""
+    def prepare(self, words: Value) -> list[Value]:
+        """Words of four unsigned bytes, as ``dot`` takes its first factor."""
         if self.product == "vnni":
-            return [quads]
+            return [words]
         if self.product == "pairs":
-            halves = quads.as_(I16 * (2 * self.lanes))
-            return [halves & 0xFF, halves.shr(8)]
-        return [(quads.shr(8 * byte)) & 0xFF for byte in range(4)]
+            halves = words.bitcast(I16 * (2 * self.lanes))
+            return [halves & 0xFF, halves.shift_right_unsigned(8)]
+        return [words.shift_right_unsigned(8 * byte) & 0xFF for byte in range(4)]
 
     def weight(self, word: Value) -> list[Value]:
-        """One number of four signed bytes, or a vector of them, as ``dot`` takes its second factor."""
+        """One word of four signed bytes, or a vector of them, as ``dot`` takes its second factor."""
         wide = word.splat(self.lanes) if word.type.lanes == 1 else word
         if self.product == "vnni":
             return [wide]
         if self.product == "pairs":
-            halves = wide.as_(I16 * (2 * self.lanes))
-            return [(halves << 8) >> 8, halves >> 8]
-        return [(wide << (24 - 8 * byte)) >> 24 for byte in range(4)]
+            halves = wide.bitcast(I16 * (2 * self.lanes))
+            return [(halves << 8).shift_right_signed(8), halves.shift_right_signed(8)]
+        return [(wide << (24 - 8 * byte)).shift_right_signed(24) for byte in range(4)]
 
     def dot(self, sums: Value, factors: list[Value], weights: list[Value]) -> Value:
         """``sums`` and the products of four bytes a lane."""
@@ -106,9 +106,11 @@ ISAS = {
 
 def available() -> list[str]:
     """The paths that this processor can run, the fastest first."""
-    found = llvm.get_host_cpu_features()
+    features = llvm.get_host_cpu_features()
     x86 = platform.machine().lower() in {"x86_64", "amd64"}
-    return [isa.name for isa in ISAS.values() if not isa.needs or (x86 and all(found.get(n, False) for n in isa.needs))]
+    return [
+        isa.name for isa in ISAS.values() if not isa.needs or (x86 and all(features.get(n, False) for n in isa.needs))
+    ]
 
 
 def choose(name: str | None = None) -> Isa:

@@ -7,9 +7,8 @@ and the rest of the model stays as slow as it was. A layer is replaced only wher
     int8       inputs are rounded to bytes, one step for all tokens of a call: (highest - lowest) / 255
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import deepcopy
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,15 @@ from torch import Tensor, nn
 from prunus.errors import EngineError, Problem
 from prunus.grid import byte_step_and_zero
 from prunus.runtime.isa import Isa, choose
-from prunus.runtime.kernels.drive import HEAD, drive
-from prunus.runtime.kernels.linear import ARGUMENTS, TILE, linear
-from prunus.runtime.kernels.norm import EMBED, NORMALIZE, READ, embed, normalize, read
-from prunus.runtime.lang import Kernel
-from prunus.runtime.machine import load
+from prunus.runtime.jit import compile_kernels
+from prunus.runtime.kernels.drive import DriveSpec
+from prunus.runtime.kernels.linear import LinearSpec
+from prunus.runtime.kernels.norm import EmbedSpec, QuantizeSpec, ReadSpec
+from prunus.runtime.kernels.step import TILE
 from prunus.runtime.pack import Packed, choose_kind, pack, unpack
 from prunus.runtime.processors import processors
-from prunus.runtime.team import Team, aligned, table_of
+from prunus.runtime.program import Address, Argument, BoundProgram, Step, Stride, kernels_of
+from prunus.runtime.thread_pool import ThreadPool, aligned
 
 __all__ = ["SparseLinear", "accelerate"]
 
@@ -45,10 +45,10 @@ class SparseLinear(nn.Module):
     devices are refused with an ``EngineError``.
     """
 
-    def __init__(self, dense: nn.Linear, team: Team, isa: Isa, integers: bool) -> None:
+    def __init__(self, dense: nn.Linear, pool: ThreadPool, isa: Isa, integers: bool) -> None:
         super().__init__()
         self.in_features, self.out_features = dense.in_features, dense.out_features
-        self._team, self._isa, self._integers = team, isa, integers
+        self._pool, self._isa, self._integers = pool, isa, integers
         self._take(dense.weight.detach(), None if dense.bias is None else dense.bias.detach())
         self.training = dense.training
 
@@ -80,7 +80,8 @@ class SparseLinear(nn.Module):
         self._sums = np.zeros(len(self._added), np.float32)
         if self._integers:
             self._sums[: len(numbers)] = unpack(self._packed).astype(np.int64).sum(1)
-        self._code = load(self._isa, builders(self._isa, kind, self._integers))
+        self._program = _linear_program(self._packed, self._integers)
+        self._code = compile_kernels(self._isa, kernels_of(self._program))
         self._versions = self._now()
 
     def _now(self) -> tuple[int, ...]:
@@ -123,7 +124,7 @@ class SparseLinear(nn.Module):
         copied.__dict__ = self.__dict__ | {
             name: {} if isinstance(value, dict) and not value else deepcopy(value, memo)
             for name, value in self.__dict__.items()
-            if name not in ("_team", "_isa", "_code", "_packed", "_added", "_sums", "_weight", "_bias")
+            if name not in ("_pool", "_isa", "_code", "_program", "_packed", "_added", "_sums", "_weight", "_bias")
         }
         copied._take(self._weight.clone(), None if self._bias is None else self._bias.clone())
         return copied
@@ -167,60 +168,69 @@ class SparseLinear(nn.Module):
         return y.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def _run(self, rows: Array) -> Array:
-        tokens, packed, threads = len(rows), self._packed, self._team.threads
-        inputs, outputs = self.in_features, self.out_features
-        wide_in, wide_out = inputs + -inputs % 16, outputs + -outputs % 16
+        tokens, packed, outputs = len(rows), self._packed, self.out_features
+        wide_in, wide_out = _rounded(self.in_features), _rounded(outputs)
         tiles = -(-tokens // TILE)
         given = np.zeros((tiles * TILE, wide_in), np.float32)
-        given[:tokens, :inputs] = rows
-        widths, starts = np.full(tiles, TILE, np.int64), np.arange(tiles, dtype=np.int64) * TILE
-        words, nothing = np.arange(tiles * TILE, dtype=np.int32), np.zeros(tiles * TILE, np.int32)
-        table = np.zeros((1, wide_in), np.float32)
-        x = aligned((tiles, wide_in, TILE), np.float32)
-        y = aligned((tiles, wide_out, TILE), np.float32)
-        answer = aligned((tiles * TILE, wide_out), np.float32)
-        held: list[object] = []
-
-        def arguments(names: Iterable[str], **values: int | Array) -> Array:
-            found = table_of(names, {"widths": widths, "starts": starts} | values)
-            held.append((found, values))
-            return found
-
-        rest = {"positions": nothing, "types": nothing, "position": table, "type": table}
-        entry = {"x": x, "x_step": x[0].nbytes, "features": wide_in}
-        steps = [("embed", arguments(EMBED, words=words, word=given, **entry, **rest), 1)]
-        source, scale, bias = x, packed.scale, self._added
+        given[:tokens, : self.in_features] = rows
+        buffers: dict[str, Array] = {
+            "widths": np.full(tiles, TILE, np.int64),
+            "starts": np.arange(tiles, dtype=np.int64) * TILE,
+            "rows": given,
+            "row_numbers": np.arange(tiles * TILE, dtype=np.int32),
+            "zero_ids": np.zeros(tiles * TILE, np.int32),
+            "zero_row": np.zeros((1, wide_in), np.float32),
+            "x": aligned((tiles, wide_in, TILE), np.float32),
+            "y": aligned((tiles, wide_out, TILE), np.float32),
+            "result": aligned((tiles * TILE, wide_out), np.float32),
+            "scale": packed.scale,
+            "bias": self._added,
+        }
         if self._integers:
-            step, zero = map(float, byte_step_and_zero(np.float64(rows.min()), np.float64(rows.max())))
-            source = aligned((tiles, wide_in, TILE), np.uint8)
-            inverse, zeros = np.full(wide_in, 1 / step, np.float32), np.array([zero], np.float32)
-            more = {"rows": source, "y_step": source[0].nbytes, "inverse": inverse, "zero": zeros}
-            steps.append(("store_10", arguments(NORMALIZE, **entry, **more, epsilon=zeros), 1))
-            scale = (packed.scale * step).astype(np.float32)
-            bias = (self._added - zero * scale * self._sums).astype(np.float32)
-        product = arguments(
-            ARGUMENTS,
-            x=source,
-            x_step=source[0].nbytes,
-            first=packed.first,
-            records=packed.records,
-            scale=scale,
-            bias=bias,
-            y=y,
-            y_step=y[0].nbytes,
-        )
-        steps.append((f"linear_{packed.kind}_keep_none", product, len(packed.scale) // 4))
-        steps.append(
-            ("read", arguments(READ, x=y, x_step=y[0].nbytes, features=wide_out, y=answer, y_row=wide_out * 4), 1)
-        )
-        program = np.zeros((len(steps), HEAD + 4 * threads), np.int64)
-        shares = np.arange(threads + 1) * tiles // threads
-        for place, (name, own, groups) in zip(program, steps, strict=True):
-            place[:HEAD] = self._code.addresses[name], own.ctypes.data, 0
-            place[HEAD::4], place[HEAD + 1 :: 4], place[HEAD + 3 :: 4] = shares[:-1], shares[1:], groups
-        with self._team:
-            self._team.run(program, 64)
-        return np.ascontiguousarray(answer[:tokens, :outputs])
+            buffers |= self._quantization(rows, (tiles, wide_in))
+        program = BoundProgram(self._program, self._code, buffers, self._pool.threads)
+        with self._pool:
+            self._pool.run(program.by_tiles(tiles), 64)
+        return np.ascontiguousarray(buffers["result"][:tokens, :outputs])
+
+    def _quantization(self, rows: Array, shape: tuple[int, int]) -> dict[str, Array]:
+        """Buffers of an int8 layer for these inputs: their bytes, step and zero, and the layer's scale and bias."""
+        tiles, wide = shape
+        step, zero = map(float, byte_step_and_zero(np.float64(rows.min()), np.float64(rows.max())))
+        scale = (self._packed.scale * step).astype(np.float32)
+        return {
+            "x_bytes": aligned((tiles, wide, TILE), np.uint8),
+            "inverse": np.full(wide, 1 / step, np.float32),
+            "zero": np.array([zero], np.float32),
+            "scale": scale,
+            "bias": (self._added - zero * scale * self._sums).astype(np.float32),
+        }
+
+
+def _rounded(features: int) -> int:
+    """Features as the kernels that turn rows into tiles take them: a multiple of 16."""
+    return features + -features % 16
+
+
+def _linear_program(packed: Packed, integers: bool) -> list[Step]:
+    """Rows of features -> tiles -> (bytes ->) the product -> rows; the buffers are those of ``SparseLinear._run``."""
+    wide_out, wide_in = map(_rounded, packed.shape)
+    x: dict[str, Argument] = {"x": Address("x"), "x_step": Stride("x"), "features": wide_in}
+    ids = {"words": Address("row_numbers"), "positions": Address("zero_ids"), "types": Address("zero_ids")}
+    tables = {"word": Address("rows"), "position": Address("zero_row"), "type": Address("zero_row")}
+    steps = [Step(EmbedSpec(), {**x, **ids, **tables})]
+    source = "x"
+    if integers:
+        source = "x_bytes"
+        scales = {"inverse": Address("inverse"), "zero": Address("zero")}
+        steps.append(Step(QuantizeSpec(rows=True), {**x, "rows": Address(source), "y_step": Stride(source), **scales}))
+    product: dict[str, Argument] = {"x": Address(source), "x_step": Stride(source), "y": Address("y")}
+    product |= {"y_step": Stride("y"), "first": packed.first, "records": packed.records}
+    product |= {"scale": Address("scale"), "bias": Address("bias")}
+    steps.append(Step(LinearSpec(packed.kind, "store"), product, len(packed.scale) // 4))
+    result: dict[str, Argument] = {"y": Address("result"), "y_row": Stride("result")}
+    steps.append(Step(ReadSpec(), {"x": Address("y"), "x_step": Stride("y"), "features": wide_out, **result}))
+    return steps
 
 
 class NoGradient(torch.autograd.Function):
@@ -236,14 +246,6 @@ class NoGradient(torch.autograd.Function):
         """Raises ``EngineError``."""
         fix = "training the dense model, and accelerating it afterwards"
         raise EngineError(Problem("an accelerated layer", "a backward pass", "be used for inference", fix))
-
-
-def builders(isa: Isa, kind: str, integers: bool) -> dict[str, Callable[[], Kernel]]:
-    """The kernels of one layer."""
-    found: dict[str, Callable[[], Kernel]] = {"drive": drive, "embed": partial(embed, isa), "read": partial(read, isa)}
-    if integers:
-        found["store_10"] = partial(normalize, isa, True, False, plain=True)
-    return found | {f"linear_{kind}_keep_none": partial(linear, isa, kind, "keep")}
 
 
 def accelerate(
@@ -285,9 +287,11 @@ def accelerate(
     if not found:
         return []
     chosen = choose(isa)
-    team = Team(load(chosen, {"drive": drive}), threads or min(torch.get_num_threads(), max(1, processors())))
+    pool = ThreadPool(
+        compile_kernels(chosen, [DriveSpec()]), threads or min(torch.get_num_threads(), max(1, processors()))
+    )
     for _, parent, name, child in found:
-        setattr(parent, name, SparseLinear(child, team, chosen, precision == "int8"))
+        setattr(parent, name, SparseLinear(child, pool, chosen, precision == "int8"))
     return [path for path, *_ in found]
 
 

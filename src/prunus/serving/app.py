@@ -1,6 +1,6 @@
 """The application: which endpoint does what.
 
-    request -> body -> asked -> tokens -> batcher -> answers -> JSON
+    request -> body -> requests -> tokens -> batcher -> postprocessing -> JSON
 
 An endpoint that the model has no head for is there and says so (404). The event loop reads, parses and writes; tokens of long
 texts are made in a thread, and the engine runs in the batcher's.
@@ -22,11 +22,11 @@ from starlette.routing import Route
 
 from prunus._version import __version__
 from prunus.errors import Problem
-from prunus.serving import answers, asked
+from prunus.serving import postprocessing, requests
 from prunus.serving.batcher import Batcher
 from prunus.serving.body import parse_json, read_body, until_gone
-from prunus.serving.door import Door, Hall, refusal
 from prunus.serving.metrics import CONTENT_TYPE, Metrics
+from prunus.serving.middleware import RequestMiddleware, ServerState, refusal
 from prunus.serving.options import Array, Options, Served
 from prunus.serving.problems import Refused
 from prunus.serving.tokens import Tokens
@@ -80,7 +80,7 @@ class Service:
     def __init__(self, engine: Served, options: Options) -> None:
         self.engine, self.options = engine, options
         self.metrics = Metrics()
-        self.hall = Hall(options, self.metrics, frozenset(endpoint.path for endpoint in ENDPOINTS))
+        self.server_state = ServerState(options, self.metrics, frozenset(endpoint.path for endpoint in ENDPOINTS))
         self.tokens = Tokens(engine, options)
         self.batcher = Batcher(engine, options, self._saw_batch)
         settings, self.kind = engine.settings, engine.head.kind
@@ -88,15 +88,15 @@ class Service:
         self.features = engine.features if self.kind == "none" else 0
         self.prompt = engine.sentences.prompt() if self.kind == "none" else ""
         classes = len(engine.head.layers[-1][0]) if self.kind == "sequence" else 0
-        answers.cross_encoder_activation(settings)  # one that is not served is refused before the first request
-        self.names = answers.class_names(settings, classes)
+        postprocessing.cross_encoder_activation(settings)  # one that is not served is refused before the first request
+        self.names = postprocessing.class_names(settings, classes)
         self.created = int(time.time())
 
     def _saw_batch(self, tokens: int, seconds: float) -> None:
         self.metrics.observe("prunus_batch_tokens", tokens)
         self.metrics.observe("prunus_batch_seconds", seconds)
 
-    async def _asked(self, request: Request, head: str) -> tuple[Any, int]:
+    async def _json_body(self, request: Request, head: str) -> tuple[Any, int]:
         """The JSON of a request to an endpoint that needs this head, and its bytes."""
         if self.kind != head:
             fits = [f"{e.method} {e.path}" for e in ENDPOINTS if e.head == self.kind]
@@ -107,9 +107,9 @@ class Service:
 
     async def embeddings(self, request: Request) -> Response:
         """``POST /v1/embeddings``."""
-        raw, size = await self._asked(request, "none")
+        raw, size = await self._json_body(request, "none")
         name = self.options.name
-        wanted = asked.read_embeddings(raw, name, self.features, self.words, self.options.max_inputs)
+        wanted = requests.read_embeddings(raw, name, self.features, self.words, self.options.max_inputs)
 
         async def work() -> Response:
             if wanted.ids:
@@ -128,31 +128,31 @@ class Service:
 
     async def classify(self, request: Request) -> Response:
         """``POST /classify``."""
-        raw, size = await self._asked(request, "sequence")
-        wanted = asked.read_classes(raw, self.options.max_inputs)
+        raw, size = await self._json_body(request, "sequence")
+        wanted = requests.read_classify(raw, self.options.max_inputs)
 
         async def work() -> Response:
             ids, types = await aside(size, self.tokens.of_texts, wanted.texts, wanted.truncate, "inputs")
             found = await self.batcher.compute(ids, types, lambda states: self.engine.head(states[:1])[0])
-            scores = [answers.class_scores(z, self.engine.settings) for z in found]
-            return JSONResponse([answers.ranked(score, self.names) for score in scores])
+            scores = [postprocessing.class_scores(z, self.engine.settings) for z in found]
+            return JSONResponse([postprocessing.ranked(score, self.names) for score in scores])
 
         return await until_gone(request.receive, work())
 
     async def answer(self, request: Request) -> Response:
         """``POST /answer``."""
-        raw, size = await self._asked(request, "span")
-        wanted = asked.read_answers(raw, self.options.max_inputs)
+        raw, size = await self._json_body(request, "span")
+        wanted = requests.read_answer(raw, self.options.max_inputs)
 
-        def cut() -> list[list[answers.Window]]:
+        def cut() -> list[list[postprocessing.Window]]:
             keys = ["question" if wanted.single else f"[{i}].question" for i in range(len(wanted.pairs))]
             pairs = zip(wanted.pairs, keys, strict=True)
             return [self.tokens.of_question(*pair, wanted.truncate, key) for pair, key in pairs]
 
-        def find(windows: list[list[answers.Window]], logits: list[Array]) -> list[dict[str, Any]]:
+        def find(windows: list[list[postprocessing.Window]], logits: list[Array]) -> list[dict[str, Any]]:
             rest, found = iter(logits), []
             for (_, context), own in zip(wanted.pairs, windows, strict=True):
-                span = answers.answer(context, own, [next(rest) for _ in own], self.options.answer_longest)
+                span = postprocessing.answer(context, own, [next(rest) for _ in own], self.options.answer_longest)
                 found.append({"answer": span.text} | {k: v for k, v in asdict(span).items() if k != "text"})
             return found
 
@@ -172,7 +172,7 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         """``GET /health``: 200 where it is ready, else 503; who answers at all is live."""
-        ready = self.batcher.ready and not self.hall.stopping
+        ready = self.batcher.ready and not self.server_state.stopping
         body = {"live": True, "ready": ready, "model": self.options.name, "head": self.kind, "version": __version__}
         return JSONResponse(body, 200 if ready else 503)
 
@@ -182,7 +182,7 @@ class Service:
         gauges = {
             "prunus_queue_requests": requests,
             "prunus_queue_tokens": tokens,
-            "prunus_open_requests": self.hall.inside,
+            "prunus_open_requests": self.server_state.open_requests,
         }
         return PlainTextResponse(self.metrics.text(gauges), media_type=CONTENT_TYPE)
 
@@ -195,7 +195,7 @@ class Service:
 def embeddings_body(vectors: list[Array], base64: bool, name: str, tokens: int) -> bytes:
     """OpenAI's answer. Written by hand: a JSON library spends most of a short request's time on the digits."""
     row = '{"object":"embedding","index":%d,"embedding":%s}'
-    texts = (f'"{answers.as_base64(v)}"' for v in vectors) if base64 else map(answers.as_text, vectors)
+    texts = (f'"{postprocessing.as_base64(v)}"' for v in vectors) if base64 else map(postprocessing.as_text, vectors)
     rows = ",".join(row % pair for pair in enumerate(texts))
     usage = f'{{"prompt_tokens":{tokens},"total_tokens":{tokens}}}'
     # JSONResponse knows how to write a name
@@ -240,7 +240,7 @@ def create_app(engine: Served, options: Options | None = None) -> Starlette:
     routes = [Route(e.path, handlers[e.path], methods=[e.method]) for e in ENDPOINTS]
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Door, hall=service.hall)],
+        middleware=[Middleware(RequestMiddleware, server_state=service.server_state)],
         exception_handlers={HTTPException: misplaced},
         lifespan=lifespan,
     )

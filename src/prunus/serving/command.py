@@ -1,6 +1,6 @@
 """``prunus serve``: one process, one engine, one port.
 
-    SIGTERM, Ctrl-C    new requests get 503, those inside are answered (at most ``grace`` seconds), the process ends with 0
+    SIGTERM, Ctrl-C    new requests get 503, open ones are answered (at most ``grace`` seconds), the process ends with 0
     again              it ends at once
 
 The line that says where it listens goes to standard error, as do errors; nothing is written of what clients ask.
@@ -17,7 +17,7 @@ from prunus.errors import EngineError, Problem
 from prunus.runtime.engine import load
 from prunus.serving.app import create_app
 from prunus.serving.options import Options, Served
-from prunus.serving.punctual import GracefulServer, protocol
+from prunus.serving.uvicorn_server import GracefulServer, protocol
 
 __all__ = ["listen", "serve", "serve_engine"]
 
@@ -46,7 +46,7 @@ def serve_engine(engine: Served, options: Options, place: socket.socket, about: 
     """Serves until a signal, then closes the socket; the engine stays open.
 
     Raises:
-        EngineError: requests were inside when the time of a stop was over.
+        EngineError: requests were still open when the time of a stop was over.
 
     """
     app = create_app(engine, options)
@@ -64,7 +64,7 @@ def serve_engine(engine: Served, options: Options, place: socket.socket, about: 
         server_header=False,
         timeout_graceful_shutdown=1,  # our own wait is over when uvicorn's begins
     )
-    server = GracefulServer(config, app.state.service.hall, options.grace)
+    server = GracefulServer(config, app.state.service.server_state, options.grace)
     host, port = place.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     sys.stderr.write(f"prunus serve: {options.name}{about} at http://{shown}:{port}\n")

@@ -16,10 +16,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from prunus.errors import EngineError, Problem
-from prunus.serving.answers import Window
-from prunus.serving.asked import Text
 from prunus.serving.options import Array, Options, Served
+from prunus.serving.postprocessing import Window
 from prunus.serving.problems import Refused
+from prunus.serving.requests import Text
 
 __all__ = ["Tokens"]
 

@@ -1,1 +1,1 @@
-"""The kernels, written in the small vector language of ``lang``."""
+"""The kernels, written with the IR builder; each is described by a frozen specification."""

@@ -4,7 +4,8 @@
               scale = s_w[o] s_x;  bias = b[o] - z_x scale[o] * sum of w[o]            (x = s_x (x_int - z_x), w = s_w w_int)
 
 Vector lanes run over tokens, so a column of inputs is one contiguous load wherever its index points: zeros cost nothing to
-skip. Weights come as one stream of records, four outputs (a *group*) at a time; ``first[g]`` is a group's first record:
+skip. Weights come as one stream of records, four outputs (a *group*) at a time; ``first[g]`` is a group's first record. The
+weight format says what a record is:
 
     gather     4 column indices (uint16), then 4 outputs x 4 columns (int8)                      24 bytes
     quads      4 outputs x 4 consecutive columns (int8), column after column, none left out      16 bytes
@@ -12,198 +13,197 @@ skip. Weights come as one stream of records, four outputs (a *group*) at a time;
     columns    float32: one column index (uint32), 4 outputs (float32)                           20 bytes
     singles    float32: one output alone: one column index (uint32), its weight (float32)         8 bytes
 
-``gather`` reads rows of bytes; ``quads`` and ``blocks`` read rows already mixed into quads; ``columns`` and ``singles`` floats.
+``gather`` reads rows of bytes; ``quads`` and ``blocks`` read bytes packed int8x4 (four features of a token in one 32-bit word);
+``columns`` and ``singles`` read floats.
 
-What becomes of y (a *finish*):
+The *epilogue* says what is done to y before it is stored, and where:
 
-    add        x[o] += y                                    float tile: the residual
-    keep       x[o] = y                                     float tile
-    rows       x[o] = byte of act(y) * inverse[o] + zero    row of bytes, for ``gather``
-    mixed      the same, as quads                           for ``quads`` and ``blocks``
-    queries    bytes of y, which has 128 added, quads by token, all tiles in one matrix
-    keys       signed bytes of y, quads by token, all tiles in one matrix
-    values     signed bytes of y, rows by token, all tiles in one matrix
-    wide       float32, rows by token, all tiles in one matrix
+    add                x[o] += act(y)                               float tile: the residual
+    store              x[o] = act(y)                                float tile
+    quantize_rows      x[o] = byte of act(y) * inverse[o] + zero    tile of rows of bytes, for ``gather``
+    quantize_int8x4    the same bytes packed int8x4                 for ``quads`` and ``blocks``
+    queries            bytes of y, which has 128 added, packed int8x4, all tiles in one matrix
+    keys               signed bytes of y, packed int8x4, all tiles in one matrix
+    values             signed bytes of y in rows, all tiles in one matrix
+    matrix             y as float32 in rows, all tiles in one matrix
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
+from prunus.runtime.ir_builder import F32, I8, I16, I32, I64, Kernel, Type, Value, Variable
 from prunus.runtime.isa import Isa
 from prunus.runtime.kernels.maths import ACTIVATIONS, bytes_of, joined, outer, quad_of, quads_of, row_of
-from prunus.runtime.lang import F32, I8, I16, I32, I64, Cell, Kernel, Type, Value
+from prunus.runtime.kernels.step import PARAMETERS, TILE, Arguments, DType, StepSpec, arguments_dtype, each_block
 
-__all__ = ["ARGUMENTS", "RECORD", "SIGNATURE", "TILE", "linear"]
+__all__ = ["EPILOGUES", "RECORD", "RECORDS", "LinearSpec"]
 
-TILE = 64
-"""Tokens in a tile."""
-RECORD = {"gather": 24, "quads": 16, "blocks": 8, "columns": 20, "singles": 8}
+RECORDS: dict[str, DType] = {
+    "gather": np.dtype([("columns", np.uint16, 4), ("weights", np.int8, (4, 4))]),
+    "quads": np.dtype([("weights", np.int8, (4, 4))]),
+    "blocks": np.dtype([("columns", np.uint32), ("weights", np.int8, 4)]),
+    "columns": np.dtype([("columns", np.uint32), ("weights", np.float32, 4)]),
+    "singles": np.dtype([("columns", np.uint32), ("weights", np.float32)]),
+}
+"""One record of each weight format."""
+RECORD = {name: record.itemsize for name, record in RECORDS.items()}
 """Bytes of a record."""
+FLOAT_FORMATS = ("columns", "singles")
+EPILOGUES = {
+    "int8": ("add", "store", "quantize_rows", "quantize_int8x4", "queries", "keys", "values"),
+    "float32": ("add", "store", "matrix"),
+}
+"""Epilogues of the weight formats of each precision."""
 AHEAD = 3072
 """Bytes that records are asked for before they are used: weights that come from beyond the second cache arrive in time."""
-SIGNATURE = ("table", "t0", "t1", "g0", "g1", "scratch")
-"""Of every kernel that is a step: its table, tiles [t0, t1), groups [g0, g1), memory of the thread."""
-ARGUMENTS = (
-    "widths",
-    "starts",
-    "x",
-    "x_step",
-    "first",
-    "records",
-    "scale",
-    "bias",
-    "y",
-    "y_step",
-    "y_row",
-    "inverse",
-    "zero",
-)
-"""What the table of arguments holds, 64 bits each: addresses, bytes between tiles and rows, and two floats by address."""
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """Reads the table of arguments."""
+class LinearSpec(StepSpec):
+    """A linear layer for tiles of tokens and groups of four outputs."""
 
-    kernel: Kernel
-    table: Value
-    names: tuple[str, ...]
+    arguments = arguments_dtype(
+        *("widths", "starts", "x", "x_step", "first", "records", "scale", "bias"),
+        *("y", "y_step", "y_row", "inverse", "zero"),
+    )
+    weights: str
+    """The weight format, a key of ``RECORDS``; it fixes the precision and the layout of x."""
+    epilogue: str
+    """What is done to y, one of ``EPILOGUES``; it fixes the layout of y."""
+    activation: str = "none"
+    """A key of ``ACTIVATIONS``."""
 
-    def __getattr__(self, name: str) -> Value:
-        return (self.table + 8 * self.names.index(name)).load(I64)
+    def __post_init__(self) -> None:
+        if self.weights not in RECORDS:
+            raise ValueError(f"the weight format must be one of {', '.join(RECORDS)}, got {self.weights!r}")
+        possible = EPILOGUES["float32" if self.weights in FLOAT_FORMATS else "int8"]
+        if self.epilogue not in possible:
+            rule = f"the epilogue of {self.weights} must be one of {', '.join(possible)}"
+            raise ValueError(f"{rule}, got {self.epilogue!r}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"the activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
 
+    def build(self, isa: Isa) -> Kernel:
+        """Writes the kernel."""
+        with Kernel(self.symbol, PARAMETERS) as k:
+            a = Arguments(k.arguments, self.arguments)
+            x, x_step, first, records = (a.load(name) for name in ("x", "x_step", "first", "records"))
+            widths, starts = a.load("widths"), a.load("starts")
+            epilogue = _Epilogue(k, isa, self.epilogue, self.activation, a)
+            accumulate = ACCUMULATE[self.weights]
+            with k.loop(k.tile_begin, k.tile_end) as tile:
+                source = x + tile * x_step
+                token = (starts + tile * 8).load(I64)
 
-def each_block(k: Kernel, isa: Isa, width: Value, body: Callable[[int, Value], None]) -> None:
-    """Covers ``width`` tokens (a multiple of 16) with blocks, the widest first: ``body(block, first token)``."""
-    widest = isa.blocks[0]
-    for start in k.range(0, (width // widest) * widest, widest):
-        body(widest, start)
-    covered = (width // widest) * widest
-    for block in isa.blocks[1:]:
-        for _ in k.when((width & block).compare("!=", 0)):
-            body(block, covered)
-        covered = covered + (width & block)
+                def body(block: int, start: Value) -> None:
+                    with k.loop(k.group_begin, k.group_end) as group:
+                        sums = accumulate(k, isa, block, source, start, first, records, group)
+                        epilogue(block, tile, start, token, group, sums)
 
-
-def linear(isa: Isa, kind: str, finish: str, activation: str = "none") -> Kernel:
-    """A kernel for tiles [t0, t1) and groups of four outputs [g0, g1)."""
-    name = f"linear_{kind}_{finish}_{activation}"
-    with Kernel(name, SIGNATURE) as k:
-        a = Arguments(k, k.table, ARGUMENTS)
-        x, x_step, first, records = a.x, a.x_step, a.first, a.records
-        widths, starts = a.widths, a.starts
-        finisher = Finisher(k, isa, finish, activation, a)
-        accumulate = ACCUMULATE[kind]
-        for tile in k.range(k.t0, k.t1):
-            source = x + tile * x_step
-            token = (starts + tile * 8).load(I64)
-
-            def body(
-                block: int, start: Value, tile: Value = tile, source: Value = source, token: Value = token
-            ) -> None:
-                for group in k.range(k.g0, k.g1):
-                    sums = accumulate(k, isa, block, source, start, first, records, group)
-                    finisher(block, tile, start, token, group, sums)
-
-            each_block(k, isa, (widths + tile * 8).load(I64), body)
-    return k
+                each_block(k, isa, (widths + tile * 8).load(I64), body)
+        return k
 
 
 Sums = list[list[Value]]
 
 
-def span(k: Kernel, first: Value, index: Value, size: int, records: Value) -> tuple[Value, Value]:
-    """Addresses of the records of one group, or of one output."""
-    begin, end = ((first + (index + i) * 4).load(I32).to(I64, signed=False) for i in (0, 1))
+def _record_span(k: Kernel, first: Value, index: Value, size: int, records: Value) -> tuple[Value, Value]:
+    """Where the records of one group, or of one output, begin and end."""
+    begin, end = ((first + (index + i) * 4).load(I32).convert_unsigned(I64) for i in (0, 1))
     return records + begin * size, records + end * size
 
 
-def values(sums: list[list[Cell]]) -> Sums:
-    return [[cell.get() for cell in row] for row in sums]
+def _values(sums: list[list[Variable]]) -> Sums:
+    return [[variable.get() for variable in row] for row in sums]
 
 
-def gather(k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value, records: Value, group: Value) -> Sums:
-    sums = [k.cells(isa.vectors(block), I32 * isa.lanes) for _ in range(4)]
-    begin, end = span(k, first, group, RECORD["gather"], records)
+def _gather(
+    k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value, records: Value, group: Value
+) -> Sums:
+    sums = [k.variables(isa.vectors(block), I32 * isa.lanes) for _ in range(4)]
+    begin, end = _record_span(k, first, group, RECORD["gather"], records)
     x = x + start
-    for at in k.range(begin, end, RECORD["gather"]):
+    with k.loop(begin, end, RECORD["gather"]) as at:
         (at + AHEAD).prefetch()
-        rows = [(x + (at + 2 * i).load(I16).to(I64, signed=False) * TILE).load(I8 * block) for i in range(4)]
+        rows = [(x + (at + 2 * i).load(I16).convert_unsigned(I64) * TILE).load(I8 * block) for i in range(4)]
         outer(isa, sums, quads_of(isa, rows), [(at + 8 + 4 * output).load(I32) for output in range(4)])
-    return values(sums)
+    return _values(sums)
 
 
-def quads(k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value, records: Value, group: Value) -> Sums:
-    sums = [k.cells(isa.vectors(block), I32 * isa.lanes) for _ in range(4)]
-    begin, end = span(k, first, group, RECORD["quads"], records)
-    place = k.cell(I64)
+def _quads(k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value, records: Value, group: Value) -> Sums:
+    sums = [k.variables(isa.vectors(block), I32 * isa.lanes) for _ in range(4)]
+    begin, end = _record_span(k, first, group, RECORD["quads"], records)
+    place = k.variable(I64)
     place.set(x + start * 4)
-    for at in k.range(begin, end, RECORD["quads"]):
+    with k.loop(begin, end, RECORD["quads"]) as at:
         (at + AHEAD).prefetch()
         row = place.get()
-        mixed = [(row + 4 * isa.lanes * v).load(I32 * isa.lanes) for v in range(isa.vectors(block))]
-        outer(isa, sums, mixed, [(at + 4 * output).load(I32) for output in range(4)])
+        words = [(row + 4 * isa.lanes * v).load(I32 * isa.lanes) for v in range(isa.vectors(block))]
+        outer(isa, sums, words, [(at + 4 * output).load(I32) for output in range(4)])
         place.add(k.constant(I64, 4 * TILE))
-    return values(sums)
+    return _values(sums)
 
 
-def alone(
+def _single_outputs(
     number: Type, k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value, records: Value, group: Value
 ) -> Sums:
-    """Four outputs one after the other, each with records of its own, two at a time so that sums do not wait for each other."""
+    """Four outputs one after the other, each with its records, two at a time so that sums do not wait for each other."""
     vectors, size, done = isa.vectors(block), RECORD["singles" if number.floating else "blocks"], []
     x = x + start * 4
 
-    def step(at: Value, sums: list[Cell]) -> None:
-        row = x + at.load(I32).to(I64, signed=False) * (4 * TILE)
+    def step(at: Value, sums: list[Variable]) -> None:
+        row = x + at.load(I32).convert_unsigned(I64) * (4 * TILE)
         loaded = [(row + 4 * isa.lanes * v).load(number * isa.lanes) for v in range(vectors)]
         outer(isa, [sums], loaded, [(at + 4).load(number)])
 
     for output in range(4):
-        even, odd = (k.cells(vectors, number * isa.lanes) for _ in range(2))
-        begin, end = span(k, first, group * 4 + output, size, records)
-        pairs = begin + ((end - begin) // (2 * size)) * (2 * size)
-        for at in k.range(begin, pairs, 2 * size):
+        even, odd = (k.variables(vectors, number * isa.lanes) for _ in range(2))
+        begin, end = _record_span(k, first, group * 4 + output, size, records)
+        pairs = begin + (end - begin).divide_unsigned(2 * size) * (2 * size)
+        with k.loop(begin, pairs, 2 * size) as at:
             (at + AHEAD).prefetch()
             step(at, even)
             step(at + size, odd)
-        for at in k.range(pairs, end, size):
+        with k.loop(pairs, end, size) as at:
             step(at, even)
         done.append([a.get() + b.get() for a, b in zip(even, odd, strict=True)])
     return done
 
 
-def columns(
+def _columns(
     k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value, records: Value, group: Value
 ) -> Sums:
-    sums = [k.cells(isa.vectors(block), F32 * isa.lanes) for _ in range(4)]
-    begin, end = span(k, first, group, RECORD["columns"], records)
+    sums = [k.variables(isa.vectors(block), F32 * isa.lanes) for _ in range(4)]
+    begin, end = _record_span(k, first, group, RECORD["columns"], records)
     x = x + start * 4
-    for at in k.range(begin, end, RECORD["columns"]):
+    with k.loop(begin, end, RECORD["columns"]) as at:
         (at + AHEAD).prefetch()
-        row = x + at.load(I32).to(I64, signed=False) * (4 * TILE)
+        row = x + at.load(I32).convert_unsigned(I64) * (4 * TILE)
         loaded = [(row + 4 * isa.lanes * v).load(F32 * isa.lanes) for v in range(isa.vectors(block))]
         outer(isa, sums, loaded, [(at + 4 + 4 * output).load(F32) for output in range(4)])
-    return values(sums)
+    return _values(sums)
 
 
 ACCUMULATE: dict[str, Callable[..., Sums]] = {
-    "gather": gather,
-    "quads": quads,
-    "blocks": partial(alone, I32),
-    "columns": columns,
-    "singles": partial(alone, F32),
+    "gather": _gather,
+    "quads": _quads,
+    "blocks": partial(_single_outputs, I32),
+    "columns": _columns,
+    "singles": partial(_single_outputs, F32),
 }
+CLIPPED = {"queries": (1.0, 255.0), "keys": (-127.0, 127.0), "values": (-127.0, 127.0)}
 
 
 @dataclass(frozen=True)
-class Finisher:
-    """What becomes of the sums of four outputs."""
+class _Epilogue:
+    """Turns the sums of four outputs into y and stores it."""
 
     kernel: Kernel
     isa: Isa
-    finish: str
+    epilogue: str
     activation: str
     arguments: Arguments
 
@@ -213,41 +213,40 @@ class Finisher:
         results: Sums = []
         for output in range(4):
             place = (group * 4 + output) * 4
-            bias = (a.bias + place).load(F32)
-            scale = (a.scale + place).load(F32) if short else None
-            row = [s.to(F32).fma(scale, bias) if scale is not None else s + bias for s in sums[output]]
+            bias = (a.load("bias") + place).load(F32)
+            scale = (a.load("scale") + place).load(F32) if short else None
+            row = [s.convert_signed(F32).fma(scale, bias) if scale is not None else s + bias for s in sums[output]]
             results.append([act(y, short) for y in row])
-        whole = a.y + tile * a.y_step  # of a tile
-        if self.finish in {"add", "keep", "wide"}:
-            if self.finish == "wide":
-                base, row_bytes = a.y + (token + start) * 4, a.y_row
+        whole = a.load("y") + tile * a.load("y_step")  # of a tile
+        if self.epilogue in {"add", "store", "matrix"}:
+            if self.epilogue == "matrix":
+                base, row_bytes = a.load("y") + (token + start) * 4, a.load("y_row")
             else:
                 base, row_bytes = whole + start * 4, k.constant(I64, 4 * TILE)
             for output, row in enumerate(results):
                 for v, y in enumerate(row):
                     place = base + (group * 4 + output) * row_bytes + 4 * isa.lanes * v
-                    place.store(place.load(y.type) + y if self.finish == "add" else y)
+                    place.store(place.load(y.type) + y if self.epilogue == "add" else y)
             return
-        low, high = {"queries": (1.0, 255.0), "keys": (-127.0, 127.0), "values": (-127.0, 127.0)}.get(
-            self.finish, (0.0, 255.0)
-        )
-        if self.finish in {"rows", "mixed"}:
-            zero = a.zero.load(F32)
+        low, high = CLIPPED.get(self.epilogue, (0.0, 255.0))
+        if self.epilogue.startswith("quantize"):
+            zero = a.load("zero").load(F32)
             for output in range(4):
-                inverse = (a.inverse + (group * 4 + output) * 4).load(F32)
+                inverse = (a.load("inverse") + (group * 4 + output) * 4).load(F32)
                 results[output] = [y.fma(inverse, zero) for y in results[output]]
-        if self.finish in {"rows", "values"}:
+        if self.epilogue in {"quantize_rows", "values"}:
             for output, row in enumerate(results):
                 place = group * 4 + output
-                if self.finish == "rows":
+                if self.epilogue == "quantize_rows":
                     (whole + place * TILE + start).store(row_of(isa, row))
                 else:
-                    natural = joined([bytes_of(y, low, high).to(I8) for y in row])
-                    (a.y + place * a.y_row + token + start).store(natural)
+                    natural = joined([bytes_of(y, low, high).truncate(I8) for y in row])
+                    (a.load("y") + place * a.load("y_row") + token + start).store(natural)
             return
         for v in range(isa.vectors(block)):
-            mixed = quad_of(isa, [row[v] for row in results], low, high)
-            if self.finish == "mixed":
-                (whole + group * (4 * TILE) + start * 4 + 4 * isa.lanes * v).store(mixed)
+            words = quad_of(isa, [row[v] for row in results], low, high)
+            if self.epilogue == "quantize_int8x4":
+                (whole + group * (4 * TILE) + start * 4 + 4 * isa.lanes * v).store(words)
             else:
-                (a.y + group * a.y_row + (token + start) * 4 + 4 * isa.lanes * v).store(mixed)
+                base = a.load("y") + group * a.load("y_row")
+                (base + (token + start) * 4 + 4 * isa.lanes * v).store(words)

@@ -1,15 +1,17 @@
-"""Functions of vectors, written in the small language: each takes values and returns values, lane by lane.
+"""Functions of vectors, written with the IR builder: each takes values and returns values, lane by lane.
 
 Rows of bytes have an order of their own. Where a block is 64 tokens wide and a vector has 16 lanes of 32 bits, byte
 ``16 l + 4 j + i`` of a row is token ``16 j + 4 l + i``: then the instructions that mix bytes inside each 128-bit lane turn four
-rows into quads whose lanes are tokens in their natural order, and the ones that narrow turn numbers into rows. Every
-other block keeps its rows in the natural order. Only ``quads_of`` , ``row_of`` and ``ordered`` know.
+rows into int8x4 words whose lanes are tokens in their natural order, and the ones that narrow turn numbers into rows. Every
+other block keeps its rows in the natural order. Only ``quads_of``, ``row_of`` and ``ordered`` know.
+
+int8x4 is four bytes of one token, of four consecutive features, in one 32-bit word.
 """
 
 from math import log, sqrt
 
+from prunus.runtime.ir_builder import F32, I8, I16, I32, Value, Variable
 from prunus.runtime.isa import Isa
-from prunus.runtime.lang import F32, I8, I16, I32, Cell, Value
 
 __all__ = [
     "ACTIVATIONS",
@@ -72,8 +74,8 @@ def exp2(x: Value, short: bool) -> Value:
     shifted = power + ROUND
     fraction = power - (shifted - ROUND)
     mantissa = polynomial(fraction, POWER_SHORT if short else POWER_LONG)
-    whole = shifted.as_(I32 * x.type.lanes) << 23
-    return (mantissa.as_(I32 * x.type.lanes) + whole).as_(F32 * x.type.lanes)
+    whole = shifted.bitcast(I32 * x.type.lanes) << 23
+    return (mantissa.bitcast(I32 * x.type.lanes) + whole).bitcast(F32 * x.type.lanes)
 
 
 def exp(x: Value, short: bool) -> Value:
@@ -101,7 +103,7 @@ def gelu_tanh(x: Value, short: bool) -> Value:
     u = x * (2 * sqrt(2 / 3.141592653589793)) * ((x * x) * 0.044715 + 1.0)
     small = exp(u.abs() * -1.0, short)
     ratio = (small + 1.0).reciprocal()
-    return x * (u.compare("<", 0.0)).select(small * ratio, ratio)
+    return x * (u.compare_float("<", 0.0)).select(small * ratio, ratio)
 
 
 def relu(x: Value, short: bool) -> Value:
@@ -111,7 +113,7 @@ def relu(x: Value, short: bool) -> Value:
 def silu(x: Value, short: bool) -> Value:
     small = exp(x.abs() * -1.0, short)
     ratio = (small + 1.0).reciprocal()
-    return x * (x.compare("<", 0.0)).select(small * ratio, ratio)
+    return x * (x.compare_float("<", 0.0)).select(small * ratio, ratio)
 
 
 def identity(x: Value, short: bool) -> Value:
@@ -124,7 +126,7 @@ ACTIVATIONS = {"none": identity, "gelu": gelu, "gelu_tanh": gelu_tanh, "relu": r
 def bytes_of(y: Value, low: float, high: float) -> Value:
     """``[lanes]`` float32 -> int32 whose low byte is y, rounded to even and clipped to [low, high]."""
     inside = y.maximum(low).minimum(high)
-    return (inside + ROUND).as_(I32 * y.type.lanes)
+    return (inside + ROUND).bitcast(I32 * y.type.lanes)
 
 
 def joined(parts: list[Value]) -> Value:
@@ -143,58 +145,58 @@ def low_bytes(four: list[Value]) -> Value:
 
 
 def quad_of(isa: Isa, four: list[Value], low: float = 0.0, high: float = 255.0) -> Value:
-    """Four float32 vectors, rounded to even and clipped to [low, high] -> quads: byte ``i`` of a lane from vector ``i``."""
+    """Four float32 vectors, rounded to even and clipped to [low, high] -> int8x4: byte ``i`` of a lane from vector ``i``."""
     if not isa.packs:
         return low_bytes([bytes_of(y, low, high) for y in four])
     inside = [y.maximum(low) for y in four] if low else four
     mixed = isa.narrow(inside, signed=low < 0)
     order = [16 * lane + 4 * i + j for lane in range(4) for j in range(4) for i in range(4)]
-    return mixed.shuffle(mixed, order).as_(I32 * 16)
+    return mixed.shuffle(mixed, order).bitcast(I32 * 16)
 
 
 def quads_of(isa: Isa, columns: list[Value]) -> list[Value]:
-    """Four rows of ``block`` bytes -> int32 vectors of ``lanes`` tokens, byte ``i`` of a lane from row ``i``."""
+    """Four rows of ``block`` bytes -> int8x4 vectors of ``lanes`` tokens, byte ``i`` of a lane from row ``i``."""
     block = columns[0].type.lanes
     if block == 4 * isa.lanes and isa.lanes == 16:
         low = [16 * lane + i + 64 * side for lane in range(4) for i in range(8) for side in (0, 1)]
         high = [index + 8 for index in low]
         pairs = [columns[0].shuffle(columns[1], order) for order in (low, high)]
         others = [columns[2].shuffle(columns[3], order) for order in (low, high)]
-        halves = [(a.as_(I16 * 32), b.as_(I16 * 32)) for a, b in zip(pairs, others, strict=True)]
+        halves = [(a.bitcast(I16 * 32), b.bitcast(I16 * 32)) for a, b in zip(pairs, others, strict=True)]
         low = [8 * lane + i + 32 * side for lane in range(4) for i in range(4) for side in (0, 1)]
         high = [index + 4 for index in low]
-        return [a.shuffle(b, order).as_(I32 * 16) for a, b in halves for order in (low, high)]
+        return [a.shuffle(b, order).bitcast(I32 * 16) for a, b in halves for order in (low, high)]
     both = joined(columns)
     order = [[block * row + t for t in range(j, j + isa.lanes) for row in range(4)] for j in range(0, block, isa.lanes)]
-    return [both.shuffle(both, part).as_(I32 * isa.lanes) for part in order]
+    return [both.shuffle(both, part).bitcast(I32 * isa.lanes) for part in order]
 
 
 def row_of(isa: Isa, row: list[Value]) -> Value:
     """Float32 vectors of one row, rounded to even and clipped to [0, 255] -> its bytes, in the order of rows."""
     if isa.packs and len(row) == 4:
         return isa.narrow(row, signed=False)
-    return joined([bytes_of(y, 0.0, 255.0).to(I8) for y in row])
+    return joined([bytes_of(y, 0.0, 255.0).truncate(I8) for y in row])
 
 
 def ordered(isa: Isa, row: Value) -> Value:
     """A row of bytes in its natural order -> in the order of rows."""
     if row.type.lanes == 64 and isa.lanes == 16:
-        words = row.as_(I32 * 16)
-        return words.shuffle(words, [4 * j + lane for lane in range(4) for j in range(4)]).as_(I8 * 64)
+        words = row.bitcast(I32 * 16)
+        return words.shuffle(words, [4 * j + lane for lane in range(4) for j in range(4)]).bitcast(I8 * 64)
     return row
 
 
-def outer(isa: Isa, sums: list[list[Cell]], vectors: list[Value], numbers: list[Value]) -> None:
+def outer(isa: Isa, sums: list[list[Variable]], vectors: list[Value], numbers: list[Value]) -> None:
     """sums[i][v] += vectors[v] * numbers[i]: of float32, or of four bytes a 32-bit lane."""
     integers = not vectors[0].type.floating
     factors = [isa.prepare(vector) for vector in vectors] if integers else []
-    for cells, number in zip(sums, numbers, strict=True):
+    for variables, number in zip(sums, numbers, strict=True):
         weight = isa.weight(number) if integers else []
-        for v, cell in enumerate(cells):
+        for v, total in enumerate(variables):
             if integers:
-                cell.set(isa.dot(cell.get(), factors[v], weight))
+                total.set(isa.dot(total.get(), factors[v], weight))
             else:
-                cell.set(vectors[v].fma(number, cell.get()))
+                total.set(vectors[v].fma(number, total.get()))
 
 
 def transpose(rows: list[Value]) -> list[Value]:

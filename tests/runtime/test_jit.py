@@ -4,35 +4,40 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import HERE
+from harness import HERE, Written
 
-from prunus.runtime import machine
-from prunus.runtime.isa import ISAS
-from prunus.runtime.lang import I64, Kernel
+from prunus.runtime import jit
+from prunus.runtime.ir_builder import I64, Kernel
+from prunus.runtime.isa import ISAS, Isa
+from prunus.runtime.kernels.linear import LinearSpec
+from prunus.runtime.kernels.step import KernelSpec
 
 TWO_AT_ONCE = """
 import sys, time, numpy as np
 from prunus.runtime.isa import choose
-from prunus.runtime.kernels.attention import attend
-from prunus.runtime.lang import I64, Kernel
-from prunus.runtime.machine import load
+from prunus.runtime.kernels.attention import AttentionSpec
+from prunus.runtime.ir_builder import I64, Kernel
+from prunus.runtime.jit import compile_kernels
+from prunus.runtime.kernels.step import KernelSpec
 
-def write():
-    with Kernel("f", ("x",)) as k:
-        k.x.store(k.x.load(I64) + 41)
-    return k
+class Add(KernelSpec):
+    def build(self, isa):
+        with Kernel(self.symbol, ("x",)) as k:
+            k.x.store(k.x.load(I64) + 41)
+        return k
 
 isa = choose("generic")
 sys.stdout.write("ready\\n")
 sys.stdout.flush()
 sys.stdin.readline()
-code = load(isa, {"f": write, "attend_int8": lambda: attend(isa, True, False)})
+code = compile_kernels(isa, [Add(), AttentionSpec(integers=True, biased=False)])
 number = np.array([1])
-code.function("f", 1)(number.ctypes.data)
+code.function(Add(), 1)(number.ctypes.data)
 print(number[0])
 """
 
@@ -50,9 +55,9 @@ class Counted:
         return k
 
     def answer(self, isa: str = "generic", keep: bool = True) -> int:
-        code = machine.load(ISAS[isa], {self.name: self}, keep)
-        number = np.array([1])
-        code.function(self.name, 1)(number.ctypes.data)
+        kernel, number = Written(self.name, self), np.array([1])
+        code = jit.compile_kernels(ISAS[isa], [kernel], keep)
+        code.function(kernel, 1)(number.ctypes.data)
         return int(number[0])
 
 
@@ -77,10 +82,10 @@ def test_what_was_compiled_is_read_back(cache: Path) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        lambda patch: patch.setattr(machine, "sources", lambda: b"other sources"),
-        lambda patch: patch.setattr(machine, "version", lambda name: "0.0.1"),
-        lambda patch: patch.setattr(machine.llvm, "get_host_cpu_name", lambda: "generic"),
-        lambda patch: patch.setattr(machine.sys, "platform", "plan9"),
+        lambda patch: patch.setattr(jit, "_source_digest", lambda: b"other sources"),
+        lambda patch: patch.setattr(jit, "version", lambda name: "0.0.1"),
+        lambda patch: patch.setattr(jit.llvm, "get_host_cpu_name", lambda: "generic"),
+        lambda patch: patch.setattr(jit.sys, "platform", "plan9"),
     ],
     ids=["sources", "llvmlite", "processor", "platform"],
 )
@@ -201,7 +206,7 @@ def test_where_the_cache_is(
     for name, value in variables.items():
         monkeypatch.setenv(name, str(tmp_path / value))
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
-    assert machine.cache_directory("kernels") == tmp_path / expected
+    assert jit.cache_directory("kernels") == tmp_path / expected
 
 
 def test_two_processes_at_once(cache: Path) -> None:
@@ -226,10 +231,11 @@ def test_two_processes_at_once(cache: Path) -> None:
 
 
 def test_code_keeps_what_it_lies_in_alive() -> None:
-    functions = [machine.load(ISAS["generic"], {"f": Counted(i)}, keep=False) for i in range(20)]
+    kernel = Written("f", Counted())
+    functions = [jit.compile_kernels(ISAS["generic"], [Written("f", Counted(i))], keep=False) for i in range(20)]
     numbers = np.zeros(20, np.int64)
     for i, code in enumerate(functions):
-        code.function("f", 1)(numbers[i:].ctypes.data)
+        code.function(kernel, 1)(numbers[i:].ctypes.data)
     assert numbers.tolist() == list(range(20))
 
 
@@ -237,8 +243,54 @@ def test_code_keeps_what_it_lies_in_alive() -> None:
 def test_each_path_multiplies_with_its_own_instruction(isa: str, word: str) -> None:
     if isa not in HERE:
         pytest.skip(f"a processor without {isa}")
-    from prunus.runtime.kernels.linear import linear
-
-    text = machine.assembly(ISAS[isa], linear(ISAS[isa], "quads", "keep"))
+    text = jit.assembly(ISAS[isa], LinearSpec("quads", "store"))
     assert word in text
     assert ("zmm" in text) == (ISAS[isa].lanes == 16)
+
+
+@dataclass(frozen=True)
+class Adds(KernelSpec):
+    """Adds a number; the symbol is the base class's, of the class and its values."""
+
+    number: int
+
+    def build(self, isa: Isa) -> Kernel:
+        return Counted(self.number, self.symbol)()
+
+
+def test_equal_specifications_are_one_kernel_in_any_order(cache: Path) -> None:
+    code = jit.compile_kernels(ISAS["generic"], [Adds(1), Adds(2), Adds(1)])
+    again = jit.compile_kernels(ISAS["generic"], {Adds(2), Adds(1)})
+    assert set(code.addresses) == set(again.addresses) == {Adds(1), Adds(2)}
+    assert len(files(cache)) == 1
+    number = np.array([10])
+    for kernel in (Adds(2), Adds(1), Adds(2)):
+        again.function(kernel, 1)(number.ctypes.data)
+    assert number[0] == 15
+
+
+def test_the_values_of_a_specification_are_part_of_the_key(cache: Path) -> None:
+    for number in (1, 2, 1):
+        jit.compile_kernels(ISAS["generic"], [Adds(number)])
+    assert len(files(cache)) == 2
+
+
+def test_two_kernels_with_one_symbol_are_refused() -> None:
+    with pytest.raises(ValueError, match="have one symbol, Adds_1"):
+        jit.compile_kernels(ISAS["generic"], [Adds(1), Written("Adds_1", Counted())], keep=False)
+    with pytest.raises(ValueError, match="wrote a kernel named 'f'; its symbol is 'g'"):
+        jit.compile_kernels(ISAS["generic"], [Written("g", Counted())], keep=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("rows", "store"), "the weight format must be one of"),
+        (("quads", "matrix"), "the epilogue of quads must be one of"),
+        (("columns", "queries"), "the epilogue of columns must be one of add, store, matrix"),
+        (("quads", "store", "tanh"), "the activation must be one of"),
+    ],
+)
+def test_a_linear_kernel_that_there_is_not(values: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LinearSpec(*values)

@@ -12,7 +12,15 @@ from typing import Any, Final
 from prunus.errors import Problem, nearest
 from prunus.serving.problems import Refused
 
-__all__ = ["Answers", "Classes", "Embeddings", "Text", "read_answers", "read_classes", "read_embeddings"]
+__all__ = [
+    "AnswerRequest",
+    "ClassifyRequest",
+    "EmbeddingsRequest",
+    "Text",
+    "read_answer",
+    "read_classify",
+    "read_embeddings",
+]
 
 Text = str | tuple[str, str]
 MANY: Final = 20
@@ -20,7 +28,7 @@ MANY: Final = 20
 
 
 @dataclass(frozen=True)
-class Embeddings:
+class EmbeddingsRequest:
     """Texts, or token ids that are taken as they are (with the model's special tokens, if it wants them)."""
 
     texts: Sequence[str]
@@ -30,7 +38,7 @@ class Embeddings:
 
 
 @dataclass(frozen=True)
-class Classes:
+class ClassifyRequest:
     """Texts, or pairs of texts."""
 
     texts: Sequence[Text]
@@ -38,7 +46,7 @@ class Classes:
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerRequest:
     """Questions with their contexts; ``single`` where one object was sent and one is the answer."""
 
     pairs: Sequence[tuple[str, str]]
@@ -113,7 +121,7 @@ def check_count(count: int, limit: int, key: str) -> None:
         raise Refused(413, Problem(key, f"{count} inputs", f"hold at most {limit}", "several requests"))
 
 
-def read_embeddings(raw: Any, name: str, hidden: int, words: int, limit: int) -> Embeddings:
+def read_embeddings(raw: Any, name: str, hidden: int, words: int, limit: int) -> EmbeddingsRequest:
     """OpenAI's request, and ``truncate``.
 
     Args:
@@ -159,10 +167,10 @@ def read_embeddings(raw: Any, name: str, hidden: int, words: int, limit: int) ->
     reader.close()
     if model != name:
         raise Refused(404, Problem("model", model, f"be {name!r}, the one model of this server", name))
-    return Embeddings(texts, ids, form == "base64", truncate)
+    return EmbeddingsRequest(texts, ids, form == "base64", truncate)
 
 
-def read_classes(raw: Any, limit: int) -> Classes:
+def read_classify(raw: Any, limit: int) -> ClassifyRequest:
     """Texts and pairs to classify.
 
     Raises:
@@ -181,10 +189,10 @@ def read_classes(raw: Any, limit: int) -> Classes:
         else:
             reader.note(f"inputs[{i}]", item, "be a text, or a list of two texts")
     reader.close()
-    return Classes(texts, truncate)
+    return ClassifyRequest(texts, truncate)
 
 
-def read_answers(raw: Any, limit: int) -> Answers:
+def read_answer(raw: Any, limit: int) -> AnswerRequest:
     """Questions and contexts.
 
     Raises:
@@ -203,7 +211,7 @@ def read_answers(raw: Any, limit: int) -> Answers:
     pairs = [(r.text("question"), r.text("context")) for r in read]
     flags = [r.flag("truncate", True) for r in read]
     close(r.problems for r in readers)
-    return Answers(pairs, single, all(flags))
+    return AnswerRequest(pairs, single, all(flags))
 
 
 def close(problems: Iterable[Sequence[Problem]]) -> None:

@@ -13,40 +13,44 @@ import h11
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from prunus.serving.door import Hall
+from prunus.serving.middleware import ServerState
 from prunus.serving.options import Options
 
 __all__ = ["GracefulServer", "protocol"]
 
 
 class GracefulServer(Server):
-    """The first signal closes the door and lets out who is inside; the second one ends at once."""
+    """The first signal refuses new requests and finishes the open ones; the second ends at once."""
 
-    def __init__(self, config: Config, hall: Hall, grace: float) -> None:
+    def __init__(self, config: Config, server_state: ServerState, grace: float) -> None:
         super().__init__(config)
-        self._hall, self._grace = hall, grace
+        self._state, self._grace = server_state, grace
         self._until = 0.0
         self.lost = 0
-        """Requests that were inside when the time was over."""
+        """Requests that were still open when the time was over."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Of SIGINT and SIGTERM. uvicorn's own would close the port at once, and end with the signal instead of 0."""
-        if self._hall.stopping:
-            self.lost = self._hall.inside
+        if self._state.stopping:
+            self.lost = self._state.open_requests
             self.should_exit = self.force_exit = True
             return
-        self._hall.stopping = True
+        self._state.stopping = True
         self._until = time.monotonic() + self._grace
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second."""
-        if self._hall.stopping and not self.should_exit and (not self._hall.inside or time.monotonic() > self._until):
-            self.lost = self._hall.inside
+        if (
+            self._state.stopping
+            and not self.should_exit
+            and (not self._state.open_requests or time.monotonic() > self._until)
+        ):
+            self.lost = self._state.open_requests
             self.should_exit = True
         return await super().on_tick(counter)
 
 
-class PunctualProtocol(H11Protocol):
+class TimeoutProtocol(H11Protocol):
     """Sends answers at once; ends a connection whose client sends no whole head in time, or takes nothing of its answer.
 
     uvicorn waits for both for ever; the time of a body is the application's, and between requests uvicorn has its own.
@@ -116,7 +120,7 @@ class PunctualProtocol(H11Protocol):
 def protocol(options: Options) -> type[asyncio.Protocol]:
     """The protocol with this server's patience; uvicorn makes one an accepted connection and passes no options."""
 
-    class Ours(PunctualProtocol):
+    class Ours(TimeoutProtocol):
         patience = options.read_timeout
 
     return Ours

@@ -1,4 +1,4 @@
-"""The small language against numpy: every operation is written, compiled and run."""
+"""The IR builder against numpy: every operation is written, compiled and run."""
 
 import threading
 from collections.abc import Callable
@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import HERE, Array, run
+from harness import HERE, Array, Written, run
 
+from prunus.runtime.ir_builder import F32, I8, I16, I32, I64, Kernel, Type, Value, Variable
 from prunus.runtime.isa import ISAS
-from prunus.runtime.lang import F32, I8, I16, I32, I64, Cell, Kernel, Type, Value
-from prunus.runtime.machine import load
+from prunus.runtime.jit import compile_kernels
 
 TYPES: dict[str, tuple[Type, type]] = {
     "i8": (I8, np.int8),
@@ -90,9 +90,11 @@ def test_shifts_and_unsigned_division(name: str, shift: int) -> None:
     a, unsigned = numbers(name), np.dtype(dtype).str.replace("i", "u")
     whole = a.view(unsigned)
     assert (lane_by_lane(lambda x, y: x << shift, a, a, type_, dtype) == (whole << shift).view(dtype)).all()
-    assert (lane_by_lane(lambda x, y: x >> shift, a, a, type_, dtype) == a >> shift).all()
-    assert (lane_by_lane(lambda x, y: x.shr(shift), a, a, type_, dtype) == (whole >> shift).view(dtype)).all()
-    divided = lane_by_lane(lambda x, y: x // (shift + 2), a, a, type_, dtype)
+    assert (lane_by_lane(lambda x, y: x.shift_right_signed(shift), a, a, type_, dtype) == a >> shift).all()
+    assert (
+        lane_by_lane(lambda x, y: x.shift_right_unsigned(shift), a, a, type_, dtype) == (whole >> shift).view(dtype)
+    ).all()
+    divided = lane_by_lane(lambda x, y: x.divide_unsigned(shift + 2), a, a, type_, dtype)
     assert (divided == (whole // (shift + 2)).view(dtype)).all()
 
 
@@ -112,9 +114,10 @@ def test_compare_and_select(name: str, sign: str) -> None:
     }[sign](a, b)
     if name == "f32":
         compared &= ~(np.isnan(a) | np.isnan(b))  # NaN is false, for != too
-    got = lane_by_lane(lambda x, y: x.compare(sign, y).select(x, y), a, b, type_, dtype)
+    compare = Value.compare_float if name == "f32" else Value.compare_signed
+    got = lane_by_lane(lambda x, y: compare(x, sign, y).select(x, y), a, b, type_, dtype)
     assert np.array_equal(got, np.where(compared, a, b), equal_nan=name == "f32")
-    got = lane_by_lane(lambda x, y: x.compare(sign, y).select(x, 9), a, b, type_, dtype)
+    got = lane_by_lane(lambda x, y: compare(x, sign, y).select(x, 9), a, b, type_, dtype)
     assert np.array_equal(got, np.where(compared, a, 9), equal_nan=name == "f32")
 
 
@@ -137,10 +140,23 @@ def test_of_nan_minimum_and_maximum_give_their_argument(isa: str, a: float, b: f
     assert np.array_equal(larger, np.full(16, high, np.float32), equal_nan=True)
 
 
-def test_minimum_and_maximum_of_integers_are_signed() -> None:
+@pytest.mark.parametrize("sign", ["<", "<=", ">", ">=", "==", "!="])
+@pytest.mark.parametrize("name", INTEGERS)
+def test_compare_unsigned(name: str, sign: str) -> None:
+    type_, dtype = TYPES[name]
+    a, b = numbers(name), numbers(name, 1)
+    b[::5] = a[::5]
+    first, second = (x.view(np.dtype(dtype).str.replace("i", "u")) for x in (a, b))
+    operations = {"<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal}
+    compared = {**operations, "==": np.equal, "!=": np.not_equal}[sign](first, second)
+    got = lane_by_lane(lambda x, y: x.compare_unsigned(sign, y).select(x, y), a, b, type_, dtype)
+    assert (got == np.where(compared, a, b)).all()
+
+
+def test_minimum_and_maximum_of_signed_integers() -> None:
     a, b = numbers("i8"), numbers("i8", 1)
-    assert (lane_by_lane(lambda x, y: x.minimum(y), a, b, I8, np.int8) == np.minimum(a, b)).all()
-    assert (lane_by_lane(lambda x, y: x.maximum(-3), a, b, I8, np.int8) == np.maximum(a, -3)).all()
+    assert (lane_by_lane(lambda x, y: x.minimum_signed(y), a, b, I8, np.int8) == np.minimum(a, b)).all()
+    assert (lane_by_lane(lambda x, y: x.maximum_signed(-3), a, b, I8, np.int8) == np.maximum(a, -3)).all()
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -175,7 +191,14 @@ def test_conversions(source: str, target: str, signed: bool) -> None:
     if source == "f32":
         a = np.clip(a, -127, 127) if signed else np.clip(np.abs(a), 0, 127)  # what fits is defined
     read = a if signed or source == "f32" else a.view(np.dtype(from_dtype).str.replace("i", "u"))
-    got = lane_by_lane(lambda x, y: x.to(to_type, signed), a, a, from_type, to_dtype)
+    narrower = source != "f32" and target != "f32" and to_type.bits < from_type.bits
+
+    def convert(x: Value, y: Value) -> Value:
+        if narrower:
+            return x.truncate(to_type)
+        return x.convert_signed(to_type) if signed else x.convert_unsigned(to_type)
+
+    got = lane_by_lane(convert, a, a, from_type, to_dtype)
     assert (got == (a if source == target else read.astype(to_dtype))).all()
 
 
@@ -183,7 +206,7 @@ def test_bits_as_another_type() -> None:
     a = np.concatenate([ODD] * 4)
     for type_, dtype in ((I32 * 16, np.int32), (I8 * 64, np.int8), (I64 * 8, np.int64)):
         seen = a.view(dtype)[: len(a)]
-        assert (lane_by_lane(lambda x, y, type_=type_: x.as_(type_), a, a, F32, dtype)[: len(seen)] == seen).all()
+        assert (lane_by_lane(lambda x, y, type_=type_: x.bitcast(type_), a, a, F32, dtype)[: len(seen)] == seen).all()
 
 
 @pytest.mark.parametrize("isa", HERE)
@@ -225,11 +248,11 @@ def test_loops(begin: int, end: int, step: int) -> None:
     seen = np.zeros(4, np.int64)
 
     def body(k: Kernel, first: Value, last: Value, out: Value) -> None:
-        total, rounds, inner = (k.cell(I64) for _ in range(3))
-        for i in k.range(first, last, step):
+        total, rounds, inner = (k.variable(I64) for _ in range(3))
+        with k.loop(first, last, step) as i:
             total.add(i)
             rounds.add(k.constant(I64, 1))
-            for j in k.range(0, i):
+            with k.loop(0, i) as j:
                 inner.add(j + 1)
         for place, cell in enumerate((total, rounds, inner)):
             (out + 8 * place).store(cell.get())
@@ -241,23 +264,22 @@ def test_loops(begin: int, end: int, step: int) -> None:
 
 
 def test_a_loop_of_python_unrolls_and_one_of_the_language_does_not() -> None:
-    def lines(unrolled: bool) -> int:
-        with Kernel("f", ("x",)) as k:
-            for i in range(50) if unrolled else k.range(0, 50):
-                (k.x + i * 4).store(k.constant(I32, 1))
-        return k.text().count("store i32")
-
-    assert (lines(True), lines(False)) == (50, 1)
+    with Kernel("f", ("x",)) as unrolled:
+        for i in range(50):
+            (unrolled.x + i * 4).store(unrolled.constant(I32, 1))
+    with Kernel("f", ("x",)) as looped, looped.loop(0, 50) as at:
+        (looped.x + at * 4).store(looped.constant(I32, 1))
+    assert [k.text().count("store i32") for k in (unrolled, looped)] == [50, 1]
 
 
 def test_cells_in_a_loop_start_anew_each_time_and_keep_their_type() -> None:
     out = np.zeros((6, 16), np.float32)
 
     def body(k: Kernel, y: Value) -> None:
-        for i in k.range(0, 6):
-            cells = k.cells(2, F32 * 16, 0.5)
-            for j in k.range(0, i):
-                cells[0].add(j.to(F32).splat(16))
+        with k.loop(0, 6) as i:
+            cells = k.variables(2, F32 * 16, 0.5)
+            with k.loop(0, i) as j:
+                cells[0].add(j.convert_signed(F32).splat(16))
             cells[1].set(cells[0].get() * 2.0)
             (y + i * 64).store(cells[1].get())
 
@@ -269,13 +291,16 @@ def test_branches() -> None:
     x, out = np.arange(-4, 4, dtype=np.int32), np.zeros((3, 8), np.int32)
 
     def body(k: Kernel, source: Value, y: Value) -> None:
-        for i in k.range(0, 8):
+        with k.loop(0, 8) as i:
             value = (source + i * 4).load(I32)
-            for _ in k.when(value.compare(">", 1)):
+            with k.if_(value.compare_signed(">", 1)):
                 (y + i * 4).store(value * 10)
-            both = k.cell(I32)
-            for yes in k.otherwise(value.compare("<", 0)):
-                both.set(value * -1 if yes else value + 100)
+            both = k.variable(I32)
+            with k.if_else(value.compare_signed("<", 0)) as (yes, no):
+                with yes:
+                    both.set(value * -1)
+                with no:
+                    both.set(value + 100)
             (y + 32 + i * 4).store(both.get())
 
     run("generic", body, x, out)
@@ -288,7 +313,7 @@ def test_a_stack_is_aligned_and_ones_own() -> None:
 
     def body(k: Kernel, y: Value) -> None:
         first, second = k.stack(100), k.stack(8)
-        for i in k.range(0, 25):
+        with k.loop(0, 25) as i:
             (first + i * 4).store(k.constant(I32, -1))
         second.store(k.constant(I64, 5))
         (first + 96).store(k.constant(I32, 7))
@@ -308,13 +333,13 @@ def test_a_kernel_calls_another() -> None:
         return k
 
     def twice() -> Kernel:
-        with Kernel("twice", ("what", "x")) as k:
-            for _ in k.range(0, 2):
-                k.invoke(k.what, k.x)
+        with Kernel("twice", ("what", "x")) as k, k.loop(0, 2) as _:
+            k.invoke(k.what, k.x)
         return k
 
-    code, number = load(ISAS["generic"], {"double": double, "twice": twice}, keep=False), np.array([11])
-    code.function("twice", 2)(code.addresses["double"], number.ctypes.data)
+    inner, outer, number = Written("double", double), Written("twice", twice), np.array([11])
+    code = compile_kernels(ISAS["generic"], [inner, outer], keep=False)
+    code.function(outer, 2)(code.addresses[inner], number.ctypes.data)
     assert number[0] == 44
 
 
@@ -335,19 +360,21 @@ def test_threads_meet_at_a_counter(threads: int) -> None:
     # Each thread writes its own number, meets the others, and reads all of theirs, many times over.
     def meeting() -> Kernel:
         with Kernel("meeting", ("own", "count", "numbers", "counter", "rest", "wrong")) as k:
-            met = k.cell(I64)
+            met = k.variable(I64)
 
             def meet() -> None:
                 met.add(k.count)
                 k.arrive(k.counter)
                 k.wait(k.counter, met.get(), 50, k.rest)
 
-            for step in k.range(0, 40):
+            with k.loop(0, 40) as step:
                 (k.numbers + k.own * 64).store(step)
                 meet()
-                for other in k.range(0, k.count):
-                    for _ in k.when((k.numbers + other * 64).load(I64).compare("!=", step)):
-                        (k.wrong + k.own * 64).store(step + 1)
+                with (
+                    k.loop(0, k.count) as other,
+                    k.if_((k.numbers + other * 64).load(I64).compare_signed("!=", step)),
+                ):
+                    (k.wrong + k.own * 64).store(step + 1)
                 meet()
         return k
 
@@ -356,10 +383,13 @@ def test_threads_meet_at_a_counter(threads: int) -> None:
             pass
         return k
 
-    code = load(ISAS["generic"], {"meeting": meeting, "idle": idle}, keep=False)
+    kernels = [Written("meeting", meeting), Written("idle", idle)]
+    code = compile_kernels(ISAS["generic"], kernels, keep=False)
     shared, wrong, counter = (np.zeros((threads, 8), np.int64) for _ in range(3))
-    arguments = shared.ctypes.data, counter.ctypes.data, code.addresses["idle"], wrong.ctypes.data
-    work = [threading.Thread(target=code.function("meeting", 6), args=(i, threads, *arguments)) for i in range(threads)]
+    arguments = shared.ctypes.data, counter.ctypes.data, code.addresses[kernels[1]], wrong.ctypes.data
+    work = [
+        threading.Thread(target=code.function(kernels[0], 6), args=(i, threads, *arguments)) for i in range(threads)
+    ]
     for thread in work:
         thread.start()
     for thread in work:
@@ -368,31 +398,119 @@ def test_threads_meet_at_a_counter(threads: int) -> None:
     assert not wrong.any()
 
 
+TYPE_ERRORS: list[Callable[[Kernel, Value, Value], object]] = [
+    lambda k, i, f: i + f,
+    lambda k, i, f: f * i,
+    lambda k, i, f: i.splat(4) + i.splat(8),
+    lambda k, i, f: i + k.constant(I64, 1),
+    lambda k, i, f: i + "1",  # type: ignore[operator]
+    lambda k, i, f: i + True,
+    lambda k, i, f: i + 1.5,
+    lambda k, i, f: f & 1,
+    lambda k, i, f: f | 1,
+    lambda k, i, f: f << 1,
+    lambda k, i, f: f.shift_right_signed(1),
+    lambda k, i, f: f.shift_right_unsigned(1),
+    lambda k, i, f: i / 2,
+    lambda k, i, f: f.divide_unsigned(2),
+    lambda k, i, f: i.compare_signed("<", f),
+    lambda k, i, f: f.compare_signed("<", 0),
+    lambda k, i, f: f.compare_unsigned("<", 0),
+    lambda k, i, f: i.compare_float("<", 0),
+    lambda k, i, f: i.compare_signed("<", 0).select(i, f),
+    lambda k, i, f: i.select(f, f),
+    lambda k, i, f: i.splat(4).compare_signed("<", 0).select(f.splat(8), 0.0),
+    lambda k, i, f: i.compare_signed("<", 0).select(1, f),  # type: ignore[arg-type]
+    lambda k, i, f: i.minimum(f),
+    lambda k, i, f: i.minimum(1),
+    lambda k, i, f: f.maximum_signed(1.0),
+    lambda k, i, f: f.fma(i, 0.0),
+    lambda k, i, f: i.fma(1, 1),
+    lambda k, i, f: i.sqrt(),
+    lambda k, i, f: i.abs(),
+    lambda k, i, f: i.reciprocal(),
+    lambda k, i, f: i.truncate(I32),
+    lambda k, i, f: i.truncate(I64),
+    lambda k, i, f: f.truncate(I8),
+    lambda k, i, f: i.convert_signed(I8),
+    lambda k, i, f: i.bitcast(I64),
+    lambda k, i, f: i.splat(4).splat(4),
+    lambda k, i, f: i.splat(0),
+    lambda k, i, f: i.splat(4).shuffle(f.splat(4), [0, 1]),
+    lambda k, i, f: i.shuffle(i, [0, 1]),
+    lambda k, i, f: i.splat(4).join(i.splat(8)),
+    lambda k, i, f: Variable(i).set(f),
+    lambda k, i, f: Variable(i).set(1),  # type: ignore[arg-type]
+    lambda k, i, f: Variable(i).set(i.splat(4)),
+    lambda k, i, f: Variable(f).add(i),
+    lambda k, i, f: i.load(I32),  # an address has 64 bits
+    lambda k, i, f: i.store(f),
+    lambda k, i, f: i.prefetch(),
+    lambda k, i, f: k.constant(I64, 0).load(F32 * 4 * 2),
+    lambda k, i, f: k.constant(I64, 0).load("F32"),  # type: ignore[arg-type]
+    lambda k, i, f: k.constant(I64, 0).store(1.0),  # type: ignore[arg-type]
+    lambda k, i, f: k.loop(0, i).__enter__(),
+    lambda k, i, f: k.loop(0, 1.5).__enter__(),  # type: ignore[arg-type]
+    lambda k, i, f: k.if_(i).__enter__(),
+    lambda k, i, f: k.if_(True).__enter__(),  # type: ignore[arg-type]
+    lambda k, i, f: k.if_else(f).__enter__(),
+    lambda k, i, f: k.call("llvm.sqrt.f32", F32, 2.0),  # type: ignore[arg-type]
+    lambda k, i, f: (f.sqrt(), k.call("llvm.sqrt.f32", I32, i)),
+    lambda k, i, f: k.invoke(i),
+    lambda k, i, f: k.invoke(k.constant(I64, 0), i),
+    lambda k, i, f: k.arrive(i),
+    lambda k, i, f: k.wait(k.constant(I64, 0), i, 1, k.constant(I64, 0)),
+    lambda k, i, f: k.constant(I32, 0.5),
+    lambda k, i, f: k.constants(I32, [1, 2.5]),
+]
+VALUE_ERRORS: list[Callable[[Kernel, Value, Value], object]] = [
+    lambda k, i, f: k.constant(I8, 256),
+    lambda k, i, f: k.constant(I8, -129),
+    lambda k, i, f: k.constants(I8, [1, 300]),
+    lambda k, i, f: i + 2**32,
+    lambda k, i, f: i.compare_signed("=<", 0),
+    lambda k, i, f: i.splat(4).shuffle(i.splat(4), [0, 8]),
+    lambda k, i, f: i.splat(4).shuffle(i.splat(4), [0, -1]),
+    lambda k, i, f: i.splat(4).part(2, 3),
+    lambda k, i, f: i.splat(4).part(-1, 2),
+    lambda k, i, f: i.splat(4).lane(4),
+    lambda k, i, f: i.lane(0),
+    lambda k, i, f: k.stack(0),
+    lambda k, i, f: k.loop(0, 8, 0).__enter__(),
+    lambda k, i, f: k.loop(0, 8, -1).__enter__(),
+    lambda k, i, f: i + Kernel("g", ()).constant(I32, 1),
+    lambda k, i, f: Variable(i).set(Kernel("g", ()).constant(I32, 1)),
+    lambda k, i, f: k.constant(I64, 0).store(Kernel("g", ()).constant(I32, 1)),
+    lambda k, i, f: k.loop(0, Kernel("g", ("n",)).n).__enter__(),
+]
+
+
 @pytest.mark.parametrize(
-    "write",
-    [
-        lambda k, i, f: i + f,
-        lambda k, i, f: f * i,
-        lambda k, i, f: i.splat(4) + i.splat(8),
-        lambda k, i, f: i + k.constant(I64, 1),
-        lambda k, i, f: i.compare("<", f),
-        lambda k, i, f: i.compare("<", 0).select(i, f),
-        lambda k, i, f: i.minimum(f),
-        lambda k, i, f: f.fma(i, 0.0),
-        lambda k, i, f: Cell(i).set(f),
-        lambda k, i, f: Cell(i).set(i.splat(4)),
-        lambda k, i, f: Cell(f).add(i),
-        lambda k, i, f: i + 1.5,
-        lambda k, i, f: f & 1,
-        lambda k, i, f: f << 1,
-        lambda k, i, f: i / 2,
-        lambda k, i, f: f // 2,
-    ],
+    ("error", "write"), [(TypeError, write) for write in TYPE_ERRORS] + [(ValueError, write) for write in VALUE_ERRORS]
 )
-def test_types_that_do_not_fit_are_errors(write: Callable[[Kernel, Value, Value], object]) -> None:
+def test_what_does_not_fit_is_an_error_when_it_is_written(
+    error: type[Exception], write: Callable[[Kernel, Value, Value], object]
+) -> None:
     k = Kernel("f", ())
-    with pytest.raises((TypeError, AttributeError)):
-        write(k, k.constant(I32, 3), k.constant(F32, 3.0))
+    i, f = k.constant(I32, 3), k.constant(F32, 3.0)
+    with pytest.raises(error):
+        write(k, i, f)
+
+
+def test_an_error_names_both_types() -> None:
+    k = Kernel("f", ())
+    with pytest.raises(TypeError, match="one type, got v4i32 and v4f32"):
+        k.constant(I32 * 4, 1) + k.constant(F32, 1.0)
+    with pytest.raises(ValueError, match="of the kernel 'g' is used in 'f'"):
+        k.constant(I32, 1) + Kernel("g", ()).constant(I32, 1)
+
+
+def test_an_error_in_a_loop_or_a_branch_is_not_swallowed() -> None:
+    k = Kernel("f", ())
+    with pytest.raises(ZeroDivisionError), k.loop(0, 3):
+        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), k.if_(k.constant(I32, 1).compare_signed("==", 1)):
+        raise ZeroDivisionError
 
 
 def test_an_argument_that_the_kernel_does_not_have_is_an_attribute_error() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from prunus.errors import EngineError
-from prunus.serving.answers import (
+from prunus.serving.postprocessing import (
     Span,
     Window,
     answer,
