@@ -21,13 +21,13 @@ from typing import Any
 
 from rich.console import Console
 
+from prunus.environment import environment
+from prunus.progress import Bars, quiet
 from prunus.recipe import Recipe, load_recipe
 from prunus.tasks.collate import Collate
 from prunus.training.dense import dense_model
-from prunus.training.evidence import environment, recipe_facts, task_facts, weight_facts
+from prunus.training.evidence import recipe_facts, task_facts, weight_facts
 from prunus.training.prepare import prepare
-from prunus.training.progress import Bars
-from prunus.training.quiet import quiet
 from prunus.training.run import run, score_model
 
 CPU = {

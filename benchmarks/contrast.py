@@ -31,11 +31,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 from headers import header
 from prunus import Distillation, Pruning, PrunusTrainer, Schedule, Span
 from prunus.distillation.contrastive import Contrast, Contrastive, Snapshots
+from prunus.models.loading import MINILM, model_source
+from prunus.progress import quiet
 from prunus.recipe import load_recipe
 from prunus.tasks import TaskSpec, load_task
 from prunus.tasks.collate import Collate
-from prunus.training.models import MINILM, model_source
-from prunus.training.quiet import quiet
 from prunus.training.run import run
 
 HERE = Path(__file__).parent

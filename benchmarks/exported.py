@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from prunus.bench.command import versions
+from prunus.environment import processor
 from prunus.export import Calibration, export_packed
 from prunus.export.archive import export_archive
 from prunus.export.graph import export_graph
+from prunus.progress import quiet
 from prunus.report.facts import read_facts
-from prunus.training.evidence import processor
-from prunus.training.quiet import quiet
 
 HERE = Path(__file__).parent
 

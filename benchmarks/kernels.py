@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from prunus.bench.command import versions
+from prunus.environment import processor
 from prunus.runtime.isa import Isa, choose
 from prunus.runtime.kernels.linear import ARGUMENTS, TILE, linear
 from prunus.runtime.kernels.maths import quads_of
@@ -27,7 +28,6 @@ from prunus.runtime.lang import F32, I8, I32, Kernel
 from prunus.runtime.machine import load
 from prunus.runtime.pack import pack
 from prunus.runtime.team import aligned
-from prunus.training.evidence import processor
 
 HERE = Path(__file__).parent
 SHAPES = ((384, 384), (1536, 384), (384, 1536), (768, 768), (3072, 768), (768, 3072))

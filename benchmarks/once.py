@@ -28,9 +28,9 @@ from typing import Any
 from rich.console import Console
 
 from headers import header
+from prunus.progress import quiet
 from prunus.recipe import load_recipe
 from prunus.report.facts import read_facts
-from prunus.training.quiet import quiet
 from prunus.training.run import run
 
 HERE = Path(__file__).parent

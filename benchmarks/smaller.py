@@ -32,8 +32,8 @@ from prunus.bench.command import padded_batch
 from prunus.bench.engines import Subject, make_engines
 from prunus.bench.rounds import compare, timed
 from prunus.export.smaller import compact_directory
+from prunus.progress import quiet
 from prunus.recipe import load_recipe
-from prunus.training.quiet import quiet
 from prunus.training.rescore import rescore
 from prunus.training.run import run
 
@@ -101,7 +101,7 @@ def trained(options: argparse.Namespace, task: str, row: str, seed: int) -> list
 
 def timings(options: argparse.Namespace) -> dict[str, Any]:
     """The dense model and the compacted ones on every runtime."""
-    from prunus.training.models import MINILM, model_source
+    from prunus.models.loading import MINILM, model_source
 
     torch.set_num_threads(options.threads)
     places = {"dense": model_source(MINILM)}

@@ -185,9 +185,9 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_numbers_that_json_lacks_become_null(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunus.training import evidence
+    from prunus import environment as module
 
-    monkeypatch.setattr(evidence, "environment", lambda: {"a": float("nan"), "b": [float("inf")], "c": 1.5})
+    monkeypatch.setattr(module, "environment", lambda: {"a": float("nan"), "b": [float("inf")], "c": 1.5})
     assert json.loads(prunus("env", "--json").out) == {"a": None, "b": [None], "c": 1.5}
 
 

@@ -91,10 +91,10 @@ def run(
 ) -> None:
     """Trains what the recipe says and writes the model with its evidence."""
     with errors(err):
+        from prunus.distributed.processes import is_main_process
+        from prunus.progress import quiet
         from prunus.recipe import load_recipe
         from prunus.report.tables import summary_table
-        from prunus.training.processes import first
-        from prunus.training.quiet import quiet
         from prunus.training.run import run as run_recipe
 
         quiet()
@@ -115,7 +115,7 @@ def run(
         directory = readable(output or Path(loaded.output or f"runs/{Path(recipe).stem}"), "output")
         command = "prunus " + shlex.join(sys.argv[1:])
         facts = run_recipe(loaded, directory, command=command, overwrite=overwrite, resume=resume, console=err)
-        if not first():
+        if not is_main_process():
             return
         if as_json:
             print_json(facts)
@@ -145,11 +145,10 @@ def plan(
     """Says what run would do, and every mistake in the recipe at once; trains nothing."""
     with errors(err):
         from prunus.plan_view import plan_lines
+        from prunus.progress import Bars, quiet
         from prunus.recipe import load_recipe
         from prunus.training.plan import plan_facts
         from prunus.training.prepare import prepare
-        from prunus.training.progress import Bars
-        from prunus.training.quiet import quiet
 
         quiet()
         flags = _flags(
@@ -185,7 +184,7 @@ def evaluate(
 ) -> None:
     """Loads a saved model as anyone would and measures it again: metrics, and zeros counted in the file."""
     with errors(err):
-        from prunus.training.quiet import quiet
+        from prunus.progress import quiet
         from prunus.training.rescore import rescore
 
         quiet()
@@ -229,7 +228,7 @@ def report(
         facts = read_facts(directory)
         if facts.get("status") != "finished" and "history" not in facts:
             from prunus.training.evidence import history
-            from prunus.training.logbook import LOG_FILE, read_log
+            from prunus.training.jsonl_logger import LOG_FILE, read_log
 
             facts["history"] = history(read_log(directory / LOG_FILE))
         if as_json:
@@ -309,7 +308,7 @@ def recipes_cp(name: str, target: Annotated[Path, typer.Argument()] = Path("."))
 def env(as_json: AsJson = False) -> None:
     """Versions and machine, for a bug report."""
     with errors(err):
-        from prunus.training.evidence import environment
+        from prunus.environment import environment
 
         facts = environment()
         if as_json:
@@ -341,7 +340,7 @@ def main() -> None:
     try:
         app()
     finally:
-        if "prunus.training.processes" in sys.modules:  # else nothing has started a group
-            from prunus.training.processes import leave
+        if "prunus.distributed.processes" in sys.modules:  # else nothing has started a group
+            from prunus.distributed.processes import leave_process_group
 
-            leave()
+            leave_process_group()

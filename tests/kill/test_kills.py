@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 
 from prunus.bench.command import versions
 from prunus.checkpoint.state import read_masks
+from prunus.environment import processor
 from prunus.report.facts import read_facts
-from prunus.training.evidence import processor
 from small import TEXT_FILE, save_tiny_bert, write_texts
 
 HERE = Path(__file__).parent

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from prunus import RecipeError, TargetError
 from prunus.cli import app
 from prunus.errors import Problem
+from prunus.models import latency
 from prunus.recipe import read_recipe
-from prunus.training import budgeted, latency
+from prunus.training import budgeted
 from prunus.training.plan import plan_facts
 from prunus.training.prepare import prepare
 from prunus.training.run import run

@@ -13,12 +13,12 @@ from torch.nn import functional
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from prunus.distillation.logits import logit_loss
+from prunus.models.masked_language import masked_outputs
+from prunus.models.predict import predict
 from prunus.recipe import read_recipe
 from prunus.report.facts import read_facts
 from prunus.tasks.collate import IGNORED, Collate
 from prunus.training.fit import Interrupted
-from prunus.training.masked import masked_outputs
-from prunus.training.predict import predict
 from prunus.training.run import run
 from small import (
     CONFIGS,

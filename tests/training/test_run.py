@@ -21,13 +21,13 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from prunus import CheckpointError, TrainingError
 from prunus.checkpoint.state import MASKS_FILE, read_masks
+from prunus.models.loading import load_model
 from prunus.recipe import Recipe, read_recipe
 from prunus.report.facts import read_facts
 from prunus.training import dense as dense_module
 from prunus.training import run as run_module
 from prunus.training.callback import STATE_FILE, PruneCallback
 from prunus.training.fit import Interrupted, last_checkpoint
-from prunus.training.models import load_model
 from prunus.training.prepare import prepare
 from prunus.training.rescore import rescore
 from prunus.training.run import run

@@ -25,9 +25,9 @@ import prunus
 from prunus import PrunusError, RecipeError
 from prunus.checkpoint.compacted import narrow
 from prunus.errors import DataError
+from prunus.models.loading import load_model
 from prunus.recipe import read_recipe
 from prunus.tasks.base import HeadKind
-from prunus.training.models import load_model
 from prunus.training.plan import plan_facts
 from prunus.training.prepare import prepare
 from prunus.training.run import run

@@ -13,10 +13,10 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunus.checkpoint.state import read_tensors, write_tensors
+from prunus.distributed.processes import barrier, is_main_process
 from prunus.sparsity.masker import Masker
 from prunus.sparsity.measure import whole
 from prunus.training.callback import PruneCallback
-from prunus.training.processes import first, together
 
 __all__ = ["KeepBest"]
 
@@ -75,7 +75,7 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
             self.value, self.step = value, step
             # All processes collect it.
             held = {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}
-            if not first():
+            if not is_main_process():
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)
             held = {name: tensor.clone() for name, tensor in held.items()}  # tied ones apart
@@ -85,6 +85,6 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         """Puts the best weights back; False where none counted."""
         if self.value is None:
             return False
-        together()
+        barrier()
         model.load_state_dict(read_tensors(self.path))
         return True

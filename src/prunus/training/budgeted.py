@@ -16,14 +16,14 @@ from typing import Any, Final
 from torch import nn
 from transformers import PreTrainedConfig
 
+from prunus.distributed.processes import from_main_process
 from prunus.errors import Problem, RecipeError
+from prunus.models.latency import layer_times, of_size, seconds_of
 from prunus.recipe import Recipe
 from prunus.sparsity.budget import Measure, cost_of, left_of, sparsity_for
 from prunus.sparsity.compact import compact
 from prunus.sparsity.structures import structures
 from prunus.tasks.base import HeadKind
-from prunus.training.latency import layer_times, of_size, seconds_of
-from prunus.training.processes import from_first
 
 __all__ = ["timed_again", "within_budget"]
 
@@ -51,7 +51,7 @@ def within_budget(
     if budget is None or asked is None:
         return recipe, {}
     if found is None:
-        found = from_first(lambda: _found(recipe, asked, budget.tokens, skeleton, config, head, progress))
+        found = from_main_process(lambda: _found(recipe, asked, budget.tokens, skeleton, config, head, progress))
     return _with(recipe, float(found["sparsity"])), dict(found)
 
 

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunus.checkpoint.state import write_tensors
+from prunus.distributed.deepspeed import deepspeed_problems, stage_of
 from prunus.errors import CheckpointError, Problem, RecipeError, TargetError
 from prunus.sparsity.masker import Masker
 from prunus.sparsity.measure import TensorFacts, sparsity_of, whole
 from prunus.sparsity.pruning import Pruning
 from prunus.sparsity.wrappers import parameter
-from prunus.training.deepspeed import deepspeed_problems, stage_of
 from prunus.training.resume import read_state, resumed_from
 
 __all__ = ["STATE_FILE", "PruneCallback"]

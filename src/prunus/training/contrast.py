@@ -27,9 +27,9 @@ from prunus.checkpoint.states import read_states, write_states
 from prunus.distillation.banks import Bank, draw, filled
 from prunus.distillation.contrastive import Contrastive, Representation, contrastive_loss, sets_of
 from prunus.errors import CheckpointError, Problem, TargetError, TrainingError
+from prunus.models.predict import LABEL_KEYS
 from prunus.sparsity.wrappers import body_of, unwrapped
 from prunus.training.callback import PruneCallback
-from prunus.training.predict import LABEL_KEYS
 from prunus.training.resume import read_state, resumed_from
 
 __all__ = ["ROW_ID", "Contrasting", "Numbered", "represented", "representing"]

@@ -21,6 +21,10 @@ from transformers import PreTrainedModel, set_seed
 
 from prunus._version import __version__
 from prunus.cache import cache_or_temporary
+from prunus.distributed.processes import barrier, is_main_process, process_count
+from prunus.models.loading import load_model
+from prunus.models.predict import LABEL_KEYS
+from prunus.progress import Bars
 from prunus.recipe import TrainSpec
 from prunus.report.facts import FACTS_FILE, read_facts, write_facts
 from prunus.tasks.collate import Collate
@@ -28,11 +32,7 @@ from prunus.tasks.masked_language import MaskedRows
 from prunus.tasks.spec import TaskSpec
 from prunus.training.evidence import plain, size_on_disk
 from prunus.training.fit import Interrupted, drop_checkpoints, fit
-from prunus.training.models import load_model
-from prunus.training.predict import LABEL_KEYS
 from prunus.training.prepare import Prepared
-from prunus.training.processes import count, first, together
-from prunus.training.progress import Bars
 
 __all__ = ["Dense", "dense_model"]
 
@@ -101,9 +101,9 @@ def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[
     """The dense model of a recipe, fine-tuned now or kept from an earlier run."""
     kept = cache_or_temporary("dense", _digest(prepared))
     head = prepared.task.head
-    together()  # all look before one writes
+    barrier()  # all look before one writes
     there = (kept / FACTS_FILE).is_file()
-    together()
+    barrier()
     if there:
         say(f"dense model: kept from an earlier run in {kept}")
         model = load_model(str(kept), prepared.dense_config, head)
@@ -113,8 +113,8 @@ def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[
     revision, rows = prepared.recipe.model.revision, prepared.train_features
     new = prepared.recipe.model.head == "new"
     model = load_model(prepared.dense_source, prepared.dense_config, head, revision, rows, new_head=new)
-    partial = kept.with_name(f"{kept.name}.{uuid4().hex[:8] if count() == 1 else 'several'}.partial")
-    partial.mkdir(parents=True, exist_ok=count() > 1)
+    partial = kept.with_name(f"{kept.name}.{uuid4().hex[:8] if process_count() == 1 else 'several'}.partial")
+    partial.mkdir(parents=True, exist_ok=process_count() > 1)
     try:
         result = fit(
             model,
@@ -127,14 +127,14 @@ def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[
             head=head,
             what="dense training",
         )
-        if first():
+        if is_main_process():
             drop_checkpoints(partial)
             model.save_pretrained(partial)
             prepared.tokenizer.save_pretrained(partial)
             write_facts(partial / FACTS_FILE, {"prunus": __version__, "seconds": result.seconds})
             if not kept.exists():
                 partial.rename(kept)
-        together()
+        barrier()
     except Interrupted:
         # What there is of a dense model is not kept, so there is nothing to go on from.
         raise KeyboardInterrupt from None

@@ -1,27 +1,20 @@
 """The facts of a run, as ``prunus.json`` holds them: what was counted and clocked, never what was configured."""
 
-import os
-import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from torch import nn
 
-from prunus._version import __version__
 from prunus.recipe import Recipe
 from prunus.sparsity.masker import Masker
 from prunus.sparsity.measure import TensorFacts, all_sparsity, sparsity_of
 from prunus.sparsity.schedules import Span
 from prunus.tasks.base import Task
-from prunus.training.threads import training_threads
 
 __all__ = [
-    "environment",
     "history",
     "plain",
     "recipe_facts",
@@ -30,8 +23,6 @@ __all__ = [
     "tensor_facts",
     "weight_facts",
 ]
-
-_PACKAGES: Final = ("torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
 
 def plain(value: Any) -> Any:
@@ -56,41 +47,6 @@ def recipe_facts(recipe: Recipe) -> dict[str, Any]:
         return [present(item) for item in value] if isinstance(value, list) else value
 
     return dict(present(plain(recipe)))
-
-
-def environment(threads: int | None = None) -> dict[str, Any]:
-    """Versions and the machine."""
-    found = {"prunus": __version__, "python": platform.python_version(), "platform": platform.platform(terse=True)}
-    found |= package_versions(_PACKAGES)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return found | {
-        "cpu": processor(),
-        "cores": cores,
-        "threads": training_threads(threads),
-        "accelerator": device,
-    }
-
-
-def package_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Of those that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def processor() -> str:
-    """Its name, as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def task_facts(task: Task) -> dict[str, Any]:

@@ -22,21 +22,21 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 
 from prunus.checkpoint.whole import is_whole
 from prunus.distillation.logits import Distillation
+from prunus.distributed.gathered import GatheredParameters
+from prunus.distributed.processes import process_count, training_threads
+from prunus.progress import Bars
 from prunus.recipe import TrainSpec
 from prunus.sparsity.pruning import Pruning
 from prunus.tasks.base import Feature, HeadKind, Metrics
 from prunus.tasks.collate import Collate
 from prunus.training.best import KeepBest
 from prunus.training.callback import STATE_FILE, PruneCallback
+from prunus.training.collapse_monitor import CollapseMonitor
 from prunus.training.dropout import dropout
-from prunus.training.guard import Guard
-from prunus.training.logbook import LOG_FILE, Logbook
+from prunus.training.jsonl_logger import LOG_FILE, JsonlLogger
+from prunus.training.lr_schedules import cosine_cycles, linear_rewinding
 from prunus.training.prepare import Length
-from prunus.training.processes import count
-from prunus.training.progress import Bars, TrainingBar
-from prunus.training.rates import cosine_cycles, linear_rewinding
-from prunus.training.sharded import Whole
-from prunus.training.threads import training_threads
+from prunus.training.progress import TrainingBar
 from prunus.training.trainer import PrunusTrainer, release
 
 __all__ = ["Fit", "Interrupted", "drop_checkpoints", "fit", "last_checkpoint"]
@@ -133,7 +133,7 @@ def fit(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(regex.search(name) for regex in frozen))
     stop = _StopOnSignal()
-    logbook = Logbook(directory / LOG_FILE) if logged else None
+    logger = JsonlLogger(directory / LOG_FILE) if logged else None
     best = None
     if train.keep == "best" and score is not None:
         best = KeepBest(checkpoints, metric, train.best_after.steps(length.total, length.steps_per_epoch))
@@ -150,7 +150,7 @@ def fit(
         score=score,
         rate=_rate(train, length, pruning),
         head=head,
-        callbacks=[TrainingBar(bars, what), stop, *(each for each in (best, logbook) if each is not None)],
+        callbacks=[TrainingBar(bars, what), stop, *(each for each in (best, logger) if each is not None)],
     )
     if trainer.prune_callback is not None:
         trainer.prune_callback.saved_masks = masks
@@ -158,16 +158,16 @@ def fit(
         best.pruning = trainer.prune_callback
     if trainer.prune_callback is not None:
         trainer.prune_callback.interrupted = lambda: stop.asked
-    guard = Guard(metric, train.collapse, train.on_collapse, trainer.prune_callback)
-    trainer.add_callback(guard)
+    monitor = CollapseMonitor(metric, train.collapse, train.on_collapse, trainer.prune_callback)
+    trainer.add_callback(monitor)
     trainer.remove_callback(PrinterCallback)
-    before = Whole(model)
+    gathered = GatheredParameters(model)
     with stop.listening(), dropout(model, train.dropout):
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     seconds = trainer.seconds
     if stop.asked and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted("the last checkpoint is whole; go on with --resume")
-    before.restore(model)
+    gathered.restore(model)
     pruner = trainer.prune_callback
     masker = None if pruner is None else pruner.masker
     if masker is not None:
@@ -182,9 +182,9 @@ def fit(
         parameter.requires_grad_(True)
     kept = best.step if best is not None and best.value is not None else None
     banks = trainer.contrasting.facts if trainer.contrasting is not None else None
-    warnings = list(guard.warnings)
-    if logbook is not None and logbook.warning is not None:
-        warnings.append(logbook.warning)
+    warnings = list(monitor.warnings)
+    if logger is not None and logger.warning is not None:
+        warnings.append(logger.warning)
     return Fit(seconds, list(trainer.state.log_history), pruner, kept, banks, warnings)
 
 
@@ -223,7 +223,7 @@ def _arguments(train: TrainSpec, length: Length, checkpoints: Path, evaluate: bo
         output_dir=str(checkpoints),
         num_train_epochs=train.epochs,
         max_steps=train.max_steps or -1,
-        per_device_train_batch_size=train.batch_size // count(),
+        per_device_train_batch_size=train.batch_size // process_count(),
         per_device_eval_batch_size=train.eval_batch_size,
         gradient_accumulation_steps=train.gradient_accumulation_steps,
         learning_rate=train.learning_rate,

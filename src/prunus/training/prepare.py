@@ -17,16 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunus.checkpoint.state import MASKS_FILE, read_masks
+from prunus.distributed.deepspeed import asked_stage, deepspeed_problems
+from prunus.distributed.processes import main_process_first, process_count
 from prunus.errors import Problem, PrunusError, RecipeError
-from prunus.quantization.prepare import attach
-from prunus.recipe import OWN_TEACHERS, ModelSpec, Recipe, TrainSpec
-from prunus.sparsity.pruning import Rule, resolve
-from prunus.sparsity.zeros import found_zeros
-from prunus.tasks import check_task, load_task, row_length, shortened
-from prunus.tasks.base import Feature, HeadKind, Task
-from prunus.training.budgeted import within_budget
-from prunus.training.deepspeed import asked_stage, deepspeed_problems
-from prunus.training.models import (
+from prunus.models.loading import (
     config_for,
     load_model,
     load_tokenizer,
@@ -35,7 +29,13 @@ from prunus.training.models import (
     trained_for,
     weight_problems,
 )
-from prunus.training.processes import count, first_before_others
+from prunus.quantization.prepare import attach
+from prunus.recipe import OWN_TEACHERS, ModelSpec, Recipe, TrainSpec
+from prunus.sparsity.pruning import Rule, resolve
+from prunus.sparsity.zeros import found_zeros
+from prunus.tasks import check_task, load_task, row_length, shortened
+from prunus.tasks.base import Feature, HeadKind, Task
+from prunus.training.budgeted import within_budget
 from prunus.training.shape import cut_shapes
 from prunus.training.trial import Trial, batch_problems, row_problems, trial_of
 
@@ -112,7 +112,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None, spent: Mapping[str
         raise RecipeError(*found)
     tried = _trials(recipe, task, config, dense_config, teachers, tokenizer)
     recipe, task = _readable(recipe, task, tried, tokenizer)
-    with first_before_others():
+    with main_process_first():
         features = task.features("train", tokenizer, step("tokenising"))
         found += _unreadable(recipe, task, tried, tokenizer, features)
     if found:
@@ -194,9 +194,9 @@ def _divides(recipe: Recipe) -> list[Problem]:
     """A batch is shared by the processes."""
     found = []
     for key, train in (("train", recipe.train), ("dense", recipe.dense)):
-        if train is not None and train.batch_size % count():
-            rule = f"be a multiple of the {count()} processes, which share it"
-            nearest_ = max(1, round(train.batch_size / count())) * count()
+        if train is not None and train.batch_size % process_count():
+            rule = f"be a multiple of the {process_count()} processes, which share it"
+            nearest_ = max(1, round(train.batch_size / process_count())) * process_count()
             found.append(Problem(f"{key}.batch_size", train.batch_size, rule, str(nearest_)))
     return found
 

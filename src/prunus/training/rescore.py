@@ -8,15 +8,15 @@ from rich.console import Console
 
 from prunus.checkpoint.state import MASKS_FILE, read_masks
 from prunus.errors import CheckpointError, Problem, PrunusError
+from prunus.models.loading import load_saved, load_tokenizer, saved_labels
+from prunus.models.predict import score_task
+from prunus.progress import Bars
 from prunus.quantization import strip
 from prunus.recipe import Recipe, read_recipe
 from prunus.report.facts import read_facts
 from prunus.sparsity.measure import all_sparsity, measure, sparsity_of
 from prunus.sparsity.patterns import parse_pattern
 from prunus.tasks import Split, check_task, load_task, with_data
-from prunus.training.models import load_saved, load_tokenizer, saved_labels
-from prunus.training.predict import score_task
-from prunus.training.progress import Bars
 
 __all__ = ["rescore"]
 

@@ -23,8 +23,13 @@ from prunus._version import __version__
 from prunus.checkpoint.sentence_files import find_sentence_files
 from prunus.checkpoint.staged import staged
 from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, write_masks, write_tensors
+from prunus.distributed.processes import barrier, is_main_process
+from prunus.environment import environment
 from prunus.errors import CheckpointError, Problem, PrunusError
+from prunus.models.loading import base_model, carry_over, config_for, load_model, trained_for
+from prunus.models.predict import score_task
 from prunus.paths import expanded, readable, writable
+from prunus.progress import Bars
 from prunus.quantization import quantize, strip
 from prunus.recipe import OWN_TEACHERS, Recipe
 from prunus.report.card import model_card
@@ -35,21 +40,9 @@ from prunus.tasks.base import Metrics
 from prunus.tasks.collate import TOKEN_KEYS, Collate
 from prunus.training.budgeted import timed_again
 from prunus.training.dense import dense_model
-from prunus.training.evidence import (
-    environment,
-    history,
-    recipe_facts,
-    size_on_disk,
-    task_facts,
-    tensor_facts,
-    weight_facts,
-)
+from prunus.training.evidence import history, recipe_facts, size_on_disk, task_facts, tensor_facts, weight_facts
 from prunus.training.fit import Fit, drop_checkpoints, fit
-from prunus.training.models import base_model, carry_over, config_for, load_model, trained_for
-from prunus.training.predict import score_task
 from prunus.training.prepare import Prepared, prepare, saved_masks
-from prunus.training.processes import first, together
-from prunus.training.progress import Bars
 from prunus.training.shape import cut
 
 __all__ = ["run", "score_model"]
@@ -122,11 +115,11 @@ def run(
     where there is none yet; one that is finished is left as it is. Raises ``PrunusError`` before any training for all that can
     be known then, and ``Interrupted`` after Ctrl-C.
     """
-    console = console if first() else None
+    console = console if is_main_process() else None
     output = readable(output, "output")
-    if first():
+    if is_main_process():
         check_output(output, overwrite, resume)
-    together()
+    barrier()
     held = read_facts(output) if resume and (output / FACTS_FILE).is_file() else {}
 
     def say(text: str) -> None:
@@ -139,11 +132,11 @@ def run(
     with Bars(console) as bars:
         prepared = prepare(recipe, bars, held.get("budget"))
         recipe = prepared.recipe
-        if overwrite and not resume and output.is_dir() and first():
+        if overwrite and not resume and output.is_dir() and is_main_process():
             _check_inputs(prepared, output)
             shutil.rmtree(output.resolve())  # of a link its target is emptied, and the link stays
             output.resolve().mkdir()
-        together()
+        barrier()
         output.mkdir(parents=True, exist_ok=True)
         collate = Collate(prepared.tokenizer)
         facts: dict[str, Any] = {
@@ -213,7 +206,7 @@ def run(
 
 
 def _write(output: Path, facts: dict[str, Any]) -> None:
-    if first():
+    if is_main_process():
         write_facts(output / FACTS_FILE, facts)
 
 
@@ -282,8 +275,8 @@ def _finish(
     prepared: Prepared, model: PreTrainedModel, result: Fit, metrics: Metrics, facts: dict[str, Any], output: Path
 ) -> None:
     """Counts, writes everything beside the output and moves it there, the facts last."""
-    if not first():
-        together()
+    if not is_main_process():
+        barrier()
         return
     with staged(output, FACTS_FILE) as partial:
         column = "sparse" if prepared.recipe.prune else "dense"
@@ -327,7 +320,7 @@ def _finish(
         (partial / "README.md").write_text(model_card(facts), encoding="utf-8")
         write_facts(partial / FACTS_FILE, facts)
     drop_checkpoints(output)
-    together()
+    barrier()
 
 
 def _add_ends(points: list[dict[str, Any]], facts: dict[str, Any], column: str, prepared: Prepared) -> None:

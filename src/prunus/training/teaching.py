@@ -21,11 +21,11 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from prunus.checkpoint.state import write_tensors
 from prunus.distillation.inner import Inner
 from prunus.distillation.logits import Distillation, Lesson, Outputs, distill, logit_loss
+from prunus.distributed.deepspeed import stage_of
 from prunus.errors import CheckpointError, Problem, RecipeError
+from prunus.models.masked_language import masked_outputs
+from prunus.models.predict import LABEL_KEYS
 from prunus.sparsity.wrappers import unwrapped
-from prunus.training.deepspeed import stage_of
-from prunus.training.masked import masked_outputs
-from prunus.training.predict import LABEL_KEYS
 from prunus.training.resume import read_state, resumed_from
 
 __all__ = ["Projectors", "Teaching"]
@@ -45,7 +45,7 @@ class _Taught:
 class Teaching:
     """The teachers of one student, with their weights and projectors.
 
-    ``masked`` says that the task is to predict masked tokens, whose logits alone are computed (``training.masked``).
+    ``masked`` says that the task is to predict masked tokens, whose logits alone are computed (``models.masked_language``).
     ``teachers[0]`` teaches as ``distillation`` says, the next as ``distillation.others`` say, in their order. Raises
     ``RecipeError`` where there are more or fewer, and ``TargetError`` for layers that are not there.
     """

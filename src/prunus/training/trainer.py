@@ -25,15 +25,15 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from prunus.checkpoint.state import write_tensors
 from prunus.distillation.logits import Distillation
 from prunus.errors import Problem, PrunusError, TrainingError, first_line
+from prunus.models.masked_language import masked_outputs
 from prunus.quantization.layers import RANGES
 from prunus.sparsity.measure import sparsity_of
 from prunus.sparsity.pruning import Pruning
 from prunus.tasks.base import HeadKind
 from prunus.training.callback import PruneCallback
 from prunus.training.contrast import ROW_ID, Contrasting, Numbered, representing
-from prunus.training.masked import masked_outputs
-from prunus.training.order import SeededOrder
 from prunus.training.resume import read_state, resumed_from
+from prunus.training.sampler import SeededSampler
 from prunus.training.teaching import Projectors, Teaching
 
 __all__ = ["PrunusTrainer", "release"]
@@ -46,8 +46,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
     with ``distillation`` (``training.teaching``); ``pretrained`` is the model before the task, for ``contrast.prc`` (None: as
     training begins); ``score`` replaces the Trainer's own evaluation by metrics of the model;
     ``head`` is the task's head in a recipe's run: with ``masked-language``, logits are computed at the masked tokens alone;
-    ``rate`` (step, total, warmup) -> factor (``training.rates``) takes the place of the Trainer's own learning rates. All
-    other arguments are the Trainer's.
+    ``rate`` (step, total, warmup) -> factor (``training.lr_schedules``) replaces the Trainer's learning rates. All other
+    arguments are the Trainer's.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         elif callable(getattr(rows, "lengths", None)):
             size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             grouped = str(self.args.train_sampling_strategy) == "group_by_length"
-            sampler = SeededOrder(rows.lengths(), size, self.args.seed, grouped)
+            sampler = SeededSampler(rows.lengths(), size, self.args.seed, grouped)
         else:
             return super()._get_train_sampler(train_dataset)
         self._order.sampler = sampler
