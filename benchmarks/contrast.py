@@ -106,14 +106,14 @@ def ablation(options: argparse.Namespace) -> None:
                 "loss": loss,
                 "sparsity_asked": sparsity,
                 "seed": seed,
-                "metrics": facts["sparse"]["metrics"],
-                "dense": facts["dense"].get("metrics"),
-                "sparsity": facts["sparse"]["sparsity"],
-                "seconds": facts["sparse"]["seconds"],
-                "banks": facts.get("banks"),
+                "metrics": facts.sparse.metrics,
+                "dense": facts.dense.metrics,
+                "sparsity": facts.sparse.sparsity,
+                "seconds": facts.sparse.seconds,
+                "banks": facts.banks,
                 "settings": settings,
-                "train_examples": facts["task"]["train_examples"],
-                "validation_examples": facts["task"]["validation_examples"],
+                "train_examples": facts.task.train_examples,
+                "validation_examples": facts.task.validation_examples,
             }
         )
         seeds = " ".join(str(each) for each in options.seeds)

@@ -36,13 +36,13 @@ def main() -> None:
     result: dict[str, Any] = {
         "name": options.name,
         "command": f"python benchmarks/exported.py --run OUT --data DIR --name {options.name}",
-        "run": held["command"],
+        "run": held.command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": processor(),
         "versions": versions(),
         "dense float32": held.get("dense", {}).get("metrics"),
-        "torch": held["sparse"]["metrics"],
-        "sparsity": held["sparse"]["sparsity"],
+        "torch": held.sparse.metrics,
+        "sparsity": held.sparse.sparsity,
     }
     with tempfile.TemporaryDirectory() as place:
         for to in ("openvino", "onnx"):

@@ -6,6 +6,7 @@ codes: 0 done, 2 a ``PrunusError`` (nothing was trained where it could be known)
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -118,7 +119,7 @@ def run(
         if not is_main_process():
             return
         if as_json:
-            print_json(facts)
+            print_json(facts.to_json())
         else:
             out.print(summary_table(facts))
             out.print(f"{directory}: model, prunus.json, report.html", highlight=False)
@@ -226,13 +227,13 @@ def report(
 
         directory = readable(directory, "directory")
         facts = read_facts(directory)
-        if facts.get("status") != "finished" and "history" not in facts:
-            from prunus.training.evidence import history
+        if facts.status != "finished" and facts.history is None:
             from prunus.training.jsonl_logger import LOG_FILE, read_log
+            from prunus.training.run_facts import history
 
-            facts["history"] = history(read_log(directory / LOG_FILE))
+            facts = replace(facts, history=history(read_log(directory / LOG_FILE)))
         if as_json:
-            print_json(facts)
+            print_json(facts.to_json())
             return
         path = writable(html or directory / "report.html", "--html")
         try:
@@ -240,9 +241,9 @@ def report(
         except OSError as error:
             raise CheckpointError(Problem(str(path), str(error), "be writable", "--html with another path")) from None
         out.print(summary_table(facts))
-        if facts.get("status") != "finished" and facts["history"]["loss"]:
-            last = facts["history"]["loss"][-1]
-            out.print(f"{facts.get('status')}: step {last['step']:,}, loss {last['loss']:.4g}", highlight=False)
+        if facts.status != "finished" and facts.history is not None and facts.history.loss:
+            last = facts.history.loss[-1]
+            out.print(f"{facts.status}: step {last['step']:,}, loss {last['loss']:.4g}", highlight=False)
         out.print(str(path), highlight=False)
 
 

@@ -215,7 +215,7 @@ def bench(
         from prunus.bench.command import bench as run_bench
         from prunus.progress import quiet
         from prunus.report.facts import FACTS_FILE
-        from prunus.report.html import add_facts
+        from prunus.report.html import add_speed
         from prunus.runtime.processors import processors
 
         cases = [read_case(text) for text in case or ()] or list(CASES)
@@ -229,7 +229,7 @@ def bench(
         else:
             print_speed(facts)
         if report and (directory / FACTS_FILE).is_file():
-            add_facts(directory, {"speed": facts})
+            add_speed(directory, facts)
             err.print(f"{directory / 'report.html'}: with a plot of these", highlight=False)
 
 

@@ -75,7 +75,7 @@ def test_a_run_says_it_in_its_facts_or_stops(
     said = (
         "accuracy fell from 0.9000 at step 8 to 0.3000 at step 24, after the mask update at step 18, at sparsity 0.5000"
     )
-    assert facts["warnings"] == [said]
+    assert facts.warnings == (said,)
     assert said in (tmp_path / "run" / "report.html").read_text()
     with pytest.raises(TrainingError, match=r"fell from .*; checkpoint-8 is from before"):
         run(read_recipe(raw | {"train": train | {"on_collapse": "stop"}}), tmp_path / "stop")

@@ -108,7 +108,7 @@ def test_a_recipe_with_hidden_states(
         tiny_bert, small_data, distill={"teacher": "dense", "hidden": hidden, "attention": {"weight": 1}}
     )
     facts = run(read_recipe(recipe), tmp_path / "out")
-    last = facts["history"]["loss"][-1]
+    last = facts.history.loss[-1]
     assert {"hard_loss", "distill_loss", "hidden_loss", "attention_loss"} <= set(last)
     parts = last["hard_loss"] * 0 + sum(
         last[name] for name in ("hard_loss", "distill_loss", "hidden_loss", "attention_loss")
@@ -158,7 +158,7 @@ def test_a_recipe_with_several_teachers(
     more = {"teacher": str(tmp_path / "other"), "weight": 0.5, "temperature": 4, "hidden": {"weight": 0.3}}
     taught = {"teacher": "dense", "hard_weight": 0.5, "others": [more]}
     facts = run(read_recipe(small_recipe(tiny_bert, small_data, distill=taught)), tmp_path / "out")
-    last = facts["history"]["loss"][-1]
+    last = facts.history.loss[-1]
     weights = {"hard_loss": 0.5, "distill_loss": 1.0, "distill_loss_2": 0.5, "hidden_loss_2": 0.3}
     assert last["loss"] == pytest.approx(sum(weight * last[name] for name, weight in weights.items()), rel=1e-3)
     assert "hidden_loss" not in last

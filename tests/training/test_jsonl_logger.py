@@ -25,8 +25,8 @@ def test_lines_are_the_history(small_data: Path, tiny_bert: Path, tmp_path: Path
     facts = run(read_recipe(small_recipe(tiny_bert, small_data)), tmp_path / "run")
     lines = read_log(tmp_path / "run" / LOG_FILE)
     losses = [line for line in lines if "loss" in line]
-    assert [line["step"] for line in losses] == [point["step"] for point in facts["history"]["loss"]]
-    for line, point in zip(losses, facts["history"]["loss"], strict=True):
+    assert [line["step"] for line in losses] == [point["step"] for point in facts.history.loss]
+    for line, point in zip(losses, facts.history.loss, strict=True):
         assert {name: line[name] for name in point} == pytest.approx(point)
         assert {"sparsity", "sparsity_due", "grad_norm"} <= set(line)
     assert any("eval_accuracy" in line for line in lines)
@@ -72,8 +72,8 @@ def test_a_full_disk_ends_the_file_and_not_the_training(
 
     monkeypatch.setattr(JsonlLogger, "_write", full)
     facts = run(read_recipe(small_recipe(tiny_bert, small_data)), tmp_path / "run")
-    assert facts["status"] == "finished"
-    assert facts["warnings"] == ["log.jsonl ends early: [Errno 28] No space left on device"]
+    assert facts.status == "finished"
+    assert facts.warnings == ("log.jsonl ends early: [Errno 28] No space left on device",)
     assert max(line["step"] for line in read_log(tmp_path / "run" / LOG_FILE)) == 4
 
 

@@ -155,7 +155,7 @@ def run_task(
     if not (directory / "prunus.json").is_file():
         return None, "no prunus.json beside the model"
     try:
-        spec = with_data(read_recipe(read_facts(directory).get("recipe", {})).task, data)
+        spec = with_data(read_recipe(read_facts(directory).recipe).task, data)
         labels = saved_labels(directory)
         if not labels and spec.name == "classification":  # the classes are those of the training file
             splits = ("train", "validation")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from prunus.report.facts import number, text
+from prunus.report.facts_file import number, text
 
 __all__ = ["COLUMNS", "Layer", "fraction_of_zeros", "layer_grid"]
 

@@ -26,13 +26,13 @@ from prunus.models.loading import load_model
 from prunus.models.predict import LABEL_KEYS
 from prunus.progress import Bars
 from prunus.recipe import TrainSpec
-from prunus.report.facts import FACTS_FILE, read_facts, write_facts
+from prunus.report.facts_file import FACTS_FILE, read_json, write_json
 from prunus.tasks.collate import Collate
 from prunus.tasks.masked_language import MaskedRows
 from prunus.tasks.spec import TaskSpec
-from prunus.training.evidence import plain, size_on_disk
 from prunus.training.fit import Interrupted, drop_checkpoints, fit
 from prunus.training.prepare import Prepared
+from prunus.training.run_facts import plain, size_on_disk
 
 __all__ = ["Dense", "dense_model"]
 
@@ -107,7 +107,7 @@ def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[
     if there:
         say(f"dense model: kept from an earlier run in {kept}")
         model = load_model(str(kept), prepared.dense_config, head)
-        return Dense(model, float(read_facts(kept)["seconds"]), True, size_on_disk(kept))
+        return Dense(model, float(read_json(kept)["seconds"]), True, size_on_disk(kept))
     train = prepared.recipe.dense_training
     set_seed(train.seed)
     revision, rows = prepared.recipe.model.revision, prepared.train_features
@@ -131,7 +131,7 @@ def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[
             drop_checkpoints(partial)
             model.save_pretrained(partial)
             prepared.tokenizer.save_pretrained(partial)
-            write_facts(partial / FACTS_FILE, {"prunus": __version__, "seconds": result.seconds})
+            write_json(partial / FACTS_FILE, {"prunus": __version__, "seconds": result.seconds})
             if not kept.exists():
                 partial.rename(kept)
         barrier()

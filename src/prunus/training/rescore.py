@@ -26,9 +26,9 @@ def rescore(directory: Path, data: Mapping[str, Any], console: Console | None = 
 
     Raises ``CheckpointError`` for a directory that is no finished run or whose zeros are not where its masks say.
     """
-    held = read_facts(directory)
+    facts = read_facts(directory)
     try:
-        recipe: Recipe = read_recipe(held.get("recipe", {}))
+        recipe: Recipe = read_recipe(facts.recipe)
     except PrunusError as error:
         raise CheckpointError(*error.problems) from None
     spec, labels = with_data(recipe.task, data), saved_labels(directory)
@@ -46,7 +46,7 @@ def rescore(directory: Path, data: Mapping[str, Any], console: Console | None = 
     names = {name for name, _ in model.named_parameters()}
     patterns = {
         str(tensor["name"]): parse_pattern(str(tensor["pattern"]), "prunus.json")
-        for tensor in held.get("tensors", [])
+        for tensor in facts.tensors
         if tensor.get("name") in names
     }
     tensors = measure(model, patterns)

@@ -12,7 +12,7 @@ The directory is that of a plain Hugging Face model (``AutoModelFor....from_pret
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,23 +33,23 @@ from prunus.progress import Bars
 from prunus.quantization import quantize, strip
 from prunus.recipe import OWN_TEACHERS, Recipe
 from prunus.report.card import model_card
-from prunus.report.facts import FACTS_FILE, read_facts, write_facts
+from prunus.report.facts import FACTS_FILE, History, ModelFacts, ModelResults, RunFacts, Status, read_facts, write_facts
 from prunus.report.html import render_html
 from prunus.sparsity.measure import measure
 from prunus.tasks.base import Metrics
 from prunus.tasks.collate import TOKEN_KEYS, Collate
 from prunus.training.budgeted import timed_again
 from prunus.training.dense import dense_model
-from prunus.training.evidence import history, recipe_facts, size_on_disk, task_facts, tensor_facts, weight_facts
 from prunus.training.fit import Fit, drop_checkpoints, fit
 from prunus.training.prepare import Prepared, prepare, saved_masks
+from prunus.training.run_facts import counted, history, recipe_facts, size_on_disk, task_facts, tensor_rows
 from prunus.training.shape import cut
 
 __all__ = ["run", "score_model"]
 
 _SAMPLES: Final = 64
 """Training examples that say which layers matter."""
-_NO_SPEED: Final = "speed: this run measured none; zeros alone make no file smaller and no stock runtime faster"
+_NO_DENSE: Final = "the dense model's metrics: evaluate_dense is false"
 
 
 def check_output(directory: Path, overwrite: bool, resume: bool) -> None:
@@ -108,7 +108,7 @@ def run(
     overwrite: bool = False,
     resume: bool = False,
     console: Console | None = None,
-) -> dict[str, Any]:
+) -> RunFacts:
     """Runs ``recipe`` into ``output`` and returns the facts that ``output / "prunus.json"`` holds.
 
     With ``resume`` a run that was stopped or killed at any moment goes on: from its last whole checkpoint, from the beginning
@@ -120,17 +120,17 @@ def run(
     if is_main_process():
         check_output(output, overwrite, resume)
     barrier()
-    held = read_facts(output) if resume and (output / FACTS_FILE).is_file() else {}
+    earlier = read_facts(output) if resume and (output / FACTS_FILE).is_file() else None
 
     def say(text: str) -> None:
         if console is not None:
             console.print(text, highlight=False, soft_wrap=True)
 
-    if held.get("status") == "finished":
+    if earlier is not None and earlier.status == "finished":
         say(f"{output} is finished: nothing to go on with")
-        return held
+        return earlier
     with Bars(console) as bars:
-        prepared = prepare(recipe, bars, held.get("budget"))
+        prepared = prepare(recipe, bars, earlier.budget or None if earlier is not None else None)
         recipe = prepared.recipe
         if overwrite and not resume and output.is_dir() and is_main_process():
             _check_inputs(prepared, output)
@@ -139,38 +139,22 @@ def run(
         barrier()
         output.mkdir(parents=True, exist_ok=True)
         collate = Collate(prepared.tokenizer)
-        facts: dict[str, Any] = {
-            "prunus": __version__,
-            "status": "running",
-            "command": command,
-            "recipe": recipe_facts(recipe),
-            "model": {
-                "name": recipe.model.name,
-                "base_model": base_model(recipe.model.name),
-                "architecture": type(prepared.skeleton).__name__,
-                "parameters": prepared.parameters,
-            },
-            "task": task_facts(prepared.task),
-            "environment": environment(recipe.train.threads),
-            "seed": recipe.train.seed,
-            **({"budget": prepared.budget} if prepared.budget else {}),
-            "not_measured": [_NO_SPEED],
-            "warnings": [],
-        }
+        facts = _first_facts(prepared, command)
         _write(output, facts)
         patterns = {name: rule.pattern for rule in prepared.rules for name in rule.selection.taken}
         try:
-            dense, teachers, starting = _dense(prepared, collate, bars, facts, say)
+            dense, teachers, starting, results = _dense(prepared, collate, bars, say)
+            notes = () if results is None or results.metrics else (_NO_DENSE,)
+            facts = replace(facts, dense=results, not_measured=notes)
             set_seed(recipe.train.seed)
             model = starting or _start(prepared)
             shape = cut(model, recipe.model, lambda: samples(prepared, collate, _SAMPLES))
-            if shape:
-                facts["shape"] = shape
-            if dense is not None:
-                facts["dense"] |= weight_facts(dense, measure(dense, patterns), facts["dense"].get("metrics"))
+            facts = replace(facts, shape=shape)
+            if dense is not None and results is not None:
+                facts = replace(facts, dense=counted(results, dense, measure(dense, patterns)))
             if recipe.quantize is not None:
                 names = quantize(model, recipe.quantize, samples(prepared, collate, recipe.quantize.samples))
-                facts["quantization"] = {"layers": names, **asdict(recipe.quantize)}
+                facts = replace(facts, quantization={"layers": names, **asdict(recipe.quantize)})
             result = fit(
                 model,
                 prepared.train_features,
@@ -191,21 +175,33 @@ def run(
                 resume=resume,
                 logged=True,
             )
-            facts["warnings"] += result.warnings
-            if result.banks is not None:
-                facts["banks"] = result.banks
-            if result.best_step is not None:
-                facts["best_step"] = result.best_step
+            warnings = tuple(result.warnings)
+            facts = replace(facts, warnings=warnings, banks=result.banks or {}, best_step=result.best_step)
             metrics = score_model(model, prepared, bars, "evaluating")
         except (KeyboardInterrupt, PrunusError) as error:
-            status = "failed" if isinstance(error, PrunusError) else "interrupted"
-            _write(output, facts | {"status": status})
+            status: Status = "failed" if isinstance(error, PrunusError) else "interrupted"
+            _write(output, replace(facts, status=status))
             raise
-        _finish(prepared, model, result, metrics, facts, output)
-    return facts
+        return _finish(prepared, model, result, metrics, facts, output)
 
 
-def _write(output: Path, facts: dict[str, Any]) -> None:
+def _first_facts(prepared: Prepared, command: str) -> RunFacts:
+    """What is known before anything is trained."""
+    recipe, name = prepared.recipe, prepared.recipe.model.name
+    return RunFacts(
+        __version__,
+        status="running",
+        command=command,
+        recipe=recipe_facts(recipe),
+        model=ModelFacts(name, base_model(name) or "", type(prepared.skeleton).__name__, prepared.parameters),
+        task=task_facts(prepared.task),
+        environment=environment(recipe.train.threads),
+        seed=recipe.train.seed,
+        budget=prepared.budget,
+    )
+
+
+def _write(output: Path, facts: RunFacts) -> None:
     if is_main_process():
         write_facts(output / FACTS_FILE, facts)
 
@@ -220,23 +216,20 @@ def samples(prepared: Prepared, collate: Collate, count: int) -> list[dict[str, 
 
 
 def _dense(
-    prepared: Prepared, collate: Collate, bars: Bars, facts: dict[str, Any], say: Callable[[str], None]
-) -> tuple[PreTrainedModel | None, list[PreTrainedModel], PreTrainedModel | None]:
+    prepared: Prepared, collate: Collate, bars: Bars, say: Callable[[str], None]
+) -> tuple[PreTrainedModel | None, list[PreTrainedModel], PreTrainedModel | None, ModelResults | None]:
     """The model of the dense column, the teachers, and the model that training starts from (None: from ``source``)."""
     recipe, head = prepared.recipe, prepared.task.head
-    dense = starting = None
+    dense = starting = results = None
     if recipe.needs_dense:
         kept = dense_model(prepared, collate, bars, say)
-        facts["dense"] = {"seconds": kept.seconds, "cached": kept.cached, "bytes": kept.bytes}
+        results = ModelResults(seconds=kept.seconds, cached=kept.cached, bytes=kept.bytes)
         dense = kept.model
     elif recipe.prune and trained_for(prepared.config, head):
         dense = _start(prepared)
-        facts["dense"] = {"seconds": None, "cached": False, "bytes": size_on_disk(Path(prepared.source)) or None}
-    if dense is not None:
-        if recipe.evaluate_dense:
-            facts["dense"]["metrics"] = score_model(dense, prepared, bars, "evaluating the dense model")
-        else:
-            facts["not_measured"].append("the dense model's metrics: evaluate_dense is false")
+        results = ModelResults(bytes=size_on_disk(Path(prepared.source)) or None)
+    if dense is not None and results is not None and recipe.evaluate_dense:
+        results = replace(results, metrics=score_model(dense, prepared, bars, "evaluating the dense model"))
     teachers = []
     for key, teacher in prepared.teachers.items():
         if teacher == "dense" and dense is not None:
@@ -247,7 +240,7 @@ def _dense(
             teachers.append(_teacher(prepared, teacher, key))
     if recipe.starts_dense and dense is not None:
         starting = deepcopy(dense)
-    return dense, teachers, starting
+    return dense, teachers, starting, results
 
 
 def _start(prepared: Prepared) -> PreTrainedModel:
@@ -272,14 +265,13 @@ def _pretrained(prepared: Prepared) -> PreTrainedModel | None:
 
 
 def _finish(
-    prepared: Prepared, model: PreTrainedModel, result: Fit, metrics: Metrics, facts: dict[str, Any], output: Path
-) -> None:
+    prepared: Prepared, model: PreTrainedModel, result: Fit, metrics: Metrics, facts: RunFacts, output: Path
+) -> RunFacts:
     """Counts, writes everything beside the output and moves it there, the facts last."""
     if not is_main_process():
         barrier()
-        return
+        return facts
     with staged(output, FACTS_FILE) as partial:
-        column = "sparse" if prepared.recipe.prune else "dense"
         masker = result.callback.masker if result.callback is not None else None
         tensors = result.callback.facts if result.callback is not None else []
         ranges = strip(model)
@@ -294,44 +286,39 @@ def _finish(
         sentences = find_sentence_files(Path(prepared.source)) if Path(prepared.source).is_dir() else None
         if sentences is not None:
             sentences.copy(partial)  # the output makes embeddings as its source does
-        facts[column] = weight_facts(model, tensors, metrics) | {
-            "seconds": result.seconds,
-            "bytes": size_on_disk(partial),
-        }
+        trained = ModelResults(metrics, bytes=size_on_disk(partial), seconds=result.seconds)
+        trained = counted(trained, model, tensors)
+        facts = replace(facts, sparse=trained) if prepared.recipe.prune else replace(facts, dense=trained)
         if masker is not None:
             write_masks(partial / MASKS_FILE, masker.masks)
-            facts["tensors"] = tensor_facts(tensors, masker)
-            facts["target_sparsity"] = masker.due()
-            facts["skipped"] = [
+            skipped = tuple(
                 {"name": name, "shape": list(shape), "reason": reason}
                 for selection in masker.selections
                 for name, (shape, reason) in selection.skipped.items()
-            ]
+            )
+            rows = tensor_rows(tensors, masker)
+            facts = replace(facts, tensors=rows, target_sparsity=masker.due(), skipped=skipped)
         if prepared.budget.get("measure") == "latency":
             try:
-                facts["budget"] = timed_again(model, prepared.config, prepared.task.head, prepared.budget)
-                facts["not_measured"].remove(_NO_SPEED)
+                timed = timed_again(model, prepared.config, prepared.task.head, prepared.budget)
+                facts = replace(facts, budget=timed)
             except PrunusError as error:  # nothing of the training is lost for it
-                facts["warnings"].append(f"the result could not be compacted and timed: {error}")
-        facts["history"] = history(result.history)
-        _add_ends(facts["history"]["metrics"], facts, column, prepared)
-        facts["status"] = "finished"
+                warning = f"the result could not be compacted and timed: {error}"
+                facts = replace(facts, warnings=(*facts.warnings, warning))
+        facts = replace(facts, history=_with_ends(history(result.history), facts, trained, prepared), status="finished")
         (partial / "report.html").write_text(render_html(facts), encoding="utf-8")
         (partial / "README.md").write_text(model_card(facts), encoding="utf-8")
         write_facts(partial / FACTS_FILE, facts)
     drop_checkpoints(output)
     barrier()
+    return facts
 
 
-def _add_ends(points: list[dict[str, Any]], facts: dict[str, Any], column: str, prepared: Prepared) -> None:
-    """The metrics before the first and after the last step, where they were measured."""
-    dense = facts.get("dense", {})
-    if column == "sparse" and prepared.recipe.starts_dense and dense.get("metrics"):
-        points.insert(0, {"step": 0, "metrics": dense["metrics"], "sparsity": dense["sparsity"]})
-    if not points or points[-1]["step"] < prepared.length.total:
-        last = {
-            "step": prepared.length.total,
-            "metrics": facts[column]["metrics"],
-            "sparsity": facts[column]["sparsity"],
-        }
-        points.append(last)
+def _with_ends(logged: History, facts: RunFacts, trained: ModelResults, prepared: Prepared) -> History:
+    """The history with the metrics before the first and after the last step, where they were measured."""
+    points, dense, total = list(logged.metrics), facts.dense, prepared.length.total
+    if facts.sparse is not None and prepared.recipe.starts_dense and dense is not None and dense.metrics:
+        points.insert(0, {"step": 0, "metrics": dense.metrics, "sparsity": dense.sparsity})
+    if not points or points[-1]["step"] < total:
+        points.append({"step": total, "metrics": trained.metrics, "sparsity": trained.sparsity})
+    return replace(logged, metrics=tuple(points))

@@ -1,27 +1,28 @@
-"""The facts of a run, as ``prunus.json`` holds them: what was counted and clocked, never what was configured."""
+"""What goes into ``RunFacts``: counted in the weights, timed, or taken from the Trainer's logs."""
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
 
 from prunus.recipe import Recipe
+from prunus.report.facts import History, ModelResults, Row, TaskFacts
 from prunus.sparsity.masker import Masker
 from prunus.sparsity.measure import TensorFacts, all_sparsity, sparsity_of
 from prunus.sparsity.schedules import Span
 from prunus.tasks.base import Task
 
 __all__ = [
+    "counted",
     "history",
     "plain",
     "recipe_facts",
     "size_on_disk",
     "task_facts",
-    "tensor_facts",
-    "weight_facts",
+    "tensor_rows",
 ]
 
 
@@ -49,38 +50,32 @@ def recipe_facts(recipe: Recipe) -> dict[str, Any]:
     return dict(present(plain(recipe)))
 
 
-def task_facts(task: Task) -> dict[str, Any]:
+def task_facts(task: Task) -> TaskFacts:
     """The task, its sizes, its trivial baselines."""
-    return {
-        "name": task.name,
-        "head": task.head,
-        "metric": task.metric,
-        "train_examples": task.size("train"),
-        "validation_examples": task.size("validation"),
-        "notes": list(task.notes),
-        "baselines": plain(task.baselines()),
-    }
+    return TaskFacts(
+        task.name,
+        task.head,
+        task.metric,
+        task.size("train"),
+        task.size("validation"),
+        tuple(task.notes),
+        plain(task.baselines()),
+    )
 
 
-def weight_facts(
-    model: nn.Module, tensors: Sequence[TensorFacts], metrics: Mapping[str, float] | None
-) -> dict[str, Any]:
-    """One column of the table: metrics, sparsity of the targets, sparsity of all weights."""
-    return {
-        "metrics": plain(metrics) if metrics is not None else None,
-        "sparsity": sparsity_of(tensors),
-        "sparsity_all": all_sparsity(model),
-    }
+def counted(results: ModelResults, model: nn.Module, tensors: Sequence[TensorFacts]) -> ModelResults:
+    """``results`` with the sparsity of the targets and of all weights, as counted in ``model``."""
+    return replace(results, sparsity=sparsity_of(tensors), sparsity_all=all_sparsity(model))
 
 
-def tensor_facts(tensors: Sequence[TensorFacts], masker: Masker) -> list[dict[str, Any]]:
-    """One entry a pruned tensor."""
+def tensor_rows(tensors: Sequence[TensorFacts], masker: Masker) -> tuple[Row, ...]:
+    """One row for each pruned tensor."""
     planned = masker.planned
-    return [
+    return tuple(
         asdict(fact)
         | {"shape": list(fact.shape), "sparsity": fact.sparsity, "planned": planned.get(fact.name, 0) / fact.weights}
         for fact in tensors
-    ]
+    )
 
 
 def size_on_disk(directory: Path) -> int:
@@ -92,7 +87,7 @@ def size_on_disk(directory: Path) -> int:
 _LOSSES: Final = re.compile(r"step|loss|learning_rate|(?!eval_|train_)\w+_loss(_\d+)?")  # the number is which teacher
 
 
-def history(logs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def history(logs: Sequence[Mapping[str, Any]]) -> History:
     """The Trainer's logs, sorted into losses, sparsity and metrics."""
     losses = [{key: log[key] for key in log if _LOSSES.fullmatch(key)} for log in logs if "loss" in log]
     sparsity = [
@@ -107,4 +102,4 @@ def history(logs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]
         if named:
             known = [step for step in measured if step <= log["step"]]
             metrics.append({"step": log["step"], "metrics": named, "sparsity": measured[max(known)] if known else None})
-    return {"loss": losses, "sparsity": sparsity, "metrics": metrics}
+    return History(tuple(losses), tuple(sparsity), tuple(metrics))
