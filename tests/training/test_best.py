@@ -35,7 +35,7 @@ def test_which_one_is_kept(
     model = nn.Linear(2, 2)
     best = KeepBest(tmp_path, "accuracy", after)
     masker = SimpleNamespace(finished=False)
-    best.pruning = SimpleNamespace(masker=masker)  # type: ignore[assignment]
+    best.session = SimpleNamespace(masker=masker)  # type: ignore[assignment]
     for step, value in enumerate(values):
         masker.finished = step >= finished_at
         nn.init.constant_(model.weight, step)

@@ -12,6 +12,7 @@ from prunus import Distillation, Lesson, PrunusTrainer, RecipeError, TargetError
 from prunus.distillation.hidden import Inside
 from prunus.recipe import read_recipe
 from prunus.training.run import run
+from prunus.training.session import STATE_FILE
 from small import arguments, batch, rows, small_recipe, teacher_of, tiny_model, without_dropout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,7 +66,7 @@ def test_projectors_learn_and_are_not_saved(tmp_path: Path) -> None:
     assert all(not torch.equal(value, before[name]) for name, value in trainer.teaching.projectors.state_dict().items())
     trainer.save_model(str(tmp_path / "saved"))
     assert not any("projector" in name for name in load_file(tmp_path / "saved" / "model.safetensors"))
-    assert not (tmp_path / "saved" / "projectors.safetensors").exists()
+    assert not (tmp_path / "saved" / STATE_FILE).exists()
 
 
 def test_no_projectors_where_widths_agree(tmp_path: Path) -> None:

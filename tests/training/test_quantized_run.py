@@ -72,7 +72,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(
 
     class StopEarly(stop):  # type: ignore[misc, valid-type]
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.asked = self.asked or state.global_step == 5
+            self.session.interrupted |= state.global_step == 5
             super().on_step_end(args, state, control, **kwargs)
 
     with monkeypatch.context() as patch:

@@ -349,17 +349,18 @@ def test_stopped_by_ctrl_c_and_resumed(
             run(done.recipe, output)
     assert read_facts(output).status == "interrupted"
     checkpoints = output / "checkpoints"
-    assert last_checkpoint(checkpoints, pruned=True) == checkpoints / "checkpoint-13"
+    assert last_checkpoint(checkpoints) == checkpoints / "checkpoint-13"
     if partial:
         (checkpoints / "checkpoint-13" / "trainer_state.json").unlink()
-        assert last_checkpoint(checkpoints, pruned=True) == checkpoints / "checkpoint-10"
+        assert last_checkpoint(checkpoints) == checkpoints / "checkpoint-10"
         (checkpoints / "checkpoint-99").mkdir()
         (checkpoints / "checkpoint-x").mkdir()
-        assert last_checkpoint(checkpoints, pruned=True) == checkpoints / "checkpoint-10"
-    clock = checkpoints / f"checkpoint-{10 if partial else 13}" / "clock.safetensors"
-    before = float(load_file(clock)["seconds"])
+        assert last_checkpoint(checkpoints) == checkpoints / "checkpoint-10"
+    clock = checkpoints / f"checkpoint-{10 if partial else 13}" / STATE_FILE
+    state = load_file(clock)
+    before = float(state["clock.seconds"])
     assert before > 0
-    save_file({"seconds": torch.tensor(before + 1000.0, dtype=torch.float64)}, clock)
+    save_file(state | {"clock.seconds": torch.tensor(before + 1000.0, dtype=torch.float64)}, clock)
     facts = run(done.recipe, output, resume=True)
     assert 1000 < facts.sparse.seconds < 1100
     first, second = (load_file(path / "model.safetensors") for path in (done.output, output))
@@ -391,7 +392,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         error = TrainingError if where == "a checkpoint" else CheckpointError
         with pytest.raises(error, match=r"must be written whole, got [\s\S]*[Nn]o space left on"):
             run(done.recipe, output)
-    left = last_checkpoint(output / "checkpoints", pruned=True)
+    left = last_checkpoint(output / "checkpoints")
     assert left is not None
     assert left.name == ("checkpoint-5" if where == "a checkpoint" else "checkpoint-24")
     assert not (output / "checkpoints" / "checkpoint-10").exists() or where == "the end"
@@ -400,14 +401,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_without_the_masks_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
+def test_without_its_state_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
     for step in (5, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
     save_file({"steps": torch.tensor(5)}, tmp_path / "checkpoint-5" / STATE_FILE)
-    assert last_checkpoint(tmp_path, pruned=True) == tmp_path / "checkpoint-5"
-    assert last_checkpoint(tmp_path, pruned=False) == tmp_path / "checkpoint-10"
-    assert last_checkpoint(tmp_path / "nowhere", pruned=False) is None
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    assert last_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_a_second_ctrl_c_ends_at_once(

@@ -14,9 +14,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from prunus.checkpoint.state import read_tensors, write_tensors
 from prunus.distributed.processes import barrier, is_main_process
-from prunus.sparsity.masker import Masker
 from prunus.sparsity.measure import whole
-from prunus.training.callback import PruneCallback
+from prunus.training.session import Session
 
 __all__ = ["KeepBest"]
 
@@ -30,12 +29,12 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         directory: where ``best.safetensors`` is kept.
         metric: name of the metric, without the Trainer's ``eval_``.
         after: the first optimizer step that counts.
+        session: of the training; no weights count before its last mask update.
 
     """
 
-    def __init__(self, directory: Path, metric: str, after: int) -> None:
-        self.path, self.metric, self.after = directory / _FILE, metric, after
-        self.pruning: PruneCallback | None = None
+    def __init__(self, directory: Path, metric: str, after: int, session: Session | None = None) -> None:
+        self.path, self.metric, self.after, self.session = directory / _FILE, metric, after, session
         self.value: float | None = None
         self.step = self.looked = -1
 
@@ -68,7 +67,7 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
     def see(self, model: nn.Module, step: int, value: float) -> None:
         """Keeps the weights if they are the best that count."""
         self.looked = step
-        masker: Masker | None = self.pruning.masker if self.pruning is not None else None
+        masker = self.session.masker if self.session is not None else None
         if step < self.after or (masker is not None and not masker.finished):
             return
         if self.value is None or value > self.value:

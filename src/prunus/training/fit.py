@@ -30,13 +30,13 @@ from prunus.sparsity.pruning import Pruning
 from prunus.tasks.base import Feature, HeadKind, Metrics
 from prunus.tasks.collate import Collate
 from prunus.training.best import KeepBest
-from prunus.training.callback import STATE_FILE, PruneCallback
 from prunus.training.collapse_monitor import CollapseMonitor
 from prunus.training.dropout import dropout
 from prunus.training.jsonl_logger import LOG_FILE, JsonlLogger
 from prunus.training.lr_schedules import cosine_cycles, linear_rewinding
 from prunus.training.prepare import Length
 from prunus.training.progress import TrainingBar
+from prunus.training.session import STATE_FILE, Session
 from prunus.training.trainer import PrunusTrainer, release
 
 __all__ = ["Fit", "Interrupted", "drop_checkpoints", "fit", "last_checkpoint"]
@@ -55,7 +55,7 @@ class Fit:
 
     seconds: float
     history: list[dict[str, Any]]
-    callback: PruneCallback | None
+    session: Session
     best_step: int | None = None
     """The optimizer step whose weights were kept, where the best are."""
     banks: dict[str, Any] | None = None
@@ -64,11 +64,11 @@ class Fit:
 
 
 class _StopOnSignal(TrainerCallback):  # type: ignore[misc]
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, session: Session) -> None:
+        self.session = session
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.asked and state.global_step < state.max_steps:
+        if self.session.interrupted and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
 
     @contextmanager
@@ -78,9 +78,9 @@ class _StopOnSignal(TrainerCallback):  # type: ignore[misc]
             return
 
         def handle(number: int, frame: FrameType | None) -> None:
-            if self.asked:
+            if self.session.interrupted:
                 raise KeyboardInterrupt
-            self.asked = True
+            self.session.interrupted = True
 
         before = signal.signal(signal.SIGINT, handle)
         try:
@@ -89,12 +89,12 @@ class _StopOnSignal(TrainerCallback):  # type: ignore[misc]
             signal.signal(signal.SIGINT, before)
 
 
-def last_checkpoint(directory: Path, pruned: bool) -> Path | None:
-    """The latest whole checkpoint below ``directory``, or None."""
+def last_checkpoint(directory: Path) -> Path | None:
+    """The latest whole checkpoint below ``directory``, with its session's state, or None."""
     whole = []
     for path in directory.glob("checkpoint-*"):
         step = path.name.removeprefix("checkpoint-")
-        if step.isdecimal() and is_whole(path, STATE_FILE if pruned else None):
+        if step.isdecimal() and is_whole(path, STATE_FILE):
             whole.append((int(step), path))
     return max(whole)[1] if whole else None
 
@@ -128,22 +128,23 @@ def fit(
     """
     torch.set_num_threads(training_threads(train.threads))
     checkpoints = directory / "checkpoints"
-    start = last_checkpoint(checkpoints, bool(pruning)) if resume else None
+    start = last_checkpoint(checkpoints) if resume else None
     frozen = [re.compile(pattern) for pattern in train.freeze]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(regex.search(name) for regex in frozen))
-    stop = _StopOnSignal()
+    session = Session(pruning, seed=train.seed, saved_masks=masks)
+    stop = _StopOnSignal(session)
     logger = JsonlLogger(directory / LOG_FILE) if logged else None
     best = None
     if train.keep == "best" and score is not None:
-        best = KeepBest(checkpoints, metric, train.best_after.steps(length.total, length.steps_per_epoch))
+        best = KeepBest(checkpoints, metric, train.best_after.steps(length.total, length.steps_per_epoch), session)
     trainer = PrunusTrainer(
         model=model,
         args=_arguments(train, length, checkpoints, score is not None),
         train_dataset=features,
         eval_dataset=features[:1],
         data_collator=collate,
-        pruning=tuple(pruning) or None,
+        session=session,
         teacher=teachers or None,
         distillation=distillation,
         pretrained=pretrained,
@@ -152,40 +153,33 @@ def fit(
         head=head,
         callbacks=[TrainingBar(bars, what), stop, *(each for each in (best, logger) if each is not None)],
     )
-    if trainer.prune_callback is not None:
-        trainer.prune_callback.saved_masks = masks
-    if best is not None:
-        best.pruning = trainer.prune_callback
-    if trainer.prune_callback is not None:
-        trainer.prune_callback.interrupted = lambda: stop.asked
-    monitor = CollapseMonitor(metric, train.collapse, train.on_collapse, trainer.prune_callback)
+    monitor = CollapseMonitor(metric, train.collapse, train.on_collapse, session)
     trainer.add_callback(monitor)
     trainer.remove_callback(PrinterCallback)
     gathered = GatheredParameters(model)
     with stop.listening(), dropout(model, train.dropout):
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     seconds = trainer.seconds
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+    if session.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted("the last checkpoint is whole; go on with --resume")
     gathered.restore(model)
-    pruner = trainer.prune_callback
-    masker = None if pruner is None else pruner.masker
+    masker = session.masker
     if masker is not None:
         masker.collect()
     release(model)
     if best is not None and score is not None:
         if best.looked != trainer.state.global_step:
             best.see(model, trainer.state.global_step, score(model)[metric])
-        if best.restore(model) and pruner is not None and masker is not None:
-            pruner.facts = masker.finish(model)
+        if best.restore(model) and masker is not None:
+            session.tensor_facts = masker.finish(model)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     kept = best.step if best is not None and best.value is not None else None
-    banks = trainer.contrasting.facts if trainer.contrasting is not None else None
+    banks = session.contrasting.facts if session.contrasting is not None else None
     warnings = list(monitor.warnings)
     if logger is not None and logger.warning is not None:
         warnings.append(logger.warning)
-    return Fit(seconds, list(trainer.state.log_history), pruner, kept, banks, warnings)
+    return Fit(seconds, list(trainer.state.log_history), session, kept, banks, warnings)
 
 
 def drop_checkpoints(directory: Path) -> None:

@@ -272,8 +272,7 @@ def _finish(
         barrier()
         return facts
     with staged(output, FACTS_FILE) as partial:
-        masker = result.callback.masker if result.callback is not None else None
-        tensors = result.callback.facts if result.callback is not None else []
+        masker, tensors = result.session.masker, result.session.tensor_facts
         ranges = strip(model)
         if ranges:
             write_tensors(partial / RANGES_FILE, ranges)
