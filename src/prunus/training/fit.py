@@ -34,8 +34,8 @@ from prunus.training.collapse_monitor import CollapseMonitor
 from prunus.training.dropout import dropout
 from prunus.training.jsonl_logger import LOG_FILE, JsonlLogger
 from prunus.training.lr_schedules import cosine_cycles, linear_rewinding
-from prunus.training.prepare import Length
 from prunus.training.progress import TrainingBar
+from prunus.training.run_plan import Length
 from prunus.training.session import STATE_FILE, Session
 from prunus.training.trainer import PrunusTrainer, release
 

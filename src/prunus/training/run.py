@@ -41,8 +41,9 @@ from prunus.tasks.collate import TOKEN_KEYS, Collate
 from prunus.training.budgeted import timed_again
 from prunus.training.dense import dense_model
 from prunus.training.fit import Fit, drop_checkpoints, fit
-from prunus.training.prepare import Prepared, prepare, saved_masks
+from prunus.training.prepare import prepare, saved_masks
 from prunus.training.run_facts import counted, history, recipe_facts, size_on_disk, task_facts, tensor_rows
+from prunus.training.run_plan import RunPlan
 from prunus.training.shape import cut
 
 __all__ = ["run", "score_model"]
@@ -77,13 +78,13 @@ def check_output(directory: Path, overwrite: bool, resume: bool) -> None:
         raise CheckpointError(Problem("output", str(directory), rule, "another --output"))
 
 
-def _check_inputs(prepared: Prepared, output: Path) -> None:
+def _check_inputs(plan: RunPlan, output: Path) -> None:
     """``CheckpointError`` where removing ``output`` would remove what the run reads."""
-    task = prepared.recipe.task
+    task = plan.recipe.task
     for read in (
-        prepared.source,
-        prepared.dense_source,
-        *(teacher for teacher in prepared.teachers.values() if teacher not in OWN_TEACHERS),
+        plan.source,
+        plan.dense_source,
+        *(teacher for teacher in plan.teachers.values() if teacher not in OWN_TEACHERS),
         task.train,
         task.validation,
         task.data,
@@ -94,10 +95,10 @@ def _check_inputs(prepared: Prepared, output: Path) -> None:
             )
 
 
-def score_model(model: PreTrainedModel, prepared: Prepared, bars: Bars, what: str) -> Metrics:
+def score_model(model: PreTrainedModel, plan: RunPlan, bars: Bars, what: str) -> Metrics:
     """The task's official metrics of ``model`` on the whole validation split."""
-    batch = prepared.recipe.train.eval_batch_size
-    return score_task(model, prepared.task, prepared.tokenizer, batch, bars, what)
+    batch = plan.recipe.train.eval_batch_size
+    return score_task(model, plan.task, plan.tokenizer, batch, bars, what)
 
 
 def run(
@@ -130,74 +131,74 @@ def run(
         say(f"{output} is finished: nothing to go on with")
         return earlier
     with Bars(console) as bars:
-        prepared = prepare(recipe, bars, earlier.budget or None if earlier is not None else None)
-        recipe = prepared.recipe
+        plan = prepare(recipe, bars, earlier.budget or None if earlier is not None else None)
+        recipe = plan.recipe
         if overwrite and not resume and output.is_dir() and is_main_process():
-            _check_inputs(prepared, output)
+            _check_inputs(plan, output)
             shutil.rmtree(output.resolve())  # of a link its target is emptied, and the link stays
             output.resolve().mkdir()
         barrier()
         output.mkdir(parents=True, exist_ok=True)
-        collate = Collate(prepared.tokenizer)
-        facts = _first_facts(prepared, command)
+        collate = Collate(plan.tokenizer)
+        facts = _first_facts(plan, command)
         _write(output, facts)
-        patterns = {name: rule.pattern for rule in prepared.rules for name in rule.selection.taken}
+        patterns = {name: rule.pattern for rule in plan.rules for name in rule.selection.taken}
         try:
-            dense, teachers, starting, results = _dense(prepared, collate, bars, say)
+            dense, teachers, starting, results = _dense(plan, collate, bars, say)
             notes = () if results is None or results.metrics else (_NO_DENSE,)
             facts = replace(facts, dense=results, not_measured=notes)
             set_seed(recipe.train.seed)
-            model = starting or _start(prepared)
-            shape = cut(model, recipe.model, lambda: samples(prepared, collate, _SAMPLES))
+            model = starting or _start(plan)
+            shape = cut(model, recipe.model, lambda: samples(plan, collate, _SAMPLES))
             facts = replace(facts, shape=shape)
             if dense is not None and results is not None:
                 facts = replace(facts, dense=counted(results, dense, measure(dense, patterns)))
             if recipe.quantize is not None:
-                names = quantize(model, recipe.quantize, samples(prepared, collate, recipe.quantize.samples))
+                names = quantize(model, recipe.quantize, samples(plan, collate, recipe.quantize.samples))
                 facts = replace(facts, quantization={"layers": names, **asdict(recipe.quantize)})
             result = fit(
                 model,
-                prepared.train_features,
+                plan.train_features,
                 collate,
                 recipe.train,
-                prepared.length,
+                plan.length,
                 output,
                 bars=bars,
-                head=prepared.task.head,
+                head=plan.task.head,
                 what="sparse training" if recipe.prune else "training",
                 pruning=recipe.prune,
-                masks=saved_masks(recipe, prepared.source),
+                masks=saved_masks(recipe.model, plan.rules, plan.source),
                 teachers=teachers,
                 distillation=recipe.distill,
-                pretrained=_pretrained(prepared),
-                score=lambda trained: score_model(trained, prepared, bars, "evaluating"),
-                metric=prepared.task.metric,
+                pretrained=_pretrained(plan),
+                score=lambda trained: score_model(trained, plan, bars, "evaluating"),
+                metric=plan.task.metric,
                 resume=resume,
                 logged=True,
             )
             warnings = tuple(result.warnings)
             facts = replace(facts, warnings=warnings, banks=result.banks or {}, best_step=result.best_step)
-            metrics = score_model(model, prepared, bars, "evaluating")
+            metrics = score_model(model, plan, bars, "evaluating")
         except (KeyboardInterrupt, PrunusError) as error:
             status: Status = "failed" if isinstance(error, PrunusError) else "interrupted"
             _write(output, replace(facts, status=status))
             raise
-        return _finish(prepared, model, result, metrics, facts, output)
+        return _finish(plan, model, result, metrics, facts, output)
 
 
-def _first_facts(prepared: Prepared, command: str) -> RunFacts:
+def _first_facts(plan: RunPlan, command: str) -> RunFacts:
     """What is known before anything is trained."""
-    recipe, name = prepared.recipe, prepared.recipe.model.name
+    recipe, name = plan.recipe, plan.recipe.model.name
     return RunFacts(
         __version__,
         status="running",
         command=command,
         recipe=recipe_facts(recipe),
-        model=ModelFacts(name, base_model(name) or "", type(prepared.skeleton).__name__, prepared.parameters),
-        task=task_facts(prepared.task),
+        model=ModelFacts(name, base_model(name) or "", type(plan.skeleton).__name__, plan.parameters),
+        task=task_facts(plan.task),
         environment=environment(recipe.train.threads),
         seed=recipe.train.seed,
-        budget=prepared.budget,
+        budget=plan.budget,
     )
 
 
@@ -206,9 +207,9 @@ def _write(output: Path, facts: RunFacts) -> None:
         write_facts(output / FACTS_FILE, facts)
 
 
-def samples(prepared: Prepared, collate: Collate, count: int) -> list[dict[str, Any]]:
+def samples(plan: RunPlan, collate: Collate, count: int) -> list[dict[str, Any]]:
     """Batches of training examples, spread evenly over the data, as the model takes them."""
-    features, size = prepared.train_features, prepared.recipe.train.batch_size
+    features, size = plan.train_features, plan.recipe.train.batch_size
     count = min(count, len(features))
     chosen = [features[i * len(features) // count] for i in range(count)]
     batches = [collate(chosen[i : i + size]) for i in range(0, count, size)]
@@ -216,56 +217,56 @@ def samples(prepared: Prepared, collate: Collate, count: int) -> list[dict[str, 
 
 
 def _dense(
-    prepared: Prepared, collate: Collate, bars: Bars, say: Callable[[str], None]
+    plan: RunPlan, collate: Collate, bars: Bars, say: Callable[[str], None]
 ) -> tuple[PreTrainedModel | None, list[PreTrainedModel], PreTrainedModel | None, ModelResults | None]:
     """The model of the dense column, the teachers, and the model that training starts from (None: from ``source``)."""
-    recipe, head = prepared.recipe, prepared.task.head
+    recipe, head = plan.recipe, plan.task.head
     dense = starting = results = None
     if recipe.needs_dense:
-        kept = dense_model(prepared, collate, bars, say)
+        kept = dense_model(plan, collate, bars, say)
         results = ModelResults(seconds=kept.seconds, cached=kept.cached, bytes=kept.bytes)
         dense = kept.model
-    elif recipe.prune and trained_for(prepared.config, head):
-        dense = _start(prepared)
-        results = ModelResults(bytes=size_on_disk(Path(prepared.source)) or None)
+    elif recipe.prune and trained_for(plan.config, head):
+        dense = _start(plan)
+        results = ModelResults(bytes=size_on_disk(Path(plan.source)) or None)
     if dense is not None and results is not None and recipe.evaluate_dense:
-        results = replace(results, metrics=score_model(dense, prepared, bars, "evaluating the dense model"))
+        results = replace(results, metrics=score_model(dense, plan, bars, "evaluating the dense model"))
     teachers = []
-    for key, teacher in prepared.teachers.items():
+    for key, teacher in plan.teachers.items():
         if teacher == "dense" and dense is not None:
             teachers.append(dense)
         elif teacher == "start":
-            teachers.append(_start(prepared))
+            teachers.append(_start(plan))
         else:
-            teachers.append(_teacher(prepared, teacher, key))
+            teachers.append(_teacher(plan, teacher, key))
     if recipe.starts_dense and dense is not None:
         starting = deepcopy(dense)
     return dense, teachers, starting, results
 
 
-def _start(prepared: Prepared) -> PreTrainedModel:
+def _start(plan: RunPlan) -> PreTrainedModel:
     """The model of ``source``: as training begins, where it does not begin with the dense one."""
-    recipe, rows = prepared.recipe, prepared.train_features
+    recipe, rows = plan.recipe, plan.train_features
     new = recipe.model.head == "new"
-    return load_model(prepared.source, prepared.config, prepared.task.head, recipe.model.revision, rows, new_head=new)
+    return load_model(plan.source, plan.config, plan.task.head, recipe.model.revision, rows, new_head=new)
 
 
-def _teacher(prepared: Prepared, source: str, key: str) -> PreTrainedModel:
+def _teacher(plan: RunPlan, source: str, key: str) -> PreTrainedModel:
     """A teacher that was fine-tuned before."""
-    config = config_for(source, prepared.task, key=key, tokenizer=prepared.tokenizer)
-    return load_model(source, config, prepared.task.head)
+    config = config_for(source, plan.task, key=key, tokenizer=plan.tokenizer)
+    return load_model(source, config, plan.task.head)
 
 
-def _pretrained(prepared: Prepared) -> PreTrainedModel | None:
+def _pretrained(plan: RunPlan) -> PreTrainedModel | None:
     """The model before the task, where training starts from another and PrC asks for it."""
-    recipe = prepared.recipe
+    recipe = plan.recipe
     if recipe.distill is None or "prc" not in recipe.distill.contrast.terms or not recipe.starts_dense:
         return None
-    return _start(prepared)
+    return _start(plan)
 
 
 def _finish(
-    prepared: Prepared, model: PreTrainedModel, result: Fit, metrics: Metrics, facts: RunFacts, output: Path
+    plan: RunPlan, model: PreTrainedModel, result: Fit, metrics: Metrics, facts: RunFacts, output: Path
 ) -> RunFacts:
     """Counts, writes everything beside the output and moves it there, the facts last."""
     if not is_main_process():
@@ -279,15 +280,15 @@ def _finish(
             if masker is not None:
                 tensors = masker.measure(model)  # rounding to 8 bits made some more of them zero
         model.save_pretrained(partial)
-        if prepared.task.head == "masked-language":
-            carry_over(prepared.source, partial, model.base_model_prefix)
-        prepared.tokenizer.save_pretrained(partial)
-        sentences = find_sentence_files(Path(prepared.source)) if Path(prepared.source).is_dir() else None
+        if plan.task.head == "masked-language":
+            carry_over(plan.source, partial, model.base_model_prefix)
+        plan.tokenizer.save_pretrained(partial)
+        sentences = find_sentence_files(Path(plan.source)) if Path(plan.source).is_dir() else None
         if sentences is not None:
             sentences.copy(partial)  # the output makes embeddings as its source does
         trained = ModelResults(metrics, bytes=size_on_disk(partial), seconds=result.seconds)
         trained = counted(trained, model, tensors)
-        facts = replace(facts, sparse=trained) if prepared.recipe.prune else replace(facts, dense=trained)
+        facts = replace(facts, sparse=trained) if plan.recipe.prune else replace(facts, dense=trained)
         if masker is not None:
             write_masks(partial / MASKS_FILE, masker.masks)
             skipped = tuple(
@@ -297,14 +298,14 @@ def _finish(
             )
             rows = tensor_rows(tensors, masker)
             facts = replace(facts, tensors=rows, target_sparsity=masker.due(), skipped=skipped)
-        if prepared.budget.get("measure") == "latency":
+        if plan.budget.get("measure") == "latency":
             try:
-                timed = timed_again(model, prepared.config, prepared.task.head, prepared.budget)
+                timed = timed_again(model, plan.config, plan.task.head, plan.budget)
                 facts = replace(facts, budget=timed)
             except PrunusError as error:  # nothing of the training is lost for it
                 warning = f"the result could not be compacted and timed: {error}"
                 facts = replace(facts, warnings=(*facts.warnings, warning))
-        facts = replace(facts, history=_with_ends(history(result.history), facts, trained, prepared), status="finished")
+        facts = replace(facts, history=_with_ends(history(result.history), facts, trained, plan), status="finished")
         (partial / "report.html").write_text(render_html(facts), encoding="utf-8")
         (partial / "README.md").write_text(model_card(facts), encoding="utf-8")
         write_facts(partial / FACTS_FILE, facts)
@@ -313,10 +314,10 @@ def _finish(
     return facts
 
 
-def _with_ends(logged: History, facts: RunFacts, trained: ModelResults, prepared: Prepared) -> History:
+def _with_ends(logged: History, facts: RunFacts, trained: ModelResults, plan: RunPlan) -> History:
     """The history with the metrics before the first and after the last step, where they were measured."""
-    points, dense, total = list(logged.metrics), facts.dense, prepared.length.total
-    if facts.sparse is not None and prepared.recipe.starts_dense and dense is not None and dense.metrics:
+    points, dense, total = list(logged.metrics), facts.dense, plan.length.total
+    if facts.sparse is not None and plan.recipe.starts_dense and dense is not None and dense.metrics:
         points.insert(0, {"step": 0, "metrics": dense.metrics, "sparsity": dense.sparsity})
     if not points or points[-1]["step"] < total:
         points.append({"step": total, "metrics": trained.metrics, "sparsity": trained.sparsity})
