@@ -9,12 +9,12 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,12 +23,13 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from prunus.checkpoint.whole import is_whole
 from prunus.distillation.logits import Distillation
 from prunus.distributed.gathered import GatheredParameters
-from prunus.distributed.processes import process_count, training_threads
+from prunus.distributed.processes import training_threads
 from prunus.progress import Bars
 from prunus.recipe import TrainSpec
 from prunus.sparsity.pruning import Pruning
 from prunus.tasks.base import Feature, HeadKind, Metrics
 from prunus.tasks.collate import Collate
+from prunus.training.arguments import training_arguments
 from prunus.training.best import KeepBest
 from prunus.training.collapse_monitor import CollapseMonitor
 from prunus.training.dropout import dropout
@@ -40,9 +41,6 @@ from prunus.training.session import STATE_FILE, Session
 from prunus.training.trainer import PrunusTrainer, release
 
 __all__ = ["Fit", "Interrupted", "drop_checkpoints", "fit", "last_checkpoint"]
-
-_KEEP: Final = 2
-OWN_RATES: Final = ("cosine_cycles", "linear_rewinding")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -140,7 +138,7 @@ def fit(
         best = KeepBest(checkpoints, metric, train.best_after.steps(length.total, length.steps_per_epoch), session)
     trainer = PrunusTrainer(
         model=model,
-        args=_arguments(train, length, checkpoints, score is not None),
+        args=training_arguments(train, length, checkpoints, score is not None),
         train_dataset=features,
         eval_dataset=features[:1],
         data_collator=collate,
@@ -200,57 +198,3 @@ def _rate(train: TrainSpec, length: Length, pruning: Sequence[Pruning]) -> Calla
     grown = table.events[: len(table.events) - table.held]
     every = grown[1] - grown[0] if len(grown) > 1 else 1
     return partial(linear_rewinding, begin=grown[0], end=grown[-1], every=every)
-
-
-def _arguments(train: TrainSpec, length: Length, checkpoints: Path, evaluate: bool) -> TrainingArguments:
-    def steps(name: str) -> int:
-        span = getattr(train, name)
-        return 0 if span is None else int(span.steps(length.total, length.steps_per_epoch))
-
-    more: dict[str, Any] = {}
-    if train.gradient_checkpointing:
-        known = {each.name for each in fields(TrainingArguments)}
-        name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-        more = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-    save, check = max(1, steps("checkpoint_every")), max(1, steps("evaluate_every"))
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=train.epochs,
-        max_steps=train.max_steps or -1,
-        per_device_train_batch_size=train.batch_size // process_count(),
-        per_device_eval_batch_size=train.eval_batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type="constant" if train.lr_scheduler in OWN_RATES else train.lr_scheduler,
-        warmup_steps=steps("warmup"),
-        weight_decay=train.weight_decay,
-        adam_beta1=train.adam_beta1,
-        adam_beta2=train.adam_beta2,
-        max_grad_norm=train.max_grad_norm,
-        seed=train.seed,
-        bf16=train.precision == "bf16" or (train.precision == "auto" and multiplies_bf16()),
-        fp16=train.precision == "fp16",
-        torch_compile=train.compile,
-        train_sampling_strategy="group_by_length" if train.group_by_length else "random",
-        logging_strategy="steps",
-        logging_steps=max(1, steps("log_every")),
-        save_strategy="steps" if train.checkpoint_every is not None else "no",
-        save_steps=save,
-        save_total_limit=_KEEP,
-        eval_strategy="steps" if evaluate and train.evaluate_every is not None else "no",
-        eval_steps=check,
-        use_cpu=not torch.accelerator.is_available(),
-        report_to=list(train.report_to) or "none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        **more,
-    )
-
-
-def multiplies_bf16() -> bool:
-    """Whether the device that trains has instructions for bfloat16; without them, autocast to it is slower than float32."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    mkldnn: Any = torch.backends.mkldnn
-    return bool(mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())

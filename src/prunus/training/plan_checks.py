@@ -16,6 +16,7 @@ from prunus.errors import Problem
 from prunus.recipe import DistillSpec, TrainSpec
 from prunus.sparsity.pruning import Rule
 from prunus.tasks.base import HeadKind
+from prunus.training.arguments import argument_problems
 from prunus.training.run_plan import Length, RunPlan
 
 __all__ = ["plan_problems", "teaching_problems", "training_problems"]
@@ -24,7 +25,8 @@ __all__ = ["plan_problems", "teaching_problems", "training_problems"]
 def training_problems(trainings: Mapping[str, TrainSpec], distill: DistillSpec | None) -> list[Problem]:
     """What these trainings (``train``, ``dense``) cannot do with this device, these packages and this many processes."""
     contrast = distill is not None and bool(distill.contrast.terms)
-    return _reporters(trainings["train"]) + _divides(trainings) + _not_here(trainings, contrast)
+    arguments = [problem for key, train in trainings.items() for problem in argument_problems(train, key)]
+    return arguments + _reporters(trainings["train"]) + _divides(trainings) + _not_here(trainings, contrast)
 
 
 def teaching_problems(distill: DistillSpec | None, head: HeadKind) -> list[Problem]:
