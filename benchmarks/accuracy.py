@@ -17,18 +17,19 @@ import shlex
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from rich.console import Console
 
+from prunus._version import __version__
+from prunus.environment import environment
+from prunus.progress import Bars, quiet
 from prunus.recipe import Recipe, load_recipe
+from prunus.report.facts import ModelResults, RunFacts
 from prunus.tasks.collate import Collate
 from prunus.training.dense import dense_model
-from prunus.training.evidence import environment, recipe_facts, task_facts, weight_facts
 from prunus.training.prepare import prepare
-from prunus.training.progress import Bars
-from prunus.training.quiet import quiet
 from prunus.training.run import run, score_model
+from prunus.training.run_facts import counted, recipe_facts, task_facts
 
 CPU = {
     "sst2": [
@@ -86,15 +87,19 @@ def settings_of(task: str, row: str, seed: int, scale: str) -> tuple[str, list[s
     return f"{task}-{recipe}", settings
 
 
-def dense_facts(recipe: Recipe, console: Console) -> dict[str, Any]:
+def dense_facts(recipe: Recipe, console: Console) -> RunFacts:
     """Facts of the dense model alone: trained, or kept from an earlier row, and scored."""
     with Bars(console) as bars:
         prepared = prepare(recipe, bars)
         kept = dense_model(prepared, Collate(prepared.tokenizer), bars, console.print)
         metrics = score_model(kept.model, prepared, bars, "evaluating")
-    column = weight_facts(kept.model, [], metrics) | {"seconds": kept.seconds}
-    facts = {"dense": column, "task": task_facts(prepared.task), "recipe": recipe_facts(recipe)}
-    return facts | {"environment": environment(recipe.train.threads)}
+    return RunFacts(
+        __version__,
+        recipe=recipe_facts(recipe),
+        task=task_facts(prepared.task),
+        environment=environment(recipe.train.threads),
+        dense=counted(ModelResults(metrics, seconds=kept.seconds), kept.model, []),
+    )
 
 
 def main() -> None:
@@ -118,31 +123,31 @@ def main() -> None:
             facts = dense_facts(recipe, Console())
         else:
             facts = run(recipe, output, command=command, console=Console(), overwrite=True)
-    column = facts["dense" if options.row == "dense" or not recipe.prune else "sparse"]
+    column = facts.dense if options.row == "dense" or not recipe.prune else facts.sparse
     result = {
         "task": options.task,
         "row": options.row,
         "seed": options.seed,
         "scale": options.scale,
-        "metrics": column["metrics"],
-        "sparsity": column["sparsity"],
-        "sparsity_all": column["sparsity_all"],
-        "target_sparsity": facts.get("target_sparsity"),
+        "metrics": column.metrics,
+        "sparsity": column.sparsity,
+        "sparsity_all": column.sparsity_all,
+        "target_sparsity": facts.target_sparsity,
         "tensors": {
-            "count": len(facts.get("tensors", [])),
-            "sparsity": [t["sparsity"] for t in facts.get("tensors", [])],
+            "count": len(facts.tensors),
+            "sparsity": [t["sparsity"] for t in facts.tensors],
         },
-        "training_seconds": column["seconds"],
-        "dense_training_seconds": facts.get("dense", {}).get("seconds"),
-        "train_examples": facts["task"]["train_examples"],
-        "validation_examples": facts["task"]["validation_examples"],
-        "notes": facts["task"]["notes"],
+        "training_seconds": column.seconds,
+        "dense_training_seconds": facts.dense.seconds if facts.dense is not None else None,
+        "train_examples": facts.task.train_examples,
+        "validation_examples": facts.task.validation_examples,
+        "notes": facts.task.notes,
         "settings": settings,
         "command": command if options.row != "dense" else None,  # no command of its own: the teacher of the others
         "benchmark": f"python benchmarks/accuracy.py --task {options.task} --row {options.row} --seed {options.seed} "
         f"--scale {options.scale} --data DIR",
-        "recipe": facts["recipe"] | {"task": facts["recipe"]["task"] | {"data": "DIR"}},
-        "environment": facts["environment"],
+        "recipe": facts.recipe | {"task": facts.recipe["task"] | {"data": "DIR"}},
+        "environment": facts.environment,
         "machine": platform.machine(),
         "date": date.today().isoformat(),
     }

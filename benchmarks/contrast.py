@@ -31,11 +31,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 from headers import header
 from prunus import Distillation, Pruning, PrunusTrainer, Schedule, Span
 from prunus.distillation.contrastive import Contrast, Contrastive, Snapshots
+from prunus.models.loading import MINILM, model_source
+from prunus.progress import quiet
 from prunus.recipe import load_recipe
 from prunus.tasks import TaskSpec, load_task
 from prunus.tasks.collate import Collate
-from prunus.training.models import MINILM, model_source
-from prunus.training.quiet import quiet
 from prunus.training.run import run
 
 HERE = Path(__file__).parent
@@ -106,14 +106,14 @@ def ablation(options: argparse.Namespace) -> None:
                 "loss": loss,
                 "sparsity_asked": sparsity,
                 "seed": seed,
-                "metrics": facts["sparse"]["metrics"],
-                "dense": facts["dense"].get("metrics"),
-                "sparsity": facts["sparse"]["sparsity"],
-                "seconds": facts["sparse"]["seconds"],
-                "banks": facts.get("banks"),
+                "metrics": facts.sparse.metrics,
+                "dense": facts.dense.metrics,
+                "sparsity": facts.sparse.sparsity,
+                "seconds": facts.sparse.seconds,
+                "banks": facts.banks,
                 "settings": settings,
-                "train_examples": facts["task"]["train_examples"],
-                "validation_examples": facts["task"]["validation_examples"],
+                "train_examples": facts.task.train_examples,
+                "validation_examples": facts.task.validation_examples,
             }
         )
         seeds = " ".join(str(each) for each in options.seeds)

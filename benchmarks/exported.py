@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from prunus.bench.command import versions
+from prunus.environment import processor
 from prunus.export import Calibration, export_packed
 from prunus.export.archive import export_archive
 from prunus.export.graph import export_graph
+from prunus.progress import quiet
 from prunus.report.facts import read_facts
-from prunus.training.evidence import processor
-from prunus.training.quiet import quiet
 
 HERE = Path(__file__).parent
 
@@ -36,13 +36,13 @@ def main() -> None:
     result: dict[str, Any] = {
         "name": options.name,
         "command": f"python benchmarks/exported.py --run OUT --data DIR --name {options.name}",
-        "run": held["command"],
+        "run": held.command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "processor": processor(),
         "versions": versions(),
         "dense float32": held.get("dense", {}).get("metrics"),
-        "torch": held["sparse"]["metrics"],
-        "sparsity": held["sparse"]["sparsity"],
+        "torch": held.sparse.metrics,
+        "sparsity": held.sparse.sparsity,
     }
     with tempfile.TemporaryDirectory() as place:
         for to in ("openvino", "onnx"):

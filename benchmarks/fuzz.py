@@ -41,7 +41,7 @@ from prunus.report.html import render_html
 from prunus.runtime.families import read_settings, shape_of
 from prunus.sparsity.masker import Masker
 from prunus.tasks import TaskSpec, load_task
-from prunus.training.logbook import read_log
+from prunus.training.jsonl_logger import read_log
 
 HERE = Path(__file__).parent
 SECONDS, BYTES = 5.0, 512 << 20

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from prunus.bench.command import versions
-from prunus.training.evidence import processor
+from prunus.environment import processor
 
 __all__ = ["header"]
 

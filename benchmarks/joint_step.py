@@ -19,9 +19,9 @@ from transformers import AutoModelForSequenceClassification
 
 from headers import header
 from prunus import Allocation, Masker, Pruning, Schedule, Span
+from prunus.models.loading import MINILM, model_source
+from prunus.progress import quiet
 from prunus.quantization import Quantization, quantize
-from prunus.training.models import MINILM, model_source
-from prunus.training.quiet import quiet
 
 HERE = Path(__file__).parent
 ROWS, TOKENS, THREADS = 32, 128, 2

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from prunus.bench.command import versions
+from prunus.environment import processor
 from prunus.runtime.ir_builder import F32, I8, I32, Kernel
 from prunus.runtime.isa import Isa, choose
 from prunus.runtime.jit import compile_kernels
@@ -30,7 +31,6 @@ from prunus.runtime.kernels.step import PARAMETERS, TILE, KernelSpec
 from prunus.runtime.pack import pack
 from prunus.runtime.program import table_of
 from prunus.runtime.thread_pool import aligned
-from prunus.training.evidence import processor
 
 HERE = Path(__file__).parent
 SHAPES = ((384, 384), (1536, 384), (384, 1536), (768, 768), (3072, 768), (768, 3072))

@@ -29,11 +29,11 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainingArguments
 
 from prunus import Distillation, Masker, Pruning, PrunusTrainer, Schedule, Span
 from prunus.bench.command import versions
+from prunus.environment import processor
+from prunus.models.loading import MINILM, model_source
+from prunus.progress import quiet
 from prunus.tasks import TaskSpec, load_task
 from prunus.tasks.collate import Collate
-from prunus.training.evidence import processor
-from prunus.training.models import MINILM, model_source
-from prunus.training.quiet import quiet
 
 HERE = Path(__file__).parent
 ROWS, TOKENS, THREADS, CHUNK = 32, 128, 2, 10

@@ -28,9 +28,9 @@ from typing import Any
 from rich.console import Console
 
 from headers import header
+from prunus.progress import quiet
 from prunus.recipe import load_recipe
 from prunus.report.facts import read_facts
-from prunus.training.quiet import quiet
 from prunus.training.run import run
 
 HERE = Path(__file__).parent
@@ -92,13 +92,13 @@ def measured(task: str, row: str, seed: int, models: Path, data: str, threads: i
     recipe = load_recipe("pruneofa-laptop-task", settings, flags)
     with TemporaryDirectory() as place:
         facts = run(recipe, Path(place) / "run", command="", console=Console(), overwrite=True)
-    common = {"task": task, "seed": seed, "settings": settings, "notes": facts["task"]["notes"]}
-    common |= {name: facts["task"][name] for name in ("train_examples", "validation_examples")}
-    columns = {row: facts["sparse" if recipe.prune else "dense"]}
+    common = {"task": task, "seed": seed, "settings": settings, "notes": facts.task.notes}
+    common |= {name: getattr(facts.task, name) for name in ("train_examples", "validation_examples")}
+    columns = {row: facts.sparse if recipe.prune else facts.dense}
     if row == DENSE_FROM:
-        columns["dense"] = facts["dense"]
+        columns["dense"] = facts.dense
     return [
-        {"row": name, **{key: column[key] for key in ("metrics", "sparsity", "seconds")}, **common}
+        {"row": name, **{key: getattr(column, key) for key in ("metrics", "sparsity", "seconds")}, **common}
         for name, column in columns.items()
     ]
 
@@ -108,14 +108,14 @@ def language_models(models: Path) -> dict[str, Any]:
     found = {}
     for name in ("teacher", "1x4-80", "85"):
         facts = read_facts(models / f"pruneofa-laptop-{name}")
-        column = facts["dense" if name == "teacher" else "sparse"]
+        column = facts.dense if name == "teacher" else facts.sparse
         found[name] = {
-            "metrics": column["metrics"],
-            "sparsity": column["sparsity"],
-            "seconds": column["seconds"],
-            "steps": facts["history"]["loss"][-1]["step"],
-            "train": facts["recipe"]["train"],
-            "task": facts["recipe"]["task"] | {"train": "TEXT"},
+            "metrics": column.metrics,
+            "sparsity": column.sparsity,
+            "seconds": column.seconds,
+            "steps": facts.history.loss[-1]["step"],
+            "train": facts.recipe["train"],
+            "task": facts.recipe["task"] | {"train": "TEXT"},
         }
     return found
 

@@ -36,8 +36,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from prunus.environment import processor
 from prunus.sparsity import Masker, Pruning, Schedule, Span
-from prunus.training.evidence import processor
 
 HERE = Path(__file__).parent
 ARMS: dict[str, Pruning] = {

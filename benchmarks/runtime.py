@@ -29,8 +29,8 @@ from torch import nn
 from prunus.bench.command import CASES, call_all, mixed_batch, padded_batch, versions
 from prunus.bench.engines import Subject, make_engines, prunus_call
 from prunus.bench.rounds import Turn, compare, timed
+from prunus.environment import processor
 from prunus.runtime.isa import choose
-from prunus.training.evidence import processor
 
 HERE = Path(__file__).parent
 OTHERS = (

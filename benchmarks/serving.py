@@ -38,7 +38,7 @@ from typing import Any
 
 import numpy as np
 
-from prunus.training.evidence import package_versions, processor
+from prunus.environment import package_versions, processor
 
 PACKAGES = (
     "prunus",

@@ -32,8 +32,8 @@ from prunus.bench.command import padded_batch
 from prunus.bench.engines import Subject, make_engines
 from prunus.bench.rounds import compare, timed
 from prunus.export.smaller import compact_directory
+from prunus.progress import quiet
 from prunus.recipe import load_recipe
-from prunus.training.quiet import quiet
 from prunus.training.rescore import rescore
 from prunus.training.run import run
 
@@ -76,32 +76,32 @@ def trained(options: argparse.Namespace, task: str, row: str, seed: int) -> list
     with TemporaryDirectory() as place:
         out, small = Path(place) / "run", Path(place) / "small"
         facts = run(recipe, out, command="", console=Console(), overwrite=True)
-        common |= {name: facts["task"][name] for name in ("train_examples", "validation_examples")}
+        common |= {name: getattr(facts.task, name) for name in ("train_examples", "validation_examples")}
         if row == "dense-long":
-            return [{"row": row, "metrics": facts["dense"]["metrics"], "seconds": facts["dense"]["seconds"], **common}]
+            return [{"row": row, "metrics": facts.dense.metrics, "seconds": facts.dense.seconds, **common}]
         counted = {key: value for key, value in compact_directory(out, small).items() if key != "layout"}
         again = rescore(small, {"data": data})
         found = [
             {
                 "row": row,
-                "metrics": facts["sparse"]["metrics"],
+                "metrics": facts.sparse.metrics,
                 "metrics_compacted": again["metrics"],
-                "sparsity": facts["sparse"]["sparsity"],
-                "seconds": facts["sparse"]["seconds"],
+                "sparsity": facts.sparse.sparsity,
+                "seconds": facts.sparse.seconds,
                 "compacted": counted,
-                "budget": facts.get("budget"),
+                "budget": facts.budget or None,
                 **common,
             }
         ]
         if row == DENSE_FROM:
-            found.append({"row": "dense", "metrics": facts["dense"]["metrics"], **common})
+            found.append({"row": "dense", "metrics": facts.dense.metrics, **common})
         shutil.copytree(small, options.keep / f"{task} {row}, seed {seed}", dirs_exist_ok=True)
         return found
 
 
 def timings(options: argparse.Namespace) -> dict[str, Any]:
     """The dense model and the compacted ones on every runtime."""
-    from prunus.training.models import MINILM, model_source
+    from prunus.models.loading import MINILM, model_source
 
     torch.set_num_threads(options.threads)
     places = {"dense": model_source(MINILM)}

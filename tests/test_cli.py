@@ -187,9 +187,9 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_numbers_that_json_lacks_become_null(monkeypatch: pytest.MonkeyPatch) -> None:
-    from prunus.training import evidence
+    from prunus import environment as module
 
-    monkeypatch.setattr(evidence, "environment", lambda: {"a": float("nan"), "b": [float("inf")], "c": 1.5})
+    monkeypatch.setattr(module, "environment", lambda: {"a": float("nan"), "b": [float("inf")], "c": 1.5})
     assert json.loads(prunus("env", "--json").out) == {"a": None, "b": [None], "c": 1.5}
 
 
@@ -523,7 +523,7 @@ def test_sigint_leaves_a_whole_checkpoint_and_resume_ends_as_if_never_stopped(
     assert "stopped: the last checkpoint is whole; go on with --resume" in err
     assert "Traceback" not in err
     assert json.loads((output / "prunus.json").read_text())["status"] == "interrupted"
-    last = fit_module.last_checkpoint(output / "checkpoints", pruned=True)
+    last = fit_module.last_checkpoint(output / "checkpoints")
     assert last is not None
     assert int(last.name.removeprefix("checkpoint-")) < 160
 

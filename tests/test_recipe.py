@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from prunus import Allocation, Pruning, RecipeError, Schedule, Span
 from prunus.recipe import SHIPPED, DistillSpec, TrainSpec, load_recipe, read_recipe, shipped_recipes
-from prunus.training.evidence import recipe_facts
+from prunus.training.run_facts import recipe_facts
 from prunus.yaml_text import parse_yaml
 
 

@@ -14,7 +14,7 @@ from prunus import errors
 SOURCE = Path(__file__).parents[1] / "src" / "prunus"
 # From the ground up; rooms that share a floor may import each other. __init__.py is the door: its imports are lazy.
 FLOORS = (
-    {"errors", "_version", "cache", "paths", "watch", "architectures", "grid"},
+    {"errors", "_version", "cache", "paths", "progress", "watch", "architectures", "grid"},
     {"runtime"},
     {"sparsity"},
     {"distillation"},
@@ -25,6 +25,9 @@ FLOORS = (
     {"recipe", "recipes"},
     {"foreign"},
     {"checkpoint"},
+    {"distributed"},
+    {"environment"},
+    {"models"},
     {"training"},
     {"export"},
     {"serving"},

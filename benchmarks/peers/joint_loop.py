@@ -24,7 +24,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 sys.path.insert(0, str(Path(__file__).parent))
 from sst2_loop import batches, collate, examples, options_of, right_answers, taught_loss
 
-from prunus.training.evidence import processor
+from prunus.environment import processor
 
 ROWS, BATCH, RATE, SAMPLES = 16_000, 32, 1.5e-4, 300
 TARGET, WEIGHT = 0.8, 0.95

@@ -35,7 +35,7 @@ from sst2_loop import (
     taught_loss,
 )
 
-from prunus.training.evidence import processor
+from prunus.environment import processor
 
 SHARE, UPDATES, START, END = 0.5, 10, 0.03, 0.48
 

@@ -6,6 +6,7 @@ codes: 0 done, 2 a ``PrunusError`` (nothing was trained where it could be known)
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -91,10 +92,10 @@ def run(
 ) -> None:
     """Trains what the recipe says and writes the model with its evidence."""
     with errors(err):
+        from prunus.distributed.processes import is_main_process
+        from prunus.progress import quiet
         from prunus.recipe import load_recipe
         from prunus.report.tables import summary_table
-        from prunus.training.processes import first
-        from prunus.training.quiet import quiet
         from prunus.training.run import run as run_recipe
 
         quiet()
@@ -115,10 +116,10 @@ def run(
         directory = readable(output or Path(loaded.output or f"runs/{Path(recipe).stem}"), "output")
         command = "prunus " + shlex.join(sys.argv[1:])
         facts = run_recipe(loaded, directory, command=command, overwrite=overwrite, resume=resume, console=err)
-        if not first():
+        if not is_main_process():
             return
         if as_json:
-            print_json(facts)
+            print_json(facts.to_json())
         else:
             out.print(summary_table(facts))
             out.print(f"{directory}: model, prunus.json, report.html", highlight=False)
@@ -145,11 +146,10 @@ def plan(
     """Says what run would do, and every mistake in the recipe at once; trains nothing."""
     with errors(err):
         from prunus.plan_view import plan_lines
+        from prunus.progress import Bars, quiet
         from prunus.recipe import load_recipe
         from prunus.training.plan import plan_facts
         from prunus.training.prepare import prepare
-        from prunus.training.progress import Bars
-        from prunus.training.quiet import quiet
 
         quiet()
         flags = _flags(
@@ -185,7 +185,7 @@ def evaluate(
 ) -> None:
     """Loads a saved model as anyone would and measures it again: metrics, and zeros counted in the file."""
     with errors(err):
-        from prunus.training.quiet import quiet
+        from prunus.progress import quiet
         from prunus.training.rescore import rescore
 
         quiet()
@@ -227,13 +227,13 @@ def report(
 
         directory = readable(directory, "directory")
         facts = read_facts(directory)
-        if facts.get("status") != "finished" and "history" not in facts:
-            from prunus.training.evidence import history
-            from prunus.training.logbook import LOG_FILE, read_log
+        if facts.status != "finished" and facts.history is None:
+            from prunus.training.jsonl_logger import LOG_FILE, read_log
+            from prunus.training.run_facts import history
 
-            facts["history"] = history(read_log(directory / LOG_FILE))
+            facts = replace(facts, history=history(read_log(directory / LOG_FILE)))
         if as_json:
-            print_json(facts)
+            print_json(facts.to_json())
             return
         path = writable(html or directory / "report.html", "--html")
         try:
@@ -241,9 +241,9 @@ def report(
         except OSError as error:
             raise CheckpointError(Problem(str(path), str(error), "be writable", "--html with another path")) from None
         out.print(summary_table(facts))
-        if facts.get("status") != "finished" and facts["history"]["loss"]:
-            last = facts["history"]["loss"][-1]
-            out.print(f"{facts.get('status')}: step {last['step']:,}, loss {last['loss']:.4g}", highlight=False)
+        if facts.status != "finished" and facts.history is not None and facts.history.loss:
+            last = facts.history.loss[-1]
+            out.print(f"{facts.status}: step {last['step']:,}, loss {last['loss']:.4g}", highlight=False)
         out.print(str(path), highlight=False)
 
 
@@ -309,7 +309,7 @@ def recipes_cp(name: str, target: Annotated[Path, typer.Argument()] = Path("."))
 def env(as_json: AsJson = False) -> None:
     """Versions and machine, for a bug report."""
     with errors(err):
-        from prunus.training.evidence import environment
+        from prunus.environment import environment
 
         facts = environment()
         if as_json:
@@ -341,7 +341,7 @@ def main() -> None:
     try:
         app()
     finally:
-        if "prunus.training.processes" in sys.modules:  # else nothing has started a group
-            from prunus.training.processes import leave
+        if "prunus.distributed.processes" in sys.modules:  # else nothing has started a group
+            from prunus.distributed.processes import leave_process_group
 
-            leave()
+            leave_process_group()

@@ -66,7 +66,7 @@ def export(
     """
     with errors(err):
         from prunus.export import Calibration, export_packed
-        from prunus.training.quiet import quiet
+        from prunus.progress import quiet
 
         if to not in TARGETS:
             raise RecipeError(Problem("--to", to, f"be one of {', '.join(TARGETS)}", nearest(to, TARGETS)))
@@ -213,10 +213,10 @@ def bench(
     with errors(err):
         from prunus.bench.command import CASES
         from prunus.bench.command import bench as run_bench
+        from prunus.progress import quiet
         from prunus.report.facts import FACTS_FILE
-        from prunus.report.html import add_facts
+        from prunus.report.html import add_speed
         from prunus.runtime.processors import processors
-        from prunus.training.quiet import quiet
 
         cases = [read_case(text) for text in case or ()] or list(CASES)
         quiet()
@@ -229,7 +229,7 @@ def bench(
         else:
             print_speed(facts)
         if report and (directory / FACTS_FILE).is_file():
-            add_facts(directory, {"speed": facts})
+            add_speed(directory, facts)
             err.print(f"{directory / 'report.html'}: with a plot of these", highlight=False)
 
 

@@ -105,6 +105,8 @@ class _Reader:
         return self._plain(hint, value, key)
 
     def _plain(self, hint: Any, value: Any, key: str) -> Any:
+        if hint is object:
+            return value
         if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
             if not abs(value) <= sys.float_info.max:  # also not for NaN
                 self.found.append(Problem(key, value, "be a finite number", "0.5"))

@@ -89,6 +89,10 @@ class TrainSpec:
     lr_scheduler: Literal[
         "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "cosine_cycles", "linear_rewinding"
     ] = "linear"
+    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd"] | None = None
+    """None leaves the Trainer's own, AdamW."""
+    trainer: Mapping[str, object] = field(default_factory=dict)
+    """Further arguments of ``transformers.TrainingArguments``; those that other keys set are refused."""
     cycles: tuple[float, ...] = (1.0,)
     """Lengths of the cycles of ``cosine_cycles``, in any unit: (11, 6) is 11 epochs of 17, then 6."""
     warmup: Span = field(default_factory=lambda: Span(0))

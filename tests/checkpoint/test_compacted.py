@@ -21,10 +21,10 @@ from transformers import (
 import prunus
 from prunus import Allocation, CheckpointError, Masker, Pruning, PrunusError, Schedule, Span
 from prunus.checkpoint.huggingface import PrunusLayout, narrow, shorten
+from prunus.models.loading import from_config, meta_model
 from prunus.sparsity.structures import structures
 from prunus.sparsity.width import stream_width
 from prunus.tasks.base import HeadKind
-from prunus.training.models import from_config, meta_model
 from small import CONFIGS, arguments, batch, rows, tiny_model
 
 LOAD = """

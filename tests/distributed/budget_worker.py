@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import save_file
 
 from prunus import RecipeError
+from prunus.distributed.processes import leave_process_group
 from prunus.recipe import read_recipe
 from prunus.training import budgeted
 from prunus.training.prepare import prepare
-from prunus.training.processes import leave
 from small import small_recipe
 
 
@@ -39,4 +39,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave()
+    leave_process_group()

@@ -10,8 +10,8 @@ from torch import nn
 
 from prunus import Distillation, PrunusTrainer
 from prunus.distillation.contrastive import Contrast, Contrastive, Snapshots
+from prunus.distributed.processes import leave_process_group
 from prunus.training.contrast import ROW_ID
-from prunus.training.processes import leave
 from small import arguments, batch, four_by_one, rows, tiny_model
 
 
@@ -53,4 +53,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave()
+    leave_process_group()

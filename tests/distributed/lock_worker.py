@@ -10,7 +10,7 @@ from transformers import Trainer
 
 import prunus
 from prunus import Pruning, PrunusTrainer
-from prunus.training.processes import leave
+from prunus.distributed.processes import leave_process_group
 from small import arguments, batch, locked_bert, rows
 
 
@@ -49,4 +49,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-    leave()
+    leave_process_group()

@@ -14,7 +14,7 @@ from launch import same_end
 from transformers import TrainerControl, TrainerState
 
 from prunus import PruneCallback, Pruning, RecipeError, Schedule, Span
-from prunus.training.deepspeed import asked_stage, deepspeed_problems
+from prunus.distributed.deepspeed import asked_stage, deepspeed_problems
 from small import TEXT_FILE, arguments, save_tiny_bert, small_recipe, tiny_model, write_texts
 
 GROWING = Schedule("linear", Span(1), end=Span(5), every=Span(1))

@@ -9,7 +9,7 @@ from launch import ended
 from torch import Tensor
 
 from prunus import cli
-from prunus.training import processes
+from prunus.distributed import processes
 from small import locked_bert
 
 
@@ -61,9 +61,9 @@ def test_all_processes_take_the_times_of_the_first(
 
 def test_the_command_line_leaves_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    assert processes.first()
+    assert processes.is_main_process()
     monkeypatch.setattr(sys, "argv", ["prunus", "--version"])
     with pytest.raises(SystemExit):
         cli.main()
     assert not torch.distributed.is_initialized()
-    processes.leave()  # none: nothing to do
+    processes.leave_process_group()  # none: nothing to do

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from launch import same_end
 
-from prunus.training.logbook import read_log
+from prunus.training.jsonl_logger import read_log
 from small import TEXT_FILE, save_tiny_bert, small_recipe, write_texts
 
 MORE = pytest.mark.skipif(not os.environ.get("PRUNUS_DISTRIBUTED"), reason="make test-distributed")

@@ -28,7 +28,7 @@ from prunus.export.smaller import compact_directory
 from prunus.export.source import carry_tokenizer, full_settings
 from prunus.runtime import load
 from prunus.sparsity import Masker, Pruning, Schedule, Span
-from prunus.training.evidence import size_on_disk
+from prunus.training.run_facts import size_on_disk
 from small import CONFIGS, VOCABULARY, WORDS, save_tiny_bert
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
+from prunus.progress import quiet
 from prunus.recipe import read_recipe
-from prunus.training.quiet import quiet
 from prunus.training.run import run
 from small import small_recipe
 

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 
 from prunus.bench.command import versions
 from prunus.checkpoint.state import read_masks
+from prunus.environment import processor
 from prunus.report.facts import read_facts
-from prunus.training.evidence import processor
 from small import TEXT_FILE, save_tiny_bert, write_texts
 
 HERE = Path(__file__).parent
@@ -88,7 +88,7 @@ def test_a_killed_run_ends_as_one_that_was_not(kind: str, place: Path) -> None:
         assert all(torch.equal(left[name], right[name]) for name in left), f"other weights after kills at {moments}"
         masks = [read_masks(d / "masks.safetensors") for d in (whole, output)]
         assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0])
-        assert read_facts(output)["status"] == "finished"
+        assert read_facts(output).status == "finished"
         assert not (output / "checkpoints").exists()
     note(kind, {"kills": kills, "runs": runs, "seconds": round(time.monotonic() - began, 1), "moments": moments})
 

@@ -3,7 +3,25 @@
 import math
 from typing import Any
 
-__all__ = ["example_facts"]
+from rich.table import Table
+
+from prunus.report import card, html, tables
+from prunus.report.facts import RunFacts
+
+__all__ = ["example_facts", "model_card", "render_html", "summary_table"]
+
+
+def render_html(facts: dict[str, Any]) -> str:
+    """The page of a file that holds ``facts``."""
+    return html.render_html(RunFacts.of_json(facts))
+
+
+def summary_table(facts: dict[str, Any]) -> Table:
+    return tables.summary_table(RunFacts.of_json(facts))
+
+
+def model_card(facts: dict[str, Any]) -> str:
+    return card.model_card(RunFacts.of_json(facts))
 
 
 def example_facts(layers: int = 2, points: int = 50) -> dict[str, Any]:
@@ -36,6 +54,7 @@ def example_facts(layers: int = 2, points: int = 50) -> dict[str, Any]:
             )
     steps = range(10, 10 * points + 1, 10)
     return {
+        "format": 1,
         "prunus": "0.1.0",
         "status": "finished",
         "recipe": {"name": "quickstart", "pruning": [{"pattern": "4x1", "target": 0.8}], "learning_rate": 5e-5},
@@ -107,5 +126,5 @@ def example_facts(layers: int = 2, points: int = 50) -> dict[str, Any]:
             },
         },
         "warnings": ["the loss was scaled"],
-        "not_measured": ["speed: this run measured none"],
+        "not_measured": ["the dense model's metrics: evaluate_dense is false"],
     }

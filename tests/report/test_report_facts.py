@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from report_facts import example_facts
 
 from prunus.errors import CheckpointError
-from prunus.report import facts as module
-from prunus.report.facts import clean, number, numbers, read_facts, rows, section, text, texts, write_facts
+from prunus.report import facts_file as module
+from prunus.report.facts import ModelResults, RunFacts, read_facts, write_facts
+from prunus.report.facts_file import clean, number, numbers, read_json, rows, section, text, texts, write_json
 
 
 @pytest.mark.parametrize(
@@ -32,8 +34,8 @@ from prunus.report.facts import clean, number, numbers, read_facts, rows, sectio
     ],
 )
 def test_facts_survive_the_file(tmp_path: Path, written: Any, read: Any) -> None:
-    write_facts(tmp_path / "prunus.json", {"prunus": "0", "x": written})
-    assert read_facts(tmp_path) == {"prunus": "0", "x": read}
+    write_json(tmp_path / "prunus.json", {"prunus": "0", "x": written})
+    assert read_json(tmp_path) == {"prunus": "0", "x": read}
     # Strict JSON: no NaN, plain ASCII.
     data = (tmp_path / "prunus.json").read_bytes()
     assert data.isascii()
@@ -42,30 +44,30 @@ def test_facts_survive_the_file(tmp_path: Path, written: Any, read: Any) -> None
 
 def test_an_unknown_kind_is_refused_and_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "prunus.json"
-    write_facts(path, {"prunus": "old"})
+    write_json(path, {"prunus": "old"})
     with pytest.raises(TypeError, match="set"):
-        write_facts(path, {"prunus": "new", "x": {1}})
-    assert read_facts(tmp_path)["prunus"] == "old"
+        write_json(path, {"prunus": "new", "x": {1}})
+    assert read_json(tmp_path)["prunus"] == "old"
 
 
 def test_a_failed_replace_keeps_the_old_file_and_leaves_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "prunus.json"
-    write_facts(path, {"prunus": "old"})
+    write_json(path, {"prunus": "old"})
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(CheckpointError, match="No space left"):
-        write_facts(path, {"prunus": "new"})
-    assert read_facts(tmp_path)["prunus"] == "old"
+        write_json(path, {"prunus": "new"})
+    assert read_json(tmp_path)["prunus"] == "old"
     assert [item.name for item in tmp_path.iterdir()] == ["prunus.json"]
 
 
 def test_the_file_has_the_usual_permissions(tmp_path: Path) -> None:
-    write_facts(tmp_path / "prunus.json", {"prunus": "0"})
+    write_json(tmp_path / "prunus.json", {"prunus": "0"})
     (tmp_path / "other").touch()
     modes = [stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("prunus.json", "other")]
     assert modes[0] == modes[1]
@@ -73,7 +75,7 @@ def test_the_file_has_the_usual_permissions(tmp_path: Path) -> None:
 
 def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     path = tmp_path / "prunus.json"
-    write_facts(path, {"prunus": "0", "x": [0] * 2000})
+    write_json(path, {"prunus": "0", "x": [0] * 2000})
     stop = threading.Event()
     lengths: set[int] = set()
     errors: list[Exception] = []
@@ -81,7 +83,7 @@ def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     def reader() -> None:
         while not stop.is_set():
             try:
-                found = read_facts(tmp_path)["x"]
+                found = read_json(tmp_path)["x"]
                 lengths.add(len(found) if set(found) == {found[0]} else -1)
             except Exception as error:
                 errors.append(error)
@@ -90,7 +92,7 @@ def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
     thread = threading.Thread(target=reader)
     thread.start()
     for i in range(60):
-        write_facts(path, {"prunus": "0", "x": [i] * (2000 + i % 2)})
+        write_json(path, {"prunus": "0", "x": [i] * (2000 + i % 2)})
     stop.set()
     thread.join()
     assert not errors
@@ -117,7 +119,7 @@ def test_malformed_files_are_named(tmp_path: Path, data: bytes | None, words: st
     if data is not None:
         (tmp_path / "prunus.json").write_bytes(data)
     with pytest.raises(CheckpointError) as caught:
-        read_facts(tmp_path)
+        read_json(tmp_path)
     assert words in str(caught.value)
     assert "prunus.json" in str(caught.value)
     assert "\n    try " in str(caught.value)
@@ -126,15 +128,15 @@ def test_malformed_files_are_named(tmp_path: Path, data: bytes | None, words: st
 def test_the_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BYTES", 20)
     (tmp_path / "prunus.json").write_bytes(b'{"prunus": "012345"}')
-    assert read_facts(tmp_path) == {"prunus": "012345"}
+    assert read_json(tmp_path) == {"prunus": "012345"}
     (tmp_path / "prunus.json").write_bytes(b'{"prunus": "0123456"}')
     with pytest.raises(CheckpointError, match="at most 20 bytes"):
-        read_facts(tmp_path)
+        read_json(tmp_path)
 
 
 def test_nan_of_other_writers_reads_as_nothing(tmp_path: Path) -> None:
     (tmp_path / "prunus.json").write_text('{"prunus": "0", "x": [NaN, -Infinity, 1]}')
-    assert read_facts(tmp_path)["x"] == [None, None, 1]
+    assert read_json(tmp_path)["x"] == [None, None, 1]
 
 
 @pytest.mark.parametrize(
@@ -168,3 +170,50 @@ def test_clean_keeps_all_else() -> None:
     kept = "".join(chr(code) for code in (*range(32, 127), 0xE9, 0x4E2D, 0x1F600)) + "\n\t"
     assert clean(kept) == kept
     assert clean("\r\x85\u202e\ufeff\udfff\x7f") == "\ufffd" * 6
+
+
+def facts_of(place: Path, raw: dict[str, Any]) -> RunFacts:
+    write_json(place / "prunus.json", raw)
+    return read_facts(place)
+
+
+def test_run_facts_survive_the_file(tmp_path: Path) -> None:
+    facts = RunFacts.of_json(example_facts())
+    assert facts.sparse == ModelResults({"f1": 0.90423, "accuracy": 0.90145}, 0.79997, 0.37412, 81868376, 7512.0)
+    assert facts.dense is not None
+    assert facts.dense.cached
+    assert len(facts.tensors) == 12
+    write_facts(tmp_path / "prunus.json", facts)
+    assert read_facts(tmp_path) == facts
+    assert facts.notices == ("the loss was scaled",)
+    assert facts.missing == facts.not_measured  # it has times of engines
+
+
+def test_what_has_another_type_reads_as_missing(tmp_path: Path) -> None:
+    raw = {"format": 1, "prunus": "0", "dense": 3, "sparse": {"metrics": {"a": "b", "c": 1}, "bytes": "x", "cached": 1}}
+    facts = facts_of(tmp_path, raw | {"seed": True, "status": "odd", "tensors": [1, {"a": 1}], "warnings": "no list"})
+    assert facts == RunFacts("0", sparse=ModelResults({"c": 1.0}), tensors=({"a": 1},))
+
+
+def test_an_older_file_says_so_and_keeps_no_marker_lines(tmp_path: Path) -> None:
+    facts = facts_of(tmp_path, {"prunus": "0", "not_measured": ["speed: this run measured none", "x"]})
+    assert facts.not_measured == ("x",)
+    assert [line.split(":")[0] for line in facts.missing] == ["speed", "x"]
+    assert facts.notices == (
+        "prunus.json has format 0 of an older prunus; what that did not record reads as not measured",
+    )
+    write_facts(tmp_path / "prunus.json", facts)
+    assert read_json(tmp_path)["format"] == 1
+
+
+@pytest.mark.parametrize(
+    ("more", "speed"), [({"speed": {"cases": {}}}, False), ({"budget": {"result": {"s": 1}}}, False), ({}, True)]
+)
+def test_speed_is_missing_where_there_are_no_times(more: dict[str, Any], speed: bool) -> None:
+    facts = RunFacts.of_json({"format": 1, "prunus": "0"} | more)
+    assert any(line.startswith("speed: this run measured none") for line in facts.missing) is speed
+
+
+def test_a_file_of_a_later_prunus_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="must be at most 1, which this prunus reads, got 2\n    try the prunus"):
+        facts_of(tmp_path, {"prunus": "9", "format": 2})

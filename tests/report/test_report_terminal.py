@@ -3,11 +3,8 @@ from typing import Any
 
 import pytest
 import yaml
-from report_facts import example_facts
+from report_facts import example_facts, model_card, summary_table
 from rich.console import Console
-
-from prunus.report.card import model_card
-from prunus.report.tables import summary_table
 
 
 def printed(facts: dict[str, Any]) -> list[list[str]]:
@@ -97,7 +94,7 @@ def test_the_card_prints_the_facts() -> None:
         "| sparsity of the targets | 0.0001 | 0.8000 |",
         "| baseline: majority class (accuracy) | 0.5092 | 0.5092 |",
         "0.8000 of the weights in the 12 pruned tensors are zero, and 0.3741 of all weights.",
-        "- speed: this run measured none",
+        "- the dense model's metrics: evaluate\\_dense is false",
         "- Warning: the loss was scaled",
     ):
         assert line in card

@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunus.report.facts import clean
+from prunus.report.facts_file import clean
 from prunus.report.layers import fraction_of_zeros, layer_grid
 from prunus.report.words import count, duration, fraction, megabytes, recipe_text, short, signed
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from prunus.distributed.processes import training_threads
 from prunus.errors import EngineError
 from prunus.runtime import processors as module
 from prunus.runtime.processors import cpu_quota, processors
-from prunus.training.threads import training_threads
 
 Files = dict[str, str]
 
@@ -69,10 +69,10 @@ def test_training_takes_what_it_is_told_or_no_more_than_there_is(monkeypatch: py
 
     monkeypatch.delenv("PRUNUS_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
-    monkeypatch.setattr("prunus.training.threads.processors", lambda: 2)
+    monkeypatch.setattr("prunus.distributed.processes.processors", lambda: 2)
     assert training_threads(None) == 2
     assert training_threads(5) == 5
-    monkeypatch.setattr("prunus.training.threads.processors", lambda: 0)
+    monkeypatch.setattr("prunus.distributed.processes.processors", lambda: 0)
     assert training_threads(None) == 1
 
 

@@ -35,7 +35,7 @@ def test_which_one_is_kept(
     model = nn.Linear(2, 2)
     best = KeepBest(tmp_path, "accuracy", after)
     masker = SimpleNamespace(finished=False)
-    best.pruning = SimpleNamespace(masker=masker)  # type: ignore[assignment]
+    best.session = SimpleNamespace(masker=masker)  # type: ignore[assignment]
     for step, value in enumerate(values):
         masker.finished = step >= finished_at
         nn.init.constant_(model.weight, step)
@@ -71,9 +71,9 @@ def test_a_run_ends_with_its_best_weights(
     monkeypatch.setattr(run_module, "score_model", score)
     facts = run(recipe, tmp_path / "out")
     assert (
-        facts["best_step"] == 18
+        facts.best_step == 18
     )  # 24 steps, looks at 3, 6, ...; the first score is the dense model's; pruning ends at 18
-    assert facts["sparse"]["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert facts.sparse.sparsity == pytest.approx(0.5, abs=1e-3)
     assert all(torch.equal(value, seen[6][name]) for name, value in seen[-1].items())
 
 

@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from prunus import RecipeError, TargetError
 from prunus.cli import app
 from prunus.errors import Problem
+from prunus.models import latency
 from prunus.recipe import read_recipe
-from prunus.training import budgeted, latency
+from prunus.training import budgeted
 from prunus.training.plan import plan_facts
 from prunus.training.prepare import prepare
 from prunus.training.run import run
@@ -45,8 +46,8 @@ def test_half_of_the_parameters_are_left(small_data: Path, tiny_bert: Path, tmp_
     assert result.exit_code == 0, result.output
     share = layers(tmp_path / "run-compact") / layers(tmp_path / "run")
     assert share <= 0.5
-    assert share == pytest.approx(facts["budget"]["predicted"])
-    assert facts["recipe"]["prune"][0]["sparsity"] == facts["budget"]["sparsity"]
+    assert share == pytest.approx(facts.budget["predicted"])
+    assert facts.recipe["prune"][0]["sparsity"] == facts.budget["sparsity"]
 
 
 def test_the_plan_and_the_flags_say_it(small_data: Path, tiny_bert: Path, tmp_path: Path) -> None:
@@ -79,19 +80,19 @@ def test_latency_is_measured_here_and_a_run_that_goes_on_keeps_what_was_found(
     held = json.loads((tmp_path / "run" / "prunus.json").read_text())["budget"]
     facts = run(recipe, tmp_path / "run", resume=True)
     assert asked == [24]
-    result = facts["budget"].pop("result")
-    assert facts["budget"] == held
+    result = facts.budget["result"]
+    assert facts.budget == held | {"result": result}
     assert held["predicted"] <= 0.5
     assert 0.48 <= held["measured"] <= 0.5
     assert held["tried"][-1] == [held["sparsity"], held["measured"]]
-    assert facts["status"] == "finished"
+    assert facts.status == "finished"
     left = result["seconds"] / result["dense_seconds"]
     compacted = CliRunner().invoke(app, ["compact", str(tmp_path / "run"), "--json"])
     assert compacted.exit_code == 0, compacted.output
     assert left == pytest.approx(layers(tmp_path / "run-compact") / layers(tmp_path / "run"))
     page = (tmp_path / "run" / "report.html").read_text()
     assert "time of 24 tokens, compacted (ms)" in page
-    assert not any(line.startswith("speed:") for line in facts["not_measured"])
+    assert not any(line.startswith("speed:") for line in facts.missing)
 
 
 def test_a_result_that_cannot_be_compacted_is_there_all_the_same(
@@ -104,9 +105,9 @@ def test_a_result_that_cannot_be_compacted_is_there_all_the_same(
     monkeypatch.setattr(budgeted, "seconds_of", by_size)
     monkeypatch.setattr(budgeted, "compact", refused)
     facts = run(read_recipe(with_budget(tiny_bert, small_data, {"latency": 0.5})), tmp_path / "run")
-    assert facts["status"] == "finished"
-    assert "result" not in facts["budget"]
-    assert any("could not be compacted and timed: heads of layer 0" in line for line in facts["warnings"])
+    assert facts.status == "finished"
+    assert "result" not in facts.budget
+    assert any("could not be compacted and timed: heads of layer 0" in line for line in facts.warnings)
     assert (tmp_path / "run" / "model.safetensors").is_file()
 
 

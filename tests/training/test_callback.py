@@ -275,7 +275,7 @@ def test_a_state_of_another_shape_is_refused(tmp_path: Path) -> None:
     train(tmp_path)
     path = keep_only(tmp_path, 6) / STATE_FILE
     held = load_file(path)
-    name = next(name for name in held if name.startswith("mask."))
+    name = next(name for name in held if name.startswith("masker.mask."))
     save_file(held | {name: held[name][:8].clone()}, path)
     with pytest.raises(CheckpointError, match="must have the shape"):
         train(tmp_path, resume=True)
@@ -287,7 +287,9 @@ def test_a_second_training_replaces_the_state_of_the_first(tmp_path: Path) -> No
     train(tmp_path, seed=1, save_steps=6)
     second = load_file(tmp_path / "checkpoint-6" / STATE_FILE)
     model = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
-    masks = {name.removeprefix("mask."): mask for name, mask in second.items() if name.startswith("mask.")}
+    masks = {
+        name.removeprefix("masker.mask."): mask for name, mask in second.items() if name.startswith("masker.mask.")
+    }
     assert not same(first, second)
     assert len(masks) == 12
     assert all(not model[name][~mask.bool()].any() for name, mask in masks.items())

@@ -253,14 +253,14 @@ def test_a_recipe_with_all_terms(
     rows_, width = len(prepared.train_features), prepared.config.hidden_size
     assert plan_facts(prepared)["bytes"]["banks"] == 2 * rows_ * width * 4  # PrC, FiC, two snapshots: 0.2 and 0.4
     facts = run(recipe, tmp_path / "out")
-    assert facts["banks"]["passes"] == 4
-    assert facts["banks"]["bytes"] == 2 * rows_ * width * 4
-    last = facts["history"]["loss"][-1]
+    assert facts.banks["passes"] == 4
+    assert facts.banks["bytes"] == 2 * rows_ * width * 4
+    last = facts.history.loss[-1]
     forms = ["loss", "label_loss"] if task == "classification" else ["loss"]
     weights = {"hard_loss": 0.1, "distill_loss": 0.9}
     weights |= {f"{n}_{f}": w for n in ("prc", "snc", "fic") for f, w in zip(forms, (0.3, 0.1), strict=False)}
     assert last["loss"] == pytest.approx(sum(weight * last[name] for name, weight in weights.items()), rel=1e-3)
-    assert facts["sparse"]["sparsity"] == pytest.approx(0.5)
+    assert facts.sparse.sparsity == pytest.approx(0.5)
     assert not (tmp_path / "out" / "checkpoints").exists()
     assert "contrastive banks, 4 passes" in (tmp_path / "out" / "report.html").read_text()
 

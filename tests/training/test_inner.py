@@ -12,6 +12,7 @@ from prunus import Distillation, Lesson, PrunusTrainer, RecipeError, TargetError
 from prunus.distillation.hidden import Inside
 from prunus.recipe import read_recipe
 from prunus.training.run import run
+from prunus.training.session import STATE_FILE
 from small import arguments, batch, rows, small_recipe, teacher_of, tiny_model, without_dropout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,7 +66,7 @@ def test_projectors_learn_and_are_not_saved(tmp_path: Path) -> None:
     assert all(not torch.equal(value, before[name]) for name, value in trainer.teaching.projectors.state_dict().items())
     trainer.save_model(str(tmp_path / "saved"))
     assert not any("projector" in name for name in load_file(tmp_path / "saved" / "model.safetensors"))
-    assert not (tmp_path / "saved" / "projectors.safetensors").exists()
+    assert not (tmp_path / "saved" / STATE_FILE).exists()
 
 
 def test_no_projectors_where_widths_agree(tmp_path: Path) -> None:
@@ -108,7 +109,7 @@ def test_a_recipe_with_hidden_states(
         tiny_bert, small_data, distill={"teacher": "dense", "hidden": hidden, "attention": {"weight": 1}}
     )
     facts = run(read_recipe(recipe), tmp_path / "out")
-    last = facts["history"]["loss"][-1]
+    last = facts.history.loss[-1]
     assert {"hard_loss", "distill_loss", "hidden_loss", "attention_loss"} <= set(last)
     parts = last["hard_loss"] * 0 + sum(
         last[name] for name in ("hard_loss", "distill_loss", "hidden_loss", "attention_loss")
@@ -158,7 +159,7 @@ def test_a_recipe_with_several_teachers(
     more = {"teacher": str(tmp_path / "other"), "weight": 0.5, "temperature": 4, "hidden": {"weight": 0.3}}
     taught = {"teacher": "dense", "hard_weight": 0.5, "others": [more]}
     facts = run(read_recipe(small_recipe(tiny_bert, small_data, distill=taught)), tmp_path / "out")
-    last = facts["history"]["loss"][-1]
+    last = facts.history.loss[-1]
     weights = {"hard_loss": 0.5, "distill_loss": 1.0, "distill_loss_2": 0.5, "hidden_loss_2": 0.3}
     assert last["loss"] == pytest.approx(sum(weight * last[name] for name, weight in weights.items()), rel=1e-3)
     assert "hidden_loss" not in last

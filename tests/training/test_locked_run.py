@@ -47,8 +47,8 @@ def test_zeros_are_identical_before_and_after(task: str, pruned: Path, small_dat
     facts = run(read_recipe(locked(pruned, small_data, task, quantize=None)), tmp_path / "out")
     before, after = zeros(pruned), zeros(tmp_path / "out")
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert facts["target_sparsity"] == pytest.approx(0.5)
-    assert facts["sparse"]["sparsity"] == pytest.approx(0.5)
+    assert facts.target_sparsity == pytest.approx(0.5)
+    assert facts.sparse.sparsity == pytest.approx(0.5)
     weights = (load_file(place / "model.safetensors") for place in (pruned, tmp_path / "out"))
     first, second = ({n: t for n, t in held.items() if ".encoder." in n} for held in weights)
     assert any(not torch.equal(first[name], second[name]) for name in first)
@@ -80,7 +80,7 @@ def test_the_teacher_is_fine_tuned_from_the_dense_model(
     raw["model"] |= {"dense": str(tiny_bert)}
     facts = run(read_recipe(raw), tmp_path / "out")
     assert sources == [str(tiny_bert)]
-    assert facts["dense"]["sparsity"] == 0.0
+    assert facts.dense.sparsity == 0.0
     assert all(torch.equal(zeros(pruned)[name], zero) for name, zero in zeros(tmp_path / "out").items())
 
 

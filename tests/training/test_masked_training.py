@@ -13,12 +13,12 @@ from torch.nn import functional
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from prunus.distillation.logits import logit_loss
+from prunus.models.masked_language import masked_outputs
+from prunus.models.predict import predict
 from prunus.recipe import read_recipe
 from prunus.report.facts import read_facts
 from prunus.tasks.collate import IGNORED, Collate
 from prunus.training.fit import Interrupted
-from prunus.training.masked import masked_outputs
-from prunus.training.predict import predict
 from prunus.training.run import run
 from small import (
     CONFIGS,
@@ -112,15 +112,15 @@ def test_teacher_student_transfer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PRUNUS_CACHE", str(tmp_path / "cache"))
     place, text = save_tiny_bert(tmp_path / "model"), write_corpus(tmp_path / "text.txt")
     taught = run(read_recipe(language(place, text)), tmp_path / "teacher")
-    assert taught["dense"]["metrics"]["perplexity"] < TOKENS
-    assert taught["model"]["architecture"] == "BertForMaskedLM"
+    assert taught.dense.metrics["perplexity"] < TOKENS
+    assert taught.model.architecture == "BertForMaskedLM"
     pruned = run(
         read_recipe(language(tmp_path / "teacher", text, prune=PRUNED, distill={"teacher": "start", "weight": 0.5})),
         tmp_path / "pruned",
     )
-    assert pruned["sparse"]["sparsity"] == 0.5
-    assert pruned["dense"]["metrics"] == pytest.approx(taught["dense"]["metrics"])
-    assert any("distill_loss" in point for point in pruned["history"]["loss"])
+    assert pruned.sparse.sparsity == 0.5
+    assert pruned.dense.metrics == pytest.approx(taught.dense.metrics)
+    assert any("distill_loss" in point for point in pruned.history.loss)
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("model", "teacher", "pruned")]
     assert torch.equal(weights[0]["pooler.dense.weight"], weights[1]["bert.pooler.dense.weight"])
     assert torch.equal(weights[0]["pooler.dense.weight"], weights[2]["bert.pooler.dense.weight"])
@@ -186,7 +186,7 @@ def test_the_report_of_a_language_model(tmp_path: Path, monkeypatch: pytest.Monk
     raw["train"] |= {"lr_scheduler": "linear_rewinding", "warmup": 2, "log_every": 1}
     run(read_recipe(raw), tmp_path / "out")
     facts = read_facts(tmp_path / "out")
-    rates = [point["learning_rate"] for point in facts["history"]["loss"]]
+    rates = [point["learning_rate"] for point in facts.history.loss]
     assert any(later > sooner for sooner, later in pairwise(rates[3:]))
     assert "perplexity" in (tmp_path / "out" / "report.html").read_text()
     assert json.loads((tmp_path / "out" / "prunus.json").read_text())["task"]["validation_examples"] > 0

@@ -47,17 +47,17 @@ def test_zeros_bytes_and_names(task: str, tiny_bert: Path, small_data: Path, tmp
         assert (own >= 0).all()
         whole = saved[name] / own * 127
         assert (whole - whole.round()).abs().max() < 1e-3
-    assert facts["target_sparsity"] <= facts["sparse"]["sparsity"] < facts["target_sparsity"] + 0.02
+    assert facts.target_sparsity <= facts.sparse.sparsity < facts.target_sparsity + 0.02
     counted = {name: int((saved[name] == 0).sum()) for name in masks}
-    assert {row["name"]: row["zeros"] for row in facts["tensors"]} == counted
-    assert len(facts["quantization"]["layers"]) == len([name for name in ranges if name.endswith(".bits")])
+    assert {row["name"]: row["zeros"] for row in facts.tensors} == counted
+    assert len(facts.quantization["layers"]) == len([name for name in ranges if name.endswith(".bits")])
     model = HEADS[task].from_pretrained(tmp_path / "out")
     restore(model, ranges)
-    assert read_facts(tmp_path / "out")["quantization"]["mode"] == "mixed"
+    assert read_facts(tmp_path / "out").quantization["mode"] == "mixed"
     again = rescore(tmp_path / "out", {})
-    assert again["metrics"] == facts["sparse"]["metrics"]  # in 8 bits, from the files alone
-    assert again["sparsity"] == facts["sparse"]["sparsity"]
-    layers = len(facts["quantization"]["layers"])
+    assert again["metrics"] == facts.sparse.metrics  # in 8 bits, from the files alone
+    assert again["sparsity"] == facts.sparse.sparsity
+    layers = len(facts.quantization["layers"])
     assert f"{layers} layers were trained in 8 bits" in (tmp_path / "out" / "README.md").read_text()
     assert f"int8, {layers} layers" in (tmp_path / "out" / "report.html").read_text()
 
@@ -72,7 +72,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_bytes(
 
     class StopEarly(stop):  # type: ignore[misc, valid-type]
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.asked = self.asked or state.global_step == 5
+            self.session.interrupted |= state.global_step == 5
             super().on_step_end(args, state, control, **kwargs)
 
     with monkeypatch.context() as patch:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from prunus.models.loading import centre
 from prunus.recipe import read_recipe
-from prunus.training.models import centre
 from prunus.training.run import run
 from small import CONFIGS, batch, rows, save_tiny_bert, small_recipe, tiny_model
 

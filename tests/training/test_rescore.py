@@ -38,11 +38,11 @@ def test_a_run_without_its_training_file(task: str, tmp_path: Path) -> None:
     facts = run(read_recipe(raw), tmp_path / "out")
     Path(raw["task"]["train"]).unlink()
     again = rescore(tmp_path / "out", {})
-    assert again["metrics"] == pytest.approx(facts["dense"]["metrics"])
+    assert again["metrics"] == pytest.approx(facts.dense.metrics)
     same = compare(tmp_path / "out", ["torch"], {})
-    assert same["backends"]["torch"]["metrics"] == pytest.approx(facts["dense"]["metrics"])
+    assert same["backends"]["torch"]["metrics"] == pytest.approx(facts.dense.metrics)
     packed = export_packed(tmp_path / "out", tmp_path / "packed", "float32")
-    assert packed["metrics"]["float32"] == pytest.approx(facts["dense"]["metrics"], abs=1e-6)
+    assert packed["metrics"]["float32"] == pytest.approx(facts.dense.metrics, abs=1e-6)
 
 
 @pytest.mark.parametrize("how", ["data", "validation"])
@@ -55,7 +55,7 @@ def test_data_elsewhere_takes_the_place_of_the_recipes_files(how: str, tmp_path:
     with pytest.raises(CheckpointError, match=r"task.validation must be an existing file"):
         rescore(tmp_path / "out", {})
     given = tmp_path / "new" if how == "data" else tmp_path / "new" / "validation.tsv"
-    assert rescore(tmp_path / "out", {how: str(given)})["metrics"] == pytest.approx(facts["dense"]["metrics"])
+    assert rescore(tmp_path / "out", {how: str(given)})["metrics"] == pytest.approx(facts.dense.metrics)
     calibration = Calibration(data={how: str(given)})
     packed = export_packed(tmp_path / "out", tmp_path / "packed", "float32", calibration)
     assert packed["metrics"]["examples"] == 16

@@ -21,13 +21,13 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from prunus import CheckpointError, TrainingError
 from prunus.checkpoint.state import MASKS_FILE, read_masks
+from prunus.models.loading import load_model
 from prunus.recipe import Recipe, read_recipe
 from prunus.report.facts import read_facts
 from prunus.training import dense as dense_module
 from prunus.training import run as run_module
 from prunus.training.callback import STATE_FILE, PruneCallback
 from prunus.training.fit import Interrupted, last_checkpoint
-from prunus.training.models import load_model
 from prunus.training.prepare import prepare
 from prunus.training.rescore import rescore
 from prunus.training.run import run
@@ -112,22 +112,22 @@ def test_the_facts_are_what_is_counted_again(task: str, finished: dict[str, Done
     facts = read_facts(done.output)
     counted = {name: block_zeros(weight) for name, weight in linears(done.output, task).items()}
     assert sum(blocks for _, blocks in counted.values()) == UNITS // 2
-    assert {t["name"]: (t["zeros"], t["zero_units"]) for t in facts["tensors"]} == counted
-    assert {t["name"]: t["sparsity"] for t in facts["tensors"]} == {
-        t["name"]: counted[t["name"]][0] / t["weights"] for t in facts["tensors"]
+    assert {t["name"]: (t["zeros"], t["zero_units"]) for t in facts.tensors} == counted
+    assert {t["name"]: t["sparsity"] for t in facts.tensors} == {
+        t["name"]: counted[t["name"]][0] / t["weights"] for t in facts.tensors
     }
-    assert facts["status"] == "finished"
-    assert facts["sparse"]["sparsity"] == facts["target_sparsity"] == 0.5
-    assert facts["dense"]["sparsity"] == 0.0
+    assert facts.status == "finished"
+    assert facts.sparse.sparsity == facts.target_sparsity == 0.5
+    assert facts.dense.sparsity == 0.0
     stored = load_file(done.output / "model.safetensors")
     zeros, total = (sum(int(x) for x in xs) for xs in ((int((t == 0).sum()) for t in stored.values()), (t.numel() for t in stored.values())))  # noqa: E501  # fmt: skip
-    assert facts["sparse"]["sparsity_all"] == pytest.approx(zeros / total, abs=1e-12)
-    assert facts["sparse"]["bytes"] == (done.output / "model.safetensors").stat().st_size
-    assert facts["model"]["parameters"] == total
-    assert facts["environment"]["threads"] == 1
-    assert facts["task"]["train_examples"] == (60 if task == "classification" else 20)
-    assert facts["command"] == "prunus run x"
-    assert read_recipe(facts["recipe"]).prune == done.recipe.prune
+    assert facts.sparse.sparsity_all == pytest.approx(zeros / total, abs=1e-12)
+    assert facts.sparse.bytes == (done.output / "model.safetensors").stat().st_size
+    assert facts.model.parameters == total
+    assert facts.environment["threads"] == 1
+    assert facts.task.train_examples == (60 if task == "classification" else 20)
+    assert facts.command == "prunus run x"
+    assert read_recipe(facts.recipe).prune == done.recipe.prune
 
 
 def test_activations_computed_again_leave_the_same_weights(finished: dict[str, Done], tmp_path: Path) -> None:
@@ -141,16 +141,16 @@ def test_activations_computed_again_leave_the_same_weights(finished: dict[str, D
 
 @both
 def test_the_history_follows_the_schedule(task: str, finished: dict[str, Done]) -> None:
-    history = finished[task].facts["history"]
-    total = 24 if task == "classification" else history["sparsity"][-1]["step"]
+    history = finished[task].facts.history
+    total = 24 if task == "classification" else history.sparsity[-1]["step"]
     due = {step: 0.5 * min(max(step - 2, 0), 16) / 16 for step in range(total + 1)}
-    assert [point["step"] for point in history["sparsity"]][:12] == list(range(2, min(total, 24) + 1, 2))
-    for point in history["sparsity"]:
+    assert [point["step"] for point in history.sparsity][:12] == list(range(2, min(total, 24) + 1, 2))
+    for point in history.sparsity:
         assert point["due"] == pytest.approx(due[point["step"]])
         assert point["measured"] == int(due[point["step"]] * UNITS + 1e-6) / UNITS
-    for point in history["loss"]:
+    for point in history.loss:
         assert point["loss"] == pytest.approx(0.5 * point["hard_loss"] + point["distill_loss"], rel=1e-3)
-    evaluated = {point["step"]: point["sparsity"] for point in history["metrics"]}
+    evaluated = {point["step"]: point["sparsity"] for point in history.metrics}
     assert evaluated[12] == int(due[12] * UNITS + 1e-6) / UNITS
 
 
@@ -185,8 +185,8 @@ def test_a_process_without_prunus_loads_it(finished: dict[str, Done]) -> None:
     )
     found = json.loads(ran.stdout)
     assert found["prunus"] == []
-    assert {name: found["zeros"][name] for name in (t["name"] for t in done.facts["tensors"])} == {
-        t["name"]: t["zeros"] for t in done.facts["tensors"]
+    assert {name: found["zeros"][name] for name in (t["name"] for t in done.facts.tensors)} == {
+        t["name"]: t["zeros"] for t in done.facts.tensors
     }
     model = HEADS["classification"].from_pretrained(done.output).eval()
     ids = torch.arange(3, 15).view(2, 6)
@@ -199,9 +199,9 @@ def test_a_process_without_prunus_loads_it(finished: dict[str, Done]) -> None:
 def test_measured_again_from_the_files(task: str, finished: dict[str, Done]) -> None:
     done = finished[task]
     again = rescore(done.output, {})
-    assert again["metrics"] == pytest.approx(done.facts["sparse"]["metrics"], abs=1e-6)
+    assert again["metrics"] == pytest.approx(done.facts.sparse.metrics, abs=1e-6)
     assert again["sparsity"] == 0.5
-    assert again["sparsity_all"] == done.facts["sparse"]["sparsity_all"]
+    assert again["sparsity_all"] == done.facts.sparse.sparsity_all
     assert again["tensors"] == 12
 
 
@@ -215,7 +215,7 @@ def test_accuracy_is_that_of_the_saved_model(finished: dict[str, Done], small_da
         with torch.no_grad():
             logits = model(**tokenizer(text, return_tensors="pt")).logits
         right += model.config.id2label[int(logits.argmax())] == label
-    assert done.facts["sparse"]["metrics"]["accuracy"] == right / 60
+    assert done.facts.sparse.metrics["accuracy"] == right / 60
     assert right > 30
 
 
@@ -264,15 +264,15 @@ def test_the_dense_model_is_kept_for_the_next_run(
     finished: dict[str, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = finished["classification"]
-    assert done.facts["dense"]["cached"] is False
+    assert done.facts.dense.cached is False
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a dense model was trained again")
 
     monkeypatch.setattr(dense_module, "fit", refuse)
     again = run(done.recipe, tmp_path / "again")
-    assert again["dense"]["cached"] is True
-    assert again["dense"]["seconds"] == done.facts["dense"]["seconds"]
+    assert again.dense.cached is True
+    assert again.dense.seconds == done.facts.dense.seconds
     first, second = (load_file(path / "model.safetensors") for path in (done.output, tmp_path / "again"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -330,9 +330,9 @@ def test_a_teacher_of_another_size(finished: dict[str, Done], tmp_path: Path) ->
     recipe = replace(base, model=replace(base.model, name=str(student)), distill=distill)
     recipe = replace(recipe, train=replace(recipe.train, evaluate_every=None, epochs=3))
     facts = run(recipe, tmp_path / "out")
-    assert "dense" not in facts
-    assert facts["sparse"]["sparsity"] == 0.5
-    assert all(point["distill_loss"] > 0 for point in facts["history"]["loss"])
+    assert facts.dense is None
+    assert facts.sparse.sparsity == 0.5
+    assert all(point["distill_loss"] > 0 for point in facts.history.loss)
 
 
 # Stopped and resumed
@@ -347,25 +347,26 @@ def test_stopped_by_ctrl_c_and_resumed(
         interrupt_at(13, patch)
         with pytest.raises(Interrupted, match="the last checkpoint is whole; go on with --resume"):
             run(done.recipe, output)
-    assert read_facts(output)["status"] == "interrupted"
+    assert read_facts(output).status == "interrupted"
     checkpoints = output / "checkpoints"
-    assert last_checkpoint(checkpoints, pruned=True) == checkpoints / "checkpoint-13"
+    assert last_checkpoint(checkpoints) == checkpoints / "checkpoint-13"
     if partial:
         (checkpoints / "checkpoint-13" / "trainer_state.json").unlink()
-        assert last_checkpoint(checkpoints, pruned=True) == checkpoints / "checkpoint-10"
+        assert last_checkpoint(checkpoints) == checkpoints / "checkpoint-10"
         (checkpoints / "checkpoint-99").mkdir()
         (checkpoints / "checkpoint-x").mkdir()
-        assert last_checkpoint(checkpoints, pruned=True) == checkpoints / "checkpoint-10"
-    clock = checkpoints / f"checkpoint-{10 if partial else 13}" / "clock.safetensors"
-    before = float(load_file(clock)["seconds"])
+        assert last_checkpoint(checkpoints) == checkpoints / "checkpoint-10"
+    clock = checkpoints / f"checkpoint-{10 if partial else 13}" / STATE_FILE
+    state = load_file(clock)
+    before = float(state["clock.seconds"])
     assert before > 0
-    save_file({"seconds": torch.tensor(before + 1000.0, dtype=torch.float64)}, clock)
+    save_file(state | {"clock.seconds": torch.tensor(before + 1000.0, dtype=torch.float64)}, clock)
     facts = run(done.recipe, output, resume=True)
-    assert 1000 < facts["sparse"]["seconds"] < 1100
+    assert 1000 < facts.sparse.seconds < 1100
     first, second = (load_file(path / "model.safetensors") for path in (done.output, output))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert same(read_masks(output / MASKS_FILE), read_masks(done.output / MASKS_FILE))
-    assert facts["tensors"] == done.facts["tensors"]
+    assert facts.tensors == done.facts.tensors
     assert not checkpoints.exists()
 
 
@@ -391,7 +392,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(
         error = TrainingError if where == "a checkpoint" else CheckpointError
         with pytest.raises(error, match=r"must be written whole, got [\s\S]*[Nn]o space left on"):
             run(done.recipe, output)
-    left = last_checkpoint(output / "checkpoints", pruned=True)
+    left = last_checkpoint(output / "checkpoints")
     assert left is not None
     assert left.name == ("checkpoint-5" if where == "a checkpoint" else "checkpoint-24")
     assert not (output / "checkpoints" / "checkpoint-10").exists() or where == "the end"
@@ -400,14 +401,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_without_the_masks_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
+def test_without_its_state_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
     for step in (5, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
     save_file({"steps": torch.tensor(5)}, tmp_path / "checkpoint-5" / STATE_FILE)
-    assert last_checkpoint(tmp_path, pruned=True) == tmp_path / "checkpoint-5"
-    assert last_checkpoint(tmp_path, pruned=False) == tmp_path / "checkpoint-10"
-    assert last_checkpoint(tmp_path / "nowhere", pruned=False) is None
+    assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    assert last_checkpoint(tmp_path / "nowhere") is None
 
 
 def test_a_second_ctrl_c_ends_at_once(
@@ -426,7 +426,7 @@ def test_a_second_ctrl_c_ends_at_once(
             run(done.recipe, tmp_path / "out")
     assert not isinstance(caught.value, Interrupted)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert read_facts(tmp_path / "out")["status"] == "interrupted"
+    assert read_facts(tmp_path / "out").status == "interrupted"
     run(done.recipe, tmp_path / "out", resume=True)  # there is no checkpoint yet: from the beginning
     first, second = (load_file(path / "model.safetensors") for path in (done.output, tmp_path / "out"))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -447,7 +447,7 @@ def test_a_loss_that_is_not_finite_fails_the_run(
     monkeypatch.setattr(run_module, "load_model", with_nan)
     with pytest.raises(TrainingError, match="loss at step 0 must be finite, got nan"):
         run(recipe, tmp_path / "out")
-    assert read_facts(tmp_path / "out")["status"] == "failed"
+    assert read_facts(tmp_path / "out").status == "failed"
 
 
 # What is never overwritten
@@ -483,7 +483,7 @@ def test_overwrite_replaces_a_run_alone(finished: dict[str, Done], tiny_bert: Pa
     assert inside.is_dir()
     assert data.is_file()
     facts = run(recipe, output, overwrite=True)
-    assert facts["status"] == "finished"
+    assert facts.status == "finished"
     assert not (output / "old.txt").exists()
 
 
@@ -516,8 +516,8 @@ def test_regression(tiny_bert: Path, tmp_path: Path) -> None:
     }
     del raw["dense"]
     facts = run(read_recipe(raw), tmp_path / "out")
-    assert facts["task"]["head"] == "regression"
-    assert facts["sparse"]["sparsity"] == 0.5
+    assert facts.task.head == "regression"
+    assert facts.sparse.sparsity == 0.5
 
 
 @pytest.mark.parametrize("old", [False, True])

@@ -53,15 +53,15 @@ def test_what_is_left_is_what_was_asked_for(
     assert len(model.bert.encoder.layer) == layers
     assert model.bert.encoder.layer[0].output.LayerNorm.weight.shape == (width,)
     if "layers" in shape:
-        assert facts["shape"] == {"layers": [0, 3]}
+        assert facts.shape == {"layers": [0, 3]}
     if "depth" in shape:
-        turned = facts["shape"]["influence"]
+        turned = facts.shape["influence"]
         assert len(turned) == 4
-        lost = [turned[i] for i in range(4) if i not in facts["shape"]["layers"]]
-        assert max(lost) <= min(turned[i] for i in facts["shape"]["layers"])
+        lost = [turned[i] for i in range(4) if i not in facts.shape["layers"]]
+        assert max(lost) <= min(turned[i] for i in facts.shape["layers"])
     result = CliRunner().invoke(app, ["eval", str(tmp_path / "run"), "--json"])
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["metrics"] == facts["dense"]["metrics"]
+    assert json.loads(result.stdout)["metrics"] == facts.dense.metrics
 
 
 def test_heads_of_a_shallow_narrow_model_are_pruned_and_taken_out(

@@ -25,9 +25,9 @@ import prunus
 from prunus import PrunusError, RecipeError
 from prunus.checkpoint.huggingface import narrow
 from prunus.errors import DataError
+from prunus.models.loading import load_model
 from prunus.recipe import read_recipe
 from prunus.tasks.base import HeadKind
-from prunus.training.models import load_model
 from prunus.training.plan import plan_facts
 from prunus.training.prepare import prepare
 from prunus.training.run import run
@@ -137,7 +137,7 @@ def test_rows_are_cut_where_the_recipe_says_no_length(tmp_path: Path) -> None:
     assert max(len(row["input_ids"]) for row in prepared.train_features) == 20
     assert "rows are cut to the 20 tokens that the model of model.name reads" in plan_facts(prepared)["task"]["notes"]
     facts = run(read_recipe(raw), tmp_path / "out")
-    assert facts["recipe"]["task"]["max_length"] == 20
+    assert facts.recipe["task"]["max_length"] == 20
 
 
 def test_a_length_that_was_asked_for_is_refused_where_rows_are_as_long(tmp_path: Path) -> None:
@@ -257,8 +257,8 @@ def test_a_run_with_a_new_head_and_a_dense_teacher(
     raw["prune"]["schedule"] = {"kind": "one_shot", "start": 1}
     first = run(read_recipe(raw), tmp_path / "out")
     again = run(read_recipe(raw), tmp_path / "again")  # the dense model that was kept has the head that it learned
-    assert again["dense"]["cached"]
-    assert again["dense"]["metrics"] == first["dense"]["metrics"]
+    assert again.dense.cached
+    assert again.dense.metrics == first.dense.metrics
     saved = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     assert saved.config.id2label == {0: "negative", 1: "positive"}
 
@@ -337,12 +337,12 @@ def test_a_compacted_model_is_planned_and_pruned_again_as_it_is(small_data: Path
     (rule,) = plan["rules"]
     assert all(tuple(tensor["shape"]) == tuple(named[tensor["name"]].shape) for tensor in rule["tensors"])
     facts = run(read_recipe(raw), tmp_path / "out")
-    assert facts["sparse"]["sparsity"] >= 0.5
+    assert facts.sparse.sparsity >= 0.5
     # Rounding to 8 bits made more weights zero, beside the blocks; the masks that were saved say which are locked.
     lock = raw | {"prune": {"lock": True, "pattern": "4x1"}}
     lock["model"] = {"name": str(tmp_path / "out")}
     again = run(read_recipe(lock), tmp_path / "locked")
-    assert again["target_sparsity"] == pytest.approx(0.5, abs=0.01)
+    assert again.target_sparsity == pytest.approx(0.5, abs=0.01)
 
 
 @pytest.mark.parametrize("damage", ["cut", "another shape"])

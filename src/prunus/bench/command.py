@@ -21,10 +21,10 @@ from prunus._version import __version__
 from prunus.bench.engines import ENGINES, Batch, Call, Subject, make_engines, missing_packages
 from prunus.bench.rounds import Timing, compare, timed
 from prunus.checkpoint.sentence_files import model_directory
+from prunus.environment import package_versions, processor
 from prunus.errors import EngineError, Problem, first_line
 from prunus.runtime.families import shape_of
 from prunus.runtime.isa import choose
-from prunus.training.evidence import package_versions, processor
 
 __all__ = ["CASES", "bench", "call_all", "measure", "mixed_batch", "padded_batch", "versions"]
 
@@ -97,7 +97,7 @@ def bench(
         EngineError: unknown engines, packages that are not installed, a model without a fused engine.
 
     """
-    from prunus.training.progress import Bars
+    from prunus.progress import Bars
 
     unknown = [Problem("engine", name, f"be one of {', '.join(ENGINES)}") for name in engines if name not in ENGINES]
     absent = {name: missing_packages(name) for name in engines or ENGINES if name in ENGINES}

@@ -17,13 +17,13 @@ from prunus.errors import DataError, Problem, PrunusError, RecipeError, nearest
 from prunus.export.packed import run_task, tokenizer_of
 from prunus.export.running import BACKENDS, TARGETS, Running, output_names, whereabouts
 from prunus.export.scoring import agreement, engine_outputs
+from prunus.models.loading import load_saved
+from prunus.models.predict import predict
+from prunus.progress import Bars
 from prunus.runtime.engine import Engine
 from prunus.runtime.store import read_model
 from prunus.tasks.base import Feature, Task
 from prunus.tasks.collate import Collate
-from prunus.training.models import load_saved
-from prunus.training.predict import predict
-from prunus.training.progress import Bars
 
 __all__ = ["compare"]
 

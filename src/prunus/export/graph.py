@@ -35,13 +35,13 @@ from prunus.export.packed import COPIED, Calibration, run_task, splits_for, text
 from prunus.export.running import Running, output_names
 from prunus.export.scoring import agreement
 from prunus.export.source import carry_tokenizer
+from prunus.models.predict import predict
+from prunus.progress import Bars
 from prunus.quantization import Quantization, QuantLinear, quantize, restore
 from prunus.runtime.families import read_settings
 from prunus.runtime.isa import choose
 from prunus.tasks.base import Task
 from prunus.tasks.collate import TOKEN_KEYS, Collate
-from prunus.training.predict import predict
-from prunus.training.progress import Bars
 
 __all__ = ["FILES", "export_graph", "integer_products"]
 

@@ -26,13 +26,13 @@ from prunus.errors import CheckpointError, DataError, EngineError, Problem, Prun
 from prunus.export.scoring import agreement, engine_outputs
 from prunus.export.sentences import cross_encoder_settings, read_sentences
 from prunus.export.source import carry_tokenizer, read_dense
+from prunus.progress import Bars
 from prunus.runtime.convert import Model, Ranges, calibrate, convert
 from prunus.runtime.engine import Engine
 from prunus.runtime.families import Dense
 from prunus.runtime.learned import read_learned
 from prunus.runtime.store import FILE, read_model, write_model
 from prunus.tasks.base import Feature, Split, Task
-from prunus.training.progress import Bars
 
 __all__ = ["FACTS", "Calibration", "export_packed"]
 
@@ -145,17 +145,17 @@ def run_task(
     directory: Path, data: Mapping[str, Any], bars: Bars, splits: Sequence[Split] = ("train", "validation")
 ) -> tuple[Task | None, str]:
     """The task of the run that made a model, with these splits of its data; or None and why (nothing where none are asked)."""
+    from prunus.models.loading import saved_labels
     from prunus.recipe import read_recipe
     from prunus.report.facts import read_facts
     from prunus.tasks import check_task, load_task, with_data
-    from prunus.training.models import saved_labels
 
     if not splits:
         return None, ""
     if not (directory / "prunus.json").is_file():
         return None, "no prunus.json beside the model"
     try:
-        spec = with_data(read_recipe(read_facts(directory).get("recipe", {})).task, data)
+        spec = with_data(read_recipe(read_facts(directory).recipe).task, data)
         labels = saved_labels(directory)
         if not labels and spec.name == "classification":  # the classes are those of the training file
             splits = ("train", "validation")
@@ -176,7 +176,7 @@ def splits_for(precision: str, calibration: Calibration, evaluate: bool) -> tupl
 
 
 def tokenizer_of(directory: Path) -> Any:
-    from prunus.training.models import load_tokenizer
+    from prunus.models.loading import load_tokenizer
 
     return load_tokenizer(str(directory), key="directory")
 

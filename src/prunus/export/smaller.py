@@ -5,6 +5,7 @@
 ``DIR`` is the output of a run, or any Hugging Face directory whose heads or neurons have lost the columns that read them.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ from prunus.checkpoint.staged import staged
 from prunus.checkpoint.state import RANGES_FILE
 from prunus.errors import CheckpointError, Problem, first_line
 from prunus.export.source import carry_tokenizer
-from prunus.report.facts import FACTS_FILE, read_facts, write_facts
+from prunus.report.facts import FACTS_FILE, RunFacts, read_facts, write_facts
 from prunus.sparsity.compact import Layout
 from prunus.sparsity.structures import Structure, structures
 
@@ -109,10 +110,9 @@ def compact_directory(directory: Path, output: Path, console: Console | None = N
         carry_tokenizer(directory, partial, console)
         if sentences is not None:
             sentences.copy(partial)
-        held = read_facts(directory) if (directory / FACTS_FILE).is_file() else {}
+        run = read_facts(directory) if (directory / FACTS_FILE).is_file() else RunFacts(__version__)
         # What was counted in layers of another size does not hold any more.
-        kept = {key: value for key, value in held.items() if key not in ("tensors", "skipped")}
-        write_facts(partial / FACTS_FILE, {**kept, "compacted": facts})
+        write_facts(partial / FACTS_FILE, replace(run, tensors=(), skipped=(), compacted=facts))
         (partial / "README.md").write_text(_CARD.format(**facts["parameters"]), encoding="utf-8")
     return facts
 

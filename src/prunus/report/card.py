@@ -5,10 +5,10 @@ HTML, or stands in a code block whose fence is longer than any in the text.
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
-from prunus.report.facts import clean, number, rows, section, text, texts
+from prunus.report.facts import ModelResults, RunFacts
+from prunus.report.facts_file import clean
 from prunus.report.words import count, fraction, only_dense, recipe_text, summary_rows
 
 __all__ = ["model_card"]
@@ -39,7 +39,7 @@ _LIMITS: Final = (
 )
 
 
-def model_card(facts: Mapping[str, Any]) -> str:
+def model_card(facts: RunFacts) -> str:
     """``README.md`` of a run's output directory: front matter, results, how to load, recipe, limits."""
     parts = [
         _front_matter(facts),
@@ -48,55 +48,52 @@ def model_card(facts: Mapping[str, Any]) -> str:
         "## Results\n\n" + _results(facts),
         "## Load it\n\n" + _loading(facts),
         "## Recipe, as it ran\n\n" + _recipe(facts),
-        "## Not measured\n\n" + _bullets(texts(facts, "not_measured") or ["Nothing is listed."]),
+        "## Not measured\n\n" + _bullets(list(facts.missing) or ["Nothing is listed."]),
         "## Limits\n\n" + _bullets(_limits(facts)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _title(facts: Mapping[str, Any]) -> str:
-    model = section(facts, "model")
-    name = text(model, "name") or text(model, "architecture") or "model"
-    task = text(section(facts, "task"), "name")
+def _title(facts: RunFacts) -> str:
+    name = facts.model.name or facts.model.architecture or "model"
+    task = facts.task.name
     kind = "" if only_dense(facts) else ", sparse"
     return f"{name}{kind}{' on ' + task if task else ''}"
 
 
-def _front_matter(facts: Mapping[str, Any]) -> str:
+def _front_matter(facts: RunFacts) -> str:
     tags = ["prunus"] if only_dense(facts) else ["prunus", "sparse", "pruning"]
     fields: dict[str, object] = {"library_name": "transformers", "tags": tags}
-    origin = text(section(facts, "model"), "base_model")
+    origin = facts.model.base_model
     if _HUB_NAME.fullmatch(origin):
         fields["base_model"] = origin
-    pipeline, _ = _HEADS.get(text(section(facts, "task"), "head"), ("", ""))
+    pipeline, _ = _HEADS.get(facts.task.head, ("", ""))
     if pipeline:
         fields["pipeline_tag"] = pipeline
     return f"---\n{recipe_text(fields)}\n---"
 
 
-def _intro(facts: Mapping[str, Any]) -> str:
-    sparse, task = section(facts, "sparse"), section(facts, "task")
-    found, lines = number(sparse, "sparsity"), []
+def _intro(facts: RunFacts) -> str:
+    sparse = facts.sparse or ModelResults()
+    found, lines = sparse.sparsity, []
     if found is not None:
-        tensors = len(rows(facts, "tensors"))
-        overall = number(sparse, "sparsity_all")
+        tensors, overall = len(facts.tensors), sparse.sparsity_all
         where = f"the {tensors:,} pruned tensors" if tensors else "the pruned tensors"
         whole = f", and {fraction(overall)} of all weights" if overall is not None else ""
         lines.append(f"{fraction(found)} of the weights in {where} are zero{whole}.")
-    state = text(facts, "status")
-    if state and state != "finished":
-        lines.append(f"**The run is not finished ({_inline(state)}).**")
-    lines.append(f"Made with prunus {_inline(text(facts, 'prunus') or 'of unknown version')}.")
-    notes = texts(task, "notes") + [f"Warning: {line}" for line in texts(facts, "warnings")]
+    if facts.status and facts.status != "finished":
+        lines.append(f"**The run is not finished ({_inline(facts.status)}).**")
+    lines.append(f"Made with prunus {_inline(facts.prunus or 'of unknown version')}.")
+    notes = [*facts.task.notes, *(f"Warning: {line}" for line in facts.notices)]
     return " ".join(lines) + ("\n\n" + _bullets(notes) if notes else "")
 
 
-def _results(facts: Mapping[str, Any]) -> str:
+def _results(facts: RunFacts) -> str:
     lines = ["| | dense | sparse |", "|---|---:|---:|"]
     for line in summary_rows(facts):
         cells = (line.label, _noted(line.dense, line.dense_note), _noted(line.sparse, line.sparse_note))
         lines.append("| " + " | ".join(_inline(cell) for cell in cells) + " |")
-    seen = number(section(facts, "task"), "validation_examples")
+    seen = facts.task.validation_examples
     examples = f"Metrics on {count(seen)} validation examples. " if seen is not None else ""
     lines += ["", f"{examples}Sparsity of the targets: zeros / weights of the tensors that this recipe prunes;"]
     return "\n".join(lines) + " of all weights: zeros / all parameters. A baseline's value stands in both columns."
@@ -106,9 +103,9 @@ def _noted(shown: str, note: str) -> str:
     return f"{shown} ({note})" if note else shown
 
 
-def _loading(facts: Mapping[str, Any]) -> str:
-    _, loader = _HEADS.get(text(section(facts, "task"), "head"), ("", ""))
-    architecture = text(section(facts, "model"), "architecture")
+def _loading(facts: RunFacts) -> str:
+    _, loader = _HEADS.get(facts.task.head, ("", ""))
+    architecture = facts.model.architecture
     ending = next((ending for ending in _ENDINGS if architecture.endswith(ending)), "")
     loader = loader or f"AutoModel{ending}"
     code = (
@@ -117,7 +114,7 @@ def _loading(facts: Mapping[str, Any]) -> str:
         f"model = {loader}.from_pretrained(directory)\n"
         "tokenizer = AutoTokenizer.from_pretrained(directory)"
     )
-    layers = section(facts, "quantization").get("layers")
+    layers = facts.quantization.get("layers")
     if not isinstance(layers, list):
         return _fenced(code, "python")
     note = (
@@ -128,14 +125,14 @@ def _loading(facts: Mapping[str, Any]) -> str:
     return f"{_fenced(code, 'python')}\n\n{note}"
 
 
-def _recipe(facts: Mapping[str, Any]) -> str:
-    recipe, command = facts.get("recipe"), text(facts, "command")
+def _recipe(facts: RunFacts) -> str:
+    recipe, command = facts.recipe, facts.command
     parts = [_fenced(command, "sh")] if command else []
     parts.append(_fenced(recipe_text(recipe), "yaml") if recipe else "Not recorded.")
     return "\n\n".join(parts)
 
 
-def _limits(facts: Mapping[str, Any]) -> list[str]:
+def _limits(facts: RunFacts) -> list[str]:
     return [line for line in _LIMITS if not (only_dense(facts) and line.startswith("Zeros"))]
 
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from prunus.report.facts import clean, number, numbers, rows, section, text
+from prunus.report.facts import History, RunFacts
+from prunus.report.facts_file import clean, number, numbers, section, text
 from prunus.report.layers import fraction_of_zeros, layer_grid
 from prunus.report.svg import Bar, Cell, HeatRow, Line, Scale, bars, escape, heat_grid, line_chart
 from prunus.report.words import NOT_MEASURED, count, fraction, megabytes, metric_names, only_dense
@@ -54,12 +55,11 @@ def tensor_figures(tensors: Tensors) -> str:
     return "".join(parts)
 
 
-def progress_figure(facts: Mapping[str, Any]) -> str:
+def progress_figure(facts: RunFacts) -> str:
     """Sparsity, due and measured, on the left axis; the main metric on the right (alone: on the left)."""
-    history = section(facts, "history")
-    sparsity = rows(history, "sparsity")
-    measured, due = _points(sparsity, "measured"), _points(sparsity, "due")
-    evaluations = [{**numbers(row, "metrics"), "step": number(row, "step")} for row in rows(history, "metrics")]
+    history = facts.history or History()
+    measured, due = _points(history.sparsity, "measured"), _points(history.sparsity, "due")
+    evaluations = [{**numbers(row, "metrics"), "step": number(row, "step")} for row in history.metrics]
     name = next(iter(metric_names(facts)), "")
     name = name or next((key for row in evaluations for key in row if key != "step"), "")
     scores = _points(evaluations, name)
@@ -69,7 +69,7 @@ def progress_figure(facts: Mapping[str, Any]) -> str:
         Line(clean(name), scores, 1, "right" if measured or due else "left", marks=True),
     ]
     steps = [x for line in lines for x, _ in line.points]
-    dense = numbers(section(facts, "dense"), "metrics").get(name)
+    dense = facts.dense.metrics.get(name) if facts.dense is not None else None
     if scores and dense is not None and not only_dense(facts) and max(steps) > min(steps):
         ends = [(min(steps), dense), (max(steps), dense)]
         lines.append(Line(f"dense {fraction(dense)}", ends, 1, lines[2].side, "dashed"))
@@ -96,9 +96,9 @@ def progress_figure(facts: Mapping[str, Any]) -> str:
     )
 
 
-def loss_figures(facts: Mapping[str, Any]) -> str:
+def loss_figures(facts: RunFacts) -> str:
     """The loss and its parts; below it the learning rate."""
-    history = rows(section(facts, "history"), "loss")
+    history = facts.history.loss if facts.history is not None else ()
     names = list(dict.fromkeys(key for row in history for key in row if key == "loss" or key.endswith("_loss")))
     found = [(name, _points(history, name)) for name in names]
     found = [(name, points) for name, points in found if points]
@@ -130,10 +130,11 @@ def loss_figures(facts: Mapping[str, Any]) -> str:
     return "".join(parts)
 
 
-def size_figure(facts: Mapping[str, Any]) -> str:
+def size_figure(facts: RunFacts) -> str:
     """Bars of the weight files, dense and sparse."""
-    sizes = [(name, number(section(facts, name), "bytes"), tone) for name, tone in (("dense", 5), ("sparse", 0))]
-    known = [(name, size, tone) for name, size, tone in sizes if size is not None and size > 0]
+    columns = (("dense", facts.dense, 5), ("sparse", facts.sparse, 0))
+    sizes = [(name, None if column is None else column.bytes, tone) for name, column, tone in columns]
+    known = [(name, float(size), tone) for name, size, tone in sizes if size is not None and size > 0]
     if len(known) < 2:
         return ""
     limit = max(size for _, size, _ in known)

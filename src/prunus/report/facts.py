@@ -1,180 +1,213 @@
-"""Facts: what a run did and measured, as a JSON object in ``prunus.json``, read and written whole.
+"""Run facts: what a run did and measured, as one frozen, versioned dataclass; its file is ``prunus.json``.
 
-The report, the terminal tables and the model card are functions of this object alone. Each entry but ``prunus`` (the
-version that wrote the file) may be missing or null: that fact was not measured. A file is data from outside, so readers
-go through ``section``, ``rows``, ``number`` and ``text``, which answer with nothing where a value has another type.
+``RunFacts`` is what ``prunus run`` returns and what the report, the card, the command line and the benchmarks read. A file is
+data from outside: a value of another type reads as missing, and what is missing reads "not measured". Tables (tensors, the
+history) and free sections (recipe, environment, engines' times) stay rows of JSON values, read with ``number`` and ``text``.
 
-Numbers in the file are finite: JSON has no NaN, so a NaN or an infinity is written, and read, as null.
+    format 1    this one
+    format 0    files without ``format``: a marker line among ``not_measured`` said that no speed was measured
 """
 
-import json
-import math
-import os
-import re
-import secrets
 from collections.abc import Mapping
-from numbers import Integral, Real
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 from prunus.errors import CheckpointError, Problem
+from prunus.report.facts_file import FACTS_FILE, number, numbers, read_json, rows, section, text, texts, write_json
 
-__all__ = ["FACTS_FILE", "clean", "number", "numbers", "read_facts", "rows", "section", "text", "texts", "write_facts"]
+__all__ = [
+    "FACTS_FILE",
+    "FORMAT",
+    "History",
+    "ModelFacts",
+    "ModelResults",
+    "Row",
+    "RunFacts",
+    "Status",
+    "TaskFacts",
+    "read_facts",
+    "write_facts",
+]
 
-FACTS_FILE: Final = "prunus.json"
-MAX_BYTES: Final = 64 * 2**20
-MAX_DEPTH: Final = 64
+FORMAT: Final = 1
+Row = dict[str, Any]
+Status = Literal["", "running", "interrupted", "failed", "finished"]
 
-# Control characters, line separators, bidirectional overrides, lone surrogates and non-characters: they make XML
-# ill-formed, move a terminal's cursor, or show a name as another one.
-_UNSAFE: Final = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff\ufffe\uffff]"
-)
-
-
-def clean(value: object) -> str:
-    """``str(value)`` with each character that is unsafe to print replaced by U+FFFD; tabs and newlines stay."""
-    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", str(value))
-
-
-def section(facts: Mapping[str, Any], key: str) -> dict[str, Any]:
-    """The object under ``key``, empty where there is none."""
-    value = facts.get(key)
-    return dict(value) if isinstance(value, Mapping) else {}
-
-
-def rows(facts: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """The objects of the list under ``key``, empty where there is none; anything else in the list is left out."""
-    value = facts.get(key)
-    return [dict(row) for row in value if isinstance(row, Mapping)] if isinstance(value, list | tuple) else []
+_NO_SPEED: Final = "speed: this run measured none; zeros alone make no file smaller and no stock runtime faster"
+_T = TypeVar("_T")
 
 
-def number(facts: Mapping[str, Any], key: str) -> float | None:
-    """The finite number under ``key``, None where there is none (a bool is no number)."""
-    value = facts.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        found = float(value)
-    except OverflowError:
-        return None
-    return found if math.isfinite(found) else None
+@dataclass(frozen=True)
+class ModelFacts:
+    """The model that a run trained."""
+
+    name: str = ""
+    base_model: str = ""
+    """The Hub id of its origin; empty for a directory."""
+    architecture: str = ""
+    parameters: int | None = None
 
 
-def numbers(facts: Mapping[str, Any], key: str) -> dict[str, float]:
-    """The finite numbers of the object under ``key``, in its order; empty where there is none."""
-    found = section(facts, key)
-    values = {str(name): number(found, name) for name in found}
-    return {name: value for name, value in values.items() if value is not None}
+@dataclass(frozen=True)
+class TaskFacts:
+    """The task and its data."""
+
+    name: str = ""
+    head: str = ""
+    metric: str = ""
+    """The main one."""
+    train_examples: int | None = None
+    validation_examples: int | None = None
+    notes: tuple[str, ...] = ()
+    baselines: Row = field(default_factory=dict)
+    """Who answers -> metric -> value."""
 
 
-def text(facts: Mapping[str, Any], key: str) -> str:
-    """The text under ``key``, cleaned, without outer space; empty where there is none."""
-    value = facts.get(key)
-    return clean(value).strip() if isinstance(value, str) else ""
+@dataclass(frozen=True)
+class ModelResults:
+    """One column of the result: the dense model, or the sparse one."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Empty: not measured."""
+    sparsity: float | None = None
+    """Zeros / weights of the pruned tensors."""
+    sparsity_all: float | None = None
+    """Zeros / all parameters."""
+    bytes: int | None = None
+    """Of the files of weights."""
+    seconds: float | None = None
+    """Of the training."""
+    cached: bool = False
+    """Whether an earlier run had trained it."""
 
 
-def texts(facts: Mapping[str, Any], key: str) -> list[str]:
-    """The texts of the list under ``key``, cleaned; empty where there is none."""
-    value = facts.get(key)
-    return [clean(item).strip() for item in value if isinstance(item, str)] if isinstance(value, list | tuple) else []
+@dataclass(frozen=True)
+class History:
+    """What was logged over a training; every row has a ``step``."""
+
+    loss: tuple[Row, ...] = ()
+    sparsity: tuple[Row, ...] = ()
+    metrics: tuple[Row, ...] = ()
 
 
-def read_facts(directory: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RunFacts:
+    """What a run did and measured. Only ``prunus`` is always there."""
+
+    prunus: str
+    """The version that wrote it."""
+    status: Status = ""
+    command: str = ""
+    recipe: Row = field(default_factory=dict)
+    model: ModelFacts = field(default_factory=ModelFacts)
+    task: TaskFacts = field(default_factory=TaskFacts)
+    environment: Row = field(default_factory=dict)
+    seed: int | None = None
+    budget: Row = field(default_factory=dict)
+    shape: Row = field(default_factory=dict)
+    dense: ModelResults | None = None
+    sparse: ModelResults | None = None
+    target_sparsity: float | None = None
+    tensors: tuple[Row, ...] = ()
+    skipped: tuple[Row, ...] = ()
+    quantization: Row = field(default_factory=dict)
+    banks: Row = field(default_factory=dict)
+    best_step: int | None = None
+    history: History | None = None
+    speed: Row = field(default_factory=dict)
+    """What ``prunus bench`` measured."""
+    compacted: Row = field(default_factory=dict)
+    """What ``prunus compact`` took out."""
+    warnings: tuple[str, ...] = ()
+    not_measured: tuple[str, ...] = ()
+    format: int = FORMAT
+    """Of the file that it was read from; what is written has today's."""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Everything that was not measured: what the run noted, and speed where there are no times."""
+        timed = bool(self.speed) or bool(section(self.budget, "result"))
+        return self.not_measured if timed else (_NO_SPEED, *self.not_measured)
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """The run's warnings, and that its file is of an older format."""
+        if self.format == FORMAT:
+            return self.warnings
+        older = (
+            f"{FACTS_FILE} has format {self.format} of an older prunus; what that did not record reads as not measured"
+        )
+        return (*self.warnings, older)
+
+    @classmethod
+    def of_json(cls, raw: Mapping[str, Any]) -> Self:
+        """The facts in a JSON object; values of another type are left out. Nothing is raised."""
+        found = _read(cls, raw)
+        given = raw.get("format", 0)
+        older = tuple(line for line in found.not_measured if not line.startswith("speed:"))
+        format_ = given if isinstance(given, int) and not isinstance(given, bool) else 0
+        changes = {"format": format_, "not_measured": found.not_measured if format_ else older}
+        return cls(**{**{entry.name: getattr(found, entry.name) for entry in fields(found)}, **changes})
+
+    def to_json(self) -> Row:
+        """JSON values, in today's format; facts that are not there are left out."""
+        values = {entry.name: _plain(getattr(self, entry.name)) for entry in fields(self)}
+        return {"format": FORMAT} | {k: v for k, v in values.items() if k != "format" and v not in (None, "", [], {})}
+
+
+def _read(cls: type[_T], raw: Mapping[str, Any]) -> _T:
+    """A dataclass whose fields are read by their type hints."""
+    values: dict[str, Any] = {}
+    for name, hint in get_type_hints(cls).items():
+        arguments = get_args(hint)
+        inner = next((each for each in (hint, *arguments) if isinstance(each, type) and is_dataclass(each)), None)
+        value: Any = None
+        if inner is not None:
+            given = section(raw, name)
+            value = _read(inner, given) if given else None
+        elif hint is bool:
+            value = raw.get(name) is True
+        elif hint is str or get_origin(hint) is Literal:
+            value = text(raw, name)
+            value = value if hint is str or value in arguments else None
+        elif int in (hint, *arguments):
+            value = number(raw, name)
+            value = None if value is None else int(value)
+        elif float in arguments and get_origin(hint) is not dict:
+            value = number(raw, name)
+        elif get_origin(hint) is tuple:
+            value = tuple(texts(raw, name) if arguments[0] is str else rows(raw, name))
+        else:
+            value = numbers(raw, name) if arguments == (str, float) else section(raw, name)
+        if value is not None:
+            values[name] = value
+    return cls(**values)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def read_facts(directory: Path) -> RunFacts:
     """The facts of the run in ``directory``.
 
     Raises:
-        CheckpointError: ``prunus.json`` is missing, larger than 64 MiB, no JSON object, nested deeper than 64 levels,
-            or names no version under ``prunus``.
+        CheckpointError: ``prunus.json`` cannot be read (``facts_file.read_json``), or a later prunus wrote it.
 
     """
-    path = directory / FACTS_FILE
-    try:
-        # One byte more than is allowed: the size is judged on what was read, not on what the directory says.
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise _error(path, reason, "be a readable file", "the directory that `prunus run` wrote") from error
-    if len(data) > MAX_BYTES:
-        raise _error(
-            path, f"{len(data):,} or more", f"hold at most {MAX_BYTES:,} bytes", "the directory that `prunus run` wrote"
-        )
-    try:
-        # parse_constant sees NaN, Infinity and -Infinity, which Python's reader accepts although JSON has none.
-        facts = json.loads(data.decode("utf-8"), parse_constant=lambda _: None)
-    except (ValueError, RecursionError) as error:
-        raise _error(path, clean(error), "be JSON", "the copy of an earlier checkpoint, or the run again") from error
-    if not isinstance(facts, dict):
-        raise _error(path, type(facts).__name__, "be a JSON object", "the directory that `prunus run` wrote")
-    if _deeper_than(facts, MAX_DEPTH):
-        raise _error(
-            path, "more levels", f"be nested at most {MAX_DEPTH} levels", "the directory that `prunus run` wrote"
-        )
-    if not text(facts, "prunus"):
+    raw = read_json(directory)
+    facts = RunFacts.of_json(raw)
+    if facts.format > FORMAT:
+        rule = f"be at most {FORMAT}, which this prunus reads"
         raise CheckpointError(
-            Problem(f"prunus in {path}", facts.get("prunus"), "be the version that wrote it", "the run again")
+            Problem(f"format in {directory / FACTS_FILE}", facts.format, rule, "the prunus that wrote it")
         )
     return facts
 
 
-def write_facts(path: Path, facts: Mapping[str, Any]) -> None:
-    """Write ``facts`` to ``path`` so that a reader sees the old file or the new one, never a part.
-
-    NaN and infinities become null; NumPy scalars become numbers, paths text, tuples lists.
-
-    Raises:
-        CheckpointError: the file cannot be written; the old one, if any, is unchanged.
-        TypeError: a value is none of JSON's kinds.
-
-    """
-    data = json.dumps(_plain(facts), indent=1, allow_nan=False).encode("ascii") + b"\n"
-    # Beside the target, for os.replace is atomic within one file system only; opened by hand, for the modules that make
-    # temporary files make them unreadable to others.
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    try:
-        try:
-            with beside.open("xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise _error(path, reason, "be writable", "another output directory, or free space") from error
-
-
-def _error(path: Path, value: str, rule: str, fix: str) -> CheckpointError:
-    return CheckpointError(Problem(str(path), value, rule, fix))
-
-
-def _plain(value: object) -> object:
-    """``value`` as JSON's own kinds."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, Integral):
-        return int(value)
-    if isinstance(value, Real):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"facts hold JSON values, got {type(value).__name__}")
-
-
-def _deeper_than(value: object, levels: int) -> bool:
-    front = [value]
-    for _ in range(levels):
-        inner: list[object] = []
-        for item in front:
-            if isinstance(item, dict):
-                inner.extend(item.values())
-            elif isinstance(item, list):
-                inner.extend(item)
-        front = inner
-    return any(isinstance(item, dict | list) for item in front)
+def write_facts(path: Path, facts: RunFacts) -> None:
+    """Writes ``facts`` as JSON; a reader sees the old file or the new one. Raises as ``facts_file.write_json`` does."""
+    write_json(path, facts.to_json())

@@ -4,13 +4,14 @@ The page holds its style and its drawings and asks for nothing else: no script, 
 Content-Security-Policy that forbids them. All text from the facts is escaped. What was not measured says so.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from prunus.errors import CheckpointError, Problem
 from prunus.report.charts import loss_figures, progress_figure, size_figure, speed_figures, tensor_figures
-from prunus.report.facts import FACTS_FILE, clean, number, numbers, read_facts, rows, section, text, texts, write_facts
+from prunus.report.facts import FACTS_FILE, History, ModelResults, Row, RunFacts, read_facts, write_facts
+from prunus.report.facts_file import clean, number, numbers, section, text
 from prunus.report.layers import fraction_of_zeros
 from prunus.report.style import CSS
 from prunus.report.svg import escape
@@ -27,9 +28,7 @@ from prunus.report.words import (
     summary_rows,
 )
 
-__all__ = ["add_facts", "render_html"]
-
-Facts = Mapping[str, Any]
+__all__ = ["add_speed", "render_html"]
 
 _STATES = {
     "running": "This run has not finished: the figures are those written last.",
@@ -38,15 +37,15 @@ _STATES = {
 }
 
 
-def render_html(facts: Facts) -> str:
+def render_html(facts: RunFacts) -> str:
     """The report, a whole HTML document as text (UTF-8 when written).
 
     ``facts`` may lack anything but ``prunus``; a missing fact reads "not measured".
     """
     parts = [
         _header(facts),
-        _callout("Not finished", [_STATES[state]] if (state := text(facts, "status")) in _STATES else []),
-        _callout("Warnings", texts(facts, "warnings")),
+        _callout("Not finished", [_STATES[facts.status]] if facts.status in _STATES else []),
+        _callout("Warnings", facts.notices),
         _headline(facts),
         _tensors(facts),
         _training(facts),
@@ -62,24 +61,21 @@ def render_html(facts: Facts) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><meta name="color-scheme" content="light dark">'
         f"<title>{escape(_title(facts))}</title><style>{CSS}</style>"
     )
-    footer = f"<footer>Written by prunus {escape(text(facts, 'prunus'))} from prunus.json in this directory.</footer>"
+    footer = f"<footer>Written by prunus {escape(facts.prunus)} from prunus.json in this directory.</footer>"
     body = "\n".join(filter(None, parts))
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{body}\n{footer}\n</main></body></html>\n'
     )
 
 
-def add_facts(directory: Path, more: Facts) -> None:
-    """Writes more into the facts of a finished run, and its page anew.
+def add_speed(directory: Path, speed: Row) -> None:
+    """Writes what ``prunus bench`` measured into the facts of a finished run, and its page anew.
 
     Raises:
         CheckpointError: facts that cannot be read, or files that cannot be written.
 
     """
-    facts = read_facts(directory) | dict(more)
-    facts["not_measured"] = [
-        line for line in texts(facts, "not_measured") if line.partition(":")[0] not in more
-    ]  # "speed: ..." until it was measured
+    facts = replace(read_facts(directory), speed=dict(speed))
     write_facts(directory / FACTS_FILE, facts)
     try:
         (directory / "report.html").write_text(render_html(facts), encoding="utf-8")
@@ -87,37 +83,35 @@ def add_facts(directory: Path, more: Facts) -> None:
         raise CheckpointError(Problem(str(directory / "report.html"), str(error), "be writable")) from None
 
 
-def _title(facts: Facts) -> str:
-    model, task = section(facts, "model"), section(facts, "task")
-    name = text(model, "name") or text(model, "architecture") or "model not recorded"
-    return f"{name} on {text(task, 'name')}" if text(task, "name") else name
+def _title(facts: RunFacts) -> str:
+    name = facts.model.name or facts.model.architecture or "model not recorded"
+    return f"{name} on {facts.task.name}" if facts.task.name else name
 
 
-def _header(facts: Facts) -> str:
-    model, task = section(facts, "model"), section(facts, "task")
-    state = text(facts, "status") or "status not recorded"
+def _header(facts: RunFacts) -> str:
+    state = facts.status or "status not recorded"
     kind = "state" if state == "finished" else "state open"
-    parameters = number(model, "parameters")
+    parameters, examples = facts.model.parameters, facts.task.train_examples
     details = [
-        text(model, "architecture"),
+        facts.model.architecture,
         f"{count(parameters)} parameters" if parameters is not None else "",
-        f"{count(number(task, 'train_examples'))} training examples" if number(task, "train_examples") else "",
+        f"{count(examples)} training examples" if examples else "",
     ]
-    notes = [escape(note) for note in texts(task, "notes")]
+    notes = [escape(note) for note in facts.task.notes]
     return (
-        f'<header><p>prunus {escape(text(facts, "prunus"))}<span class="{kind}">{escape(state)}</span></p>'
+        f'<header><p>prunus {escape(facts.prunus)}<span class="{kind}">{escape(state)}</span></p>'
         f"<h1>{escape(_title(facts))}</h1><p>{escape(' · '.join(filter(None, details)))}</p>"
         f'<p class="lede">{_lede(facts)}</p></header>'
         + (f'<ul class="plain none">{"".join(f"<li>{note}</li>" for note in notes)}</ul>' if notes else "")
     )
 
 
-def _lede(facts: Facts) -> str:
+def _lede(facts: RunFacts) -> str:
     """The result in one or two sentences."""
-    tensors, dense, sparse = rows(facts, "tensors"), section(facts, "dense"), section(facts, "sparse")
-    sentences = []
-    sparsity, overall = number(sparse, "sparsity"), number(sparse, "sparsity_all")
-    last = [row for row in rows(section(facts, "history"), "sparsity") if number(row, "measured") is not None]
+    dense, sparse = facts.dense or ModelResults(), facts.sparse or ModelResults()
+    tensors, history, sentences = facts.tensors, facts.history or History(), []
+    sparsity, overall = sparse.sparsity, sparse.sparsity_all
+    last = [row for row in history.sparsity if number(row, "measured") is not None]
     if sparsity is not None:
         where = f"the {len(tensors):,} pruned tensors" if tensors else "the pruned tensors"
         whole = f", and <b>{fraction(overall)}</b> of all weights" if overall is not None else ""
@@ -128,11 +122,11 @@ def _lede(facts: Facts) -> str:
     elif only_dense(facts):
         sentences.append("A dense run: nothing was pruned.")
     name = next(iter(metric_names(facts)), "")
-    seen = [row for row in rows(section(facts, "history"), "metrics") if name in numbers(row, "metrics")]
-    if seen and not numbers(sparse, "metrics") and text(facts, "status") != "finished":
+    seen = [row for row in history.metrics if name in numbers(row, "metrics")]
+    if seen and not sparse.metrics and facts.status != "finished":
         now = fraction(numbers(seen[-1], "metrics")[name])
         sentences.append(f"{_capital(name)} at step {count(number(seen[-1], 'step'))}: <b>{now}</b>.")
-    before, after = numbers(dense, "metrics").get(name), numbers(sparse, "metrics").get(name)
+    before, after = dense.metrics.get(name), sparse.metrics.get(name)
     if before is not None and after is not None:
         change = signed(after - before)
         sentences.append(f"{_capital(name)} <b>{fraction(after)}</b>, against {fraction(before)} dense ({change}).")
@@ -154,7 +148,7 @@ def _callout(title: str, lines: Sequence[str]) -> str:
     return f'<div class="note" role="note"><p>{escape(title)}</p><ul>{items}</ul></div>'
 
 
-def _headline(facts: Facts) -> str:
+def _headline(facts: RunFacts) -> str:
     dense_only = only_dense(facts)
     lines = summary_rows(facts)
     shown = [line for line in lines if not (dense_only and line.kind in {"target", "sparsity"})]
@@ -162,8 +156,7 @@ def _headline(facts: Facts) -> str:
     heads = ["", "dense", *([] if dense_only else ["sparse"]), *(["change"] if changed else [])]
     body = "".join(_line(line, i == 0 and line.kind == "metric", dense_only, changed) for i, line in enumerate(shown))
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
-    task = section(facts, "task")
-    seen = number(task, "validation_examples")
+    seen = facts.task.validation_examples
     note = f"Metrics on {count(seen)} validation examples. " if seen is not None else ""
     return (
         f"<section><h2>Result</h2><p>{note}A name opens its definition.</p>"
@@ -191,11 +184,10 @@ def _value(shown: str, note: str) -> str:
     return f"<td{' class=none' if shown == NOT_MEASURED else ''}>{escape(shown)}{small}</td>"
 
 
-def _tensors(facts: Facts) -> str:
+def _tensors(facts: RunFacts) -> str:
     if only_dense(facts):
         return ""
-    tensors = rows(facts, "tensors")
-    skipped = _skipped(rows(facts, "skipped"))
+    tensors, skipped = facts.tensors, _skipped(facts.skipped)
     if not tensors:
         return f"<section><h2>Sparsity by tensor</h2><p>{NOT_MEASURED.capitalize()}.</p>{skipped}</section>"
     weights, zeros = (sum(number(tensor, key) or 0 for tensor in tensors) for key in ("weights", "zeros"))
@@ -217,7 +209,7 @@ def _tensors(facts: Facts) -> str:
     )
 
 
-def _tensor(tensor: Facts) -> str:
+def _tensor(tensor: Row) -> str:
     values = [
         _shape(tensor),
         text(tensor, "pattern"),
@@ -229,12 +221,12 @@ def _tensor(tensor: Facts) -> str:
     return f'<tr><td class="name">{escape(text(tensor, "name") or "unnamed")}</td>{cells}</tr>'
 
 
-def _shape(tensor: Facts) -> str:
+def _shape(tensor: Row) -> str:
     shape = tensor.get("shape")
     return " × ".join(clean(size) for size in shape) if isinstance(shape, list | tuple) else ""
 
 
-def _skipped(skipped: Sequence[Facts]) -> str:
+def _skipped(skipped: Sequence[Row]) -> str:
     if not skipped:
         return ""
     body = "".join(
@@ -251,7 +243,7 @@ def _skipped(skipped: Sequence[Facts]) -> str:
     )
 
 
-def _training(facts: Facts) -> str:
+def _training(facts: RunFacts) -> str:
     figure = progress_figure(facts)
     if not figure:
         return f"<section><h2>Over training</h2><p>{NOT_MEASURED.capitalize()}.</p></section>"
@@ -264,20 +256,20 @@ def _training(facts: Facts) -> str:
     return f"<section><h2>Over training</h2><p>{words}</p>{figure}</section>"
 
 
-def _losses(facts: Facts) -> str:
+def _losses(facts: RunFacts) -> str:
     figures = loss_figures(facts)
     words = "The loss that was minimised, with its parts where it has several." if figures else "Not measured."
     return f"<section><h2>Loss and learning rate</h2><p>{words}</p>{figures}</section>"
 
 
-def _sizes(facts: Facts) -> str:
+def _sizes(facts: RunFacts) -> str:
     figure = size_figure(facts)
     return f"<section><h2>Size on disk</h2><p>{escape(DEFINITIONS['bytes'])}</p>{figure}</section>" if figure else ""
 
 
-def _speed(facts: Facts) -> str:
+def _speed(facts: RunFacts) -> str:
     """What ``prunus bench`` measured, if it was asked."""
-    speed = section(facts, "speed")
+    speed = facts.speed
     figures = speed_figures(speed)
     if not figures:
         return ""
@@ -290,20 +282,17 @@ def _speed(facts: Facts) -> str:
     return f"<section><h2>Speed</h2><p>{escape(words)}</p>{figures}</section>"
 
 
-def _missing(facts: Facts) -> str:
-    lines = texts(facts, "not_measured")
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+def _missing(facts: RunFacts) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in facts.missing)
     body = f'<ul class="plain">{items}</ul>' if items else "<p>Nothing is listed.</p>"
     return f"<section><h2>What was not measured</h2>{body}</section>"
 
 
-def _origin(facts: Facts) -> str:
+def _origin(facts: RunFacts) -> str:
     """How to run it again: command, seed, environment, recipe."""
-    seed = facts.get("seed")
-    pairs = [("command", text(facts, "command")), ("seed", "" if seed is None else clean(seed))]
-    environment = section(facts, "environment")
-    pairs += [(clean(key), "" if value is None else clean(value)) for key, value in environment.items()]
+    pairs = [("command", facts.command), ("seed", "" if facts.seed is None else str(facts.seed))]
+    pairs += [(clean(key), "" if value is None else clean(value)) for key, value in facts.environment.items()]
     terms = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value or 'not recorded')}</dd>" for key, value in pairs)
-    recipe = facts.get("recipe")
+    recipe = facts.recipe
     shown = f"<pre>{escape(recipe_text(recipe))}</pre>" if recipe else "<p class=none>not recorded</p>"
     return f"<section><h2>How it was run</h2><dl>{terms}</dl><h3>Recipe, as it ran</h3>{shown}</section>"

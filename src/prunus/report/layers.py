@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from prunus.architectures import layer_part, split_layer
-from prunus.report.facts import number as number_of
-from prunus.report.facts import text
+from prunus.report.facts_file import number as number_of
+from prunus.report.facts_file import text
 
 __all__ = ["COLUMNS", "Layer", "fraction_of_zeros", "layer_grid"]
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Literal
 
-from prunus.report.facts import clean
+from prunus.report.facts_file import clean
 from prunus.report.words import short
 
 __all__ = ["Bar", "Cell", "HeatRow", "Line", "Scale", "bars", "escape", "heat_grid", "line_chart", "thin"]

@@ -3,26 +3,22 @@
 Cells are ``rich.text.Text``: names from a file are never read as markup, and hold no control character.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 from rich.table import Table
 from rich.text import Text
 
-from prunus.report.facts import section, text
+from prunus.report.facts import RunFacts
 from prunus.report.words import NOT_MEASURED, summary_rows
 
 __all__ = ["summary_table"]
 
 
-def summary_table(facts: Mapping[str, Any]) -> Table:
+def summary_table(facts: RunFacts) -> Table:
     """Metrics (the main one first), sparsities, size and time, dense beside sparse; baselines below, dim.
 
     A baseline belongs to the task, so its value stands in both columns.
     """
-    task, model = section(facts, "task"), section(facts, "model")
-    name = text(model, "name") or text(model, "architecture")
-    title = " · ".join(filter(None, (text(task, "name"), name))) or "prunus"
+    name = facts.model.name or facts.model.architecture
+    title = " · ".join(filter(None, (facts.task.name, name))) or "prunus"
     table = Table(title=Text(title), title_justify="left")
     table.add_column("")
     table.add_column("dense", justify="right")

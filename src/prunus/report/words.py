@@ -7,9 +7,10 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from prunus.report.facts import clean, number, numbers, rows, section, text
+from prunus.report.facts import ModelResults, RunFacts
+from prunus.report.facts_file import clean, number, numbers, section
 
 __all__ = [
     "DEFINITIONS",
@@ -115,53 +116,53 @@ def short(value: float) -> str:
     return f"{value:.6g}"
 
 
-def metric_names(facts: Mapping[str, Any]) -> list[str]:
+def metric_names(facts: RunFacts) -> list[str]:
     """Names of all metrics in the facts, the main one first."""
-    found = [*numbers(section(facts, "dense"), "metrics"), *numbers(section(facts, "sparse"), "metrics")]
-    main = text(section(facts, "task"), "metric")
-    return list(dict.fromkeys([main, *found] if main else found))
+    names = [name for column in (facts.dense, facts.sparse) if column is not None for name in column.metrics]
+    main = facts.task.metric
+    return list(dict.fromkeys([main, *names] if main else names))
 
 
-def only_dense(facts: Mapping[str, Any]) -> bool:
+def only_dense(facts: RunFacts) -> bool:
     """True where the run made a dense model, pruned nothing and was not asked to."""
-    pruned = bool(section(facts, "sparse") or rows(facts, "tensors") or number(facts, "target_sparsity"))
-    return bool(section(facts, "dense")) and not pruned
+    pruned = facts.sparse is not None or bool(facts.tensors or facts.target_sparsity)
+    return facts.dense is not None and not pruned
 
 
-def summary_rows(facts: Mapping[str, Any]) -> list[SummaryRow]:
+def summary_rows(facts: RunFacts) -> list[SummaryRow]:
     """The headline table: metrics (main first), sparsities, size, time; then the baselines (value in both columns)."""
-    dense, sparse = section(facts, "dense"), section(facts, "sparse")
-    before, after = numbers(dense, "metrics"), numbers(sparse, "metrics")
+    dense, sparse = facts.dense or ModelResults(), facts.sparse or ModelResults()
+    before, after = dense.metrics, sparse.metrics
     lines = []
     for name in metric_names(facts):
         first, last = before.get(name), after.get(name)
         change = signed(last - first) if first is not None and last is not None else ""
         lines.append(SummaryRow("metric", clean(name), fraction(first), fraction(last), change))
-    target = number(facts, "target_sparsity")
-    if target is not None:
-        lines.append(SummaryRow("target", "target sparsity", "", fraction(target)))
-    for key, label in (("sparsity", "sparsity of the targets"), ("sparsity_all", "sparsity of all weights")):
-        lines.append(SummaryRow(key, label, fraction(number(dense, key)), fraction(number(sparse, key))))
-    layers = section(facts, "quantization").get("layers")
+    if facts.target_sparsity is not None:
+        lines.append(SummaryRow("target", "target sparsity", "", fraction(facts.target_sparsity)))
+    of_targets, of_all = "sparsity of the targets", "sparsity of all weights"
+    lines.append(SummaryRow("sparsity", of_targets, fraction(dense.sparsity), fraction(sparse.sparsity)))
+    lines.append(SummaryRow("sparsity_all", of_all, fraction(dense.sparsity_all), fraction(sparse.sparsity_all)))
+    layers = facts.quantization.get("layers")
     if isinstance(layers, list):
         lines.append(SummaryRow("precision", "precision", "float32", f"int8, {len(layers)} layers"))
-    sizes = number(dense, "bytes"), number(sparse, "bytes")
+    sizes = dense.bytes, sparse.bytes
     lines.append(SummaryRow("bytes", "size on disk (MB)", megabytes(sizes[0]), megabytes(sizes[1]), _times(*sizes)))
-    times = [duration(number(part, "seconds")) for part in (dense, sparse)]
-    cached = ["from cache" if part.get("cached") is True else "" for part in (dense, sparse)]
+    times = [duration(column.seconds) for column in (dense, sparse)]
+    cached = ["from cache" if column.cached else "" for column in (dense, sparse)]
     lines.append(SummaryRow("seconds", "training time", times[0], times[1], "", cached[0], cached[1]))
-    budget = section(facts, "budget")
+    budget = facts.budget
     timed = section(budget, "result")
     if timed:
         took = number(timed, "dense_seconds"), number(timed, "seconds")
         tokens = count(number(budget, "tokens"))
         label = f"time of {tokens} tokens, compacted (ms)"
         lines.append(SummaryRow("time", label, _milliseconds(took[0]), _milliseconds(took[1]), _times(*took)))
-    banks = section(facts, "banks")
+    banks = facts.banks
     if banks:
         taken = f"{duration(number(banks, 'seconds'))}, {megabytes(number(banks, 'bytes'))} MB"
         lines.append(SummaryRow("banks", f"contrastive banks, {_whole(number(banks, 'passes'))} passes", "", taken))
-    baselines = section(section(facts, "task"), "baselines")
+    baselines = facts.task.baselines
     for who in baselines:
         for name, value in numbers(baselines, who).items():
             label = f"baseline: {clean(who)} ({clean(name)})"

@@ -13,10 +13,9 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunus.checkpoint.state import read_tensors, write_tensors
-from prunus.sparsity.masker import Masker
+from prunus.distributed.processes import barrier, is_main_process
 from prunus.sparsity.measure import whole
-from prunus.training.callback import PruneCallback
-from prunus.training.processes import first, together
+from prunus.training.session import Session
 
 __all__ = ["KeepBest"]
 
@@ -30,12 +29,12 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         directory: where ``best.safetensors`` is kept.
         metric: name of the metric, without the Trainer's ``eval_``.
         after: the first optimizer step that counts.
+        session: of the training; no weights count before its last mask update.
 
     """
 
-    def __init__(self, directory: Path, metric: str, after: int) -> None:
-        self.path, self.metric, self.after = directory / _FILE, metric, after
-        self.pruning: PruneCallback | None = None
+    def __init__(self, directory: Path, metric: str, after: int, session: Session | None = None) -> None:
+        self.path, self.metric, self.after, self.session = directory / _FILE, metric, after, session
         self.value: float | None = None
         self.step = self.looked = -1
 
@@ -68,14 +67,14 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
     def see(self, model: nn.Module, step: int, value: float) -> None:
         """Keeps the weights if they are the best that count."""
         self.looked = step
-        masker: Masker | None = self.pruning.masker if self.pruning is not None else None
+        masker = self.session.masker if self.session is not None else None
         if step < self.after or (masker is not None and not masker.finished):
             return
         if self.value is None or value > self.value:
             self.value, self.step = value, step
             # All processes collect it.
             held = {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}
-            if not first():
+            if not is_main_process():
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)
             held = {name: tensor.clone() for name, tensor in held.items()}  # tied ones apart
@@ -85,6 +84,6 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         """Puts the best weights back; False where none counted."""
         if self.value is None:
             return False
-        together()
+        barrier()
         model.load_state_dict(read_tensors(self.path))
         return True

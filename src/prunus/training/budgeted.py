@@ -8,7 +8,7 @@ Which heads and neurons go is the business of the criterion, so the layers of th
 ``timed_again`` measures it as it came out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any, Final
@@ -16,66 +16,76 @@ from typing import Any, Final
 from torch import nn
 from transformers import PreTrainedConfig
 
+from prunus.distributed.processes import from_main_process
 from prunus.errors import Problem, RecipeError
+from prunus.models.latency import layer_times, of_size, seconds_of
 from prunus.recipe import Recipe
-from prunus.sparsity.budget import Measure, cost_of, left_of, sparsity_for
+from prunus.sparsity.budget import Budget, Measure, cost_of, left_of, sparsity_for
 from prunus.sparsity.compact import compact
+from prunus.sparsity.pruning import Pruning
 from prunus.sparsity.structures import structures
 from prunus.tasks.base import HeadKind
-from prunus.training.latency import layer_times, of_size, seconds_of
-from prunus.training.processes import from_first
+from prunus.training.planned_models import Models
 
-__all__ = ["timed_again", "within_budget"]
+__all__ = ["resolve_budget", "timed_again", "with_sparsity"]
 
 _BAND: Final = 0.02
 _TRIES: Final = 6
 _ROUNDS: Final = 40
 
 
-def within_budget(
-    recipe: Recipe,
-    skeleton: nn.Module,
-    config: PreTrainedConfig,
+def resolve_budget(
+    budget: Budget | None,
+    prunings: Sequence[Pruning],
+    threads: int | None,
+    models: Models,
     head: HeadKind,
-    found: Mapping[str, Any] | None = None,
+    spent: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe with the sparsity that its budget takes, the same for heads and neurons, and how that was found.
+) -> dict[str, Any]:
+    """The sparsity that a budget takes, the same for all ``prunings`` (those of heads and neurons), and how it was found.
 
-    ``found`` is what an earlier call returned, for a run that goes on: times are not the same again. ``progress`` is told the
-    rounds of a measurement. Of several processes the first one measures. Raises ``RecipeError`` for a budget that cannot be
-    met.
+    ``spent`` is what an earlier call returned, for a run that goes on: times are not the same again. ``progress`` is told the
+    rounds of a measurement; of several processes the main one measures. Returns nothing where there is no budget. Raises
+    ``RecipeError`` for a budget that cannot be met.
     """
-    budget = recipe.budget
-    asked = budget.limit if budget is not None else None
-    if budget is None or asked is None:
-        return recipe, {}
-    if found is None:
-        found = from_first(lambda: _found(recipe, asked, budget.tokens, skeleton, config, head, progress))
-    return _with(recipe, float(found["sparsity"])), dict(found)
+    share = budget.limit if budget is not None else None
+    if budget is None or share is None:
+        return {}
+    if spent is not None:
+        return dict(spent)
+    return from_main_process(lambda: _search(share, budget.tokens, prunings, threads, models, head, progress))
 
 
-def _found(
-    recipe: Recipe,
+def with_sparsity(recipe: Recipe, budget: Mapping[str, Any]) -> Recipe:
+    """The recipe with the sparsity that its budget came to, in place of the budget."""
+    if not budget:
+        return recipe
+    sparsity = float(budget["sparsity"])
+    rules = tuple(replace(p, sparsity=sparsity) if recipe.budgets(p) else p for p in recipe.prune)
+    return replace(recipe, prune=rules, budget=None)
+
+
+def _search(
     asked: tuple[Measure, float],
     tokens: int,
-    skeleton: nn.Module,
-    config: PreTrainedConfig,
+    prunings: Sequence[Pruning],
+    threads: int | None,
+    models: Models,
     head: HeadKind,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
     measure, share = asked
-    own = [pruning for pruning in recipe.prune if recipe.budgets(pruning)]
-    kinds = {pruning.pattern for pruning in own}
-    multiples = {pruning.pattern: pruning.allocation.multiple for pruning in own}
-    threads = recipe.train.threads
+    skeleton, config = models.skeleton, models.config
+    kinds = {pruning.pattern for pruning in prunings}
+    multiples = {pruning.pattern: pruning.allocation.multiple for pruning in prunings}
     times = layer_times(config, head, tokens, threads, progress) if measure == "latency" else None
 
     def cost(sparsity: float) -> float:
         return cost_of(skeleton, measure, dict.fromkeys(kinds, sparsity), tokens, times, multiples)
 
     counts = [each.units for each in structures(skeleton) if each.kind in kinds]
-    most = min(pruning.allocation.max_per_tensor for pruning in own)
+    most = min(pruning.allocation.max_per_tensor for pruning in prunings)
     least = sparsity_for(cost, share, counts, f"budget.{measure}", most)
     facts: dict[str, Any] = {"measure": measure, "share": share, "tokens": tokens, "times": times}
     if measure == "latency":
@@ -121,7 +131,7 @@ def _tried(measured: Callable[[float], float], first: float, share: float, most:
 
 
 def timed_again(model: nn.Module, config: PreTrainedConfig, head: HeadKind, found: Mapping[str, Any]) -> dict[str, Any]:
-    """``found``, as ``within_budget`` returned it for a budget of latency, and what it came to.
+    """``found``, as ``resolve_budget`` returned it for a budget of latency, and what it came to.
 
     ``result`` has the seconds of one sequence through the dense model and through ``model`` without what does nothing, in
     float32 on the processor.
@@ -130,8 +140,3 @@ def timed_again(model: nn.Module, config: PreTrainedConfig, head: HeadKind, foun
     compact(small)
     whole, less = seconds_of([of_size(config, head, {}), small], found["tokens"], found["threads"], _ROUNDS)
     return {**found, "result": {"dense_seconds": whole, "seconds": less}}
-
-
-def _with(recipe: Recipe, sparsity: float) -> Recipe:
-    rules = tuple(replace(p, sparsity=sparsity) if recipe.budgets(p) else p for p in recipe.prune)
-    return replace(recipe, prune=rules, budget=None)

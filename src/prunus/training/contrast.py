@@ -20,23 +20,20 @@ from zlib import crc32
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 
-from prunus.checkpoint.state import write_tensors
 from prunus.checkpoint.states import read_states, write_states
 from prunus.distillation.banks import Bank, draw, filled
 from prunus.distillation.contrastive import Contrastive, Representation, contrastive_loss, sets_of
 from prunus.errors import CheckpointError, Problem, TargetError, TrainingError
+from prunus.models.predict import LABEL_KEYS
+from prunus.sparsity.masker import Masker
 from prunus.sparsity.wrappers import body_of, unwrapped
-from prunus.training.callback import PruneCallback
-from prunus.training.predict import LABEL_KEYS
-from prunus.training.resume import read_state, resumed_from
 
 __all__ = ["ROW_ID", "Contrasting", "Numbered", "represented", "representing"]
 
 ROW_ID: Final = "row_id"
 _NOT_ASKED: Final = LABEL_KEYS | {"label", "label_ids", ROW_ID}
-_STATE_FILE: Final = "banks.safetensors"
 _BANKS: Final = "banks"
 
 
@@ -91,11 +88,11 @@ def represented(given: Any, attended: Tensor | None, kind: Representation) -> Te
 
 
 @final
-class Contrasting(TrainerCallback):  # type: ignore[misc]
+class Contrasting:
     """The banks of one training and the terms that they make.
 
-    ``pretrained`` is PrC's model (None: the student as it starts), ``teacher`` FiC's. ``facts`` counts what encoding took.
-    Raises ``TargetError`` for terms whose model or labels are not there.
+    ``pretrained`` is PrC's model (None: the student as it starts), ``teacher`` FiC's; ``growing`` says whether masks grow.
+    ``facts`` counts what encoding took. Raises ``TargetError`` for terms whose model or labels are not there.
     """
 
     def __init__(
@@ -106,13 +103,13 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         *,
         pretrained: nn.Module | None,
         teacher: nn.Module | None,
-        prune: PruneCallback | None,
+        growing: bool,
         seed: int,
         batch_size: int,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.choice, self._rows, self._collate = choice, rows, collate
-        self._pretrained, self._teacher, self._prune = pretrained, teacher, prune
+        self._pretrained, self._teacher = pretrained, teacher
         self._seed, self._batch_size, self._autocast = seed, batch_size, autocast
         self.banks: dict[str, Bank] = {}
         self._labels: Tensor | None = None
@@ -129,7 +126,7 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
             found.append(
                 Problem("distill.contrast.fic", terms["fic"].weight, "come with a teacher", "distill.teacher: dense")
             )
-        if "snc" in terms and (prune is None or not any(not rule.lock for rule in prune.prunings)):
+        if "snc" in terms and not growing:
             rule = "come with a rule of prune whose masks grow"
             found.append(Problem("distill.contrast.snc", terms["snc"].weight, rule, "leaving it out"))
         if not isinstance(rows.rows, Sized) or not hasattr(rows.rows, "__getitem__"):
@@ -184,10 +181,10 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
 
     # When banks are filled
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    def begin(
+        self, model: nn.Module, args: TrainingArguments, saved: Mapping[str, Tensor] | None, checkpoint: Path | None
     ) -> None:
-        """PrC and FiC; on a resumed run, what the checkpoint names."""
+        """Fills the banks of PrC and FiC; a resumed training reads those that the state of its checkpoint names."""
         terms = self.choice.terms
         self._directory, self._device = Path(args.output_dir) / _BANKS, args.device
         self._rank, self._processes = args.process_index, args.world_size
@@ -195,11 +192,9 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         self._read_rows()
         self.banks = {name: Bank(len(self._rows)) for name in terms}
         self._grid = 0
-        checkpoint = resumed_from(args, state)
-        if checkpoint is not None:
-            held = read_state(checkpoint, _STATE_FILE, "the same contrastive terms")
-            self._grid = int(held["grid"])
-            for key in held:
+        if checkpoint is not None and saved is not None:
+            self._grid = int(saved["grid"])
+            for key in saved:
                 term, _, name = key.partition(".")
                 if name and term in self.banks:
                     if self._rank == 0:
@@ -213,29 +208,24 @@ class Contrasting(TrainerCallback):  # type: ignore[misc]
         if "fic" in terms and self._teacher is not None:
             self.fill("fic", "fic", self._teacher)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def begin_step(self) -> None:
         """Each step draws its own negatives."""
         self._drawn = 0
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        """SnC, where a further ``every`` of the targets has become zero and the next step prunes more."""
-        masker = self._prune.masker if self._prune is not None else None
+    def end_step(self, model: nn.Module, masker: Masker | None, step: int) -> None:
+        """Takes a snapshot for SnC where a further ``every`` of the targets has become zero and the next step prunes more."""
         if "snc" not in self.choice.terms or masker is None:
             return
         now, every = masker.due(), self.choice.snc.every
         if masker.prunes_next and now >= (self._grid + 1) * every - 1e-9:
             self._grid = int((now + 1e-9) / every)
-            self.fill("snc", f"snc-{state.global_step:08d}", model)
+            self.fill("snc", f"snc-{step:08d}", model)
             self.banks["snc"].latest(self.choice.snc.last)
 
-    def save_state(self, directory: Path) -> None:
-        """Names the banks of this moment, in a checkpoint."""
+    def state_dict(self) -> dict[str, Tensor]:
+        """Names the banks of this moment."""
         named = {f"{term}.{name}": torch.tensor(0) for term, bank in self.banks.items() for name in bank.names}
-        write_tensors(directory / _STATE_FILE, {"grid": torch.tensor(self._grid), **named})
+        return {"grid": torch.tensor(self._grid), **named}
 
     def fill(self, term: str, name: str, model: nn.Module) -> None:
         """Adds what ``model`` makes of every example to the bank of a term, and keeps it as a file."""

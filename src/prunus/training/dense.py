@@ -21,18 +21,18 @@ from transformers import PreTrainedModel, set_seed
 
 from prunus._version import __version__
 from prunus.cache import cache_or_temporary
+from prunus.distributed.processes import barrier, is_main_process, process_count
+from prunus.models.loading import load_model
+from prunus.models.predict import LABEL_KEYS
+from prunus.progress import Bars
 from prunus.recipe import TrainSpec
-from prunus.report.facts import FACTS_FILE, read_facts, write_facts
+from prunus.report.facts_file import FACTS_FILE, read_json, write_json
 from prunus.tasks.collate import Collate
 from prunus.tasks.masked_language import MaskedRows
 from prunus.tasks.spec import TaskSpec
-from prunus.training.evidence import plain, size_on_disk
 from prunus.training.fit import Interrupted, drop_checkpoints, fit
-from prunus.training.models import load_model
-from prunus.training.predict import LABEL_KEYS
-from prunus.training.prepare import Prepared
-from prunus.training.processes import count, first, together
-from prunus.training.progress import Bars
+from prunus.training.run_facts import plain, size_on_disk
+from prunus.training.run_plan import RunPlan
 
 __all__ = ["Dense", "dense_model"]
 
@@ -47,30 +47,30 @@ class Dense:
     bytes: int
 
 
-def _digest(prepared: Prepared) -> str:
+def _digest(plan: RunPlan) -> str:
     """Names the dense model by everything that decides its weights."""
     sha = hashlib.sha256()
-    files = _weight_files(Path(prepared.dense_source))
+    files = _weight_files(Path(plan.dense_source))
     for path in files:
         sha.update(path.name.encode())
         with path.open("rb") as file:
             sha.update(hashlib.file_digest(file, "sha256").digest())
-    if isinstance(prepared.train_features, MaskedRows):
-        sha.update(prepared.train_features.digest.encode())
+    if isinstance(plan.train_features, MaskedRows):
+        sha.update(plan.train_features.digest.encode())
     else:
-        for row in prepared.train_features:
+        for row in plan.train_features:
             sha.update(array("q", row["input_ids"]).tobytes())
             sha.update(repr([row.get(key) for key in sorted(LABEL_KEYS)]).encode())
-    config = prepared.dense_config.to_diff_dict()
+    config = plan.dense_config.to_diff_dict()
     said: dict[str, Any] = {
         "config": {
             name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")
         },
-        "source": None if files else [prepared.dense_source, _revision(prepared)],
-        "task": _said(replace(prepared.recipe.task, train=None, validation=None, data=None), TaskSpec()),
-        "rows": len(prepared.train_features),
-        "head": prepared.task.head,
-        "train": _said(prepared.recipe.dense_training, TrainSpec()),
+        "source": None if files else [plan.dense_source, _revision(plan)],
+        "task": _said(replace(plan.recipe.task, train=None, validation=None, data=None), TaskSpec()),
+        "rows": len(plan.train_features),
+        "head": plan.task.head,
+        "train": _said(plan.recipe.dense_training, TrainSpec()),
         "versions": [torch.__version__, transformers.__version__],
     }
     sha.update(json.dumps(said, sort_keys=True, default=str).encode())
@@ -85,10 +85,10 @@ def _weight_files(source: Path) -> list[Path]:
     return sorted({path for kind in kinds for path in source.glob(kind)}) if source.is_dir() else []
 
 
-def _revision(prepared: Prepared) -> str | None:
+def _revision(plan: RunPlan) -> str | None:
     """Which commit of a model of the Hub is loaded: the name of a branch says another one tomorrow."""
-    commit: str | None = getattr(prepared.dense_config, "_commit_hash", None)
-    return commit or prepared.recipe.model.revision
+    commit: str | None = getattr(plan.dense_config, "_commit_hash", None)
+    return commit or plan.recipe.model.revision
 
 
 def _said(spec: Any, default: Any) -> dict[str, Any]:
@@ -97,44 +97,44 @@ def _said(spec: Any, default: Any) -> dict[str, Any]:
     return {name: value for name, value in plain(spec).items() if value != usual[name]}
 
 
-def dense_model(prepared: Prepared, collate: Collate, bars: Bars, say: Callable[[str], None]) -> Dense:
+def dense_model(plan: RunPlan, collate: Collate, bars: Bars, say: Callable[[str], None]) -> Dense:
     """The dense model of a recipe, fine-tuned now or kept from an earlier run."""
-    kept = cache_or_temporary("dense", _digest(prepared))
-    head = prepared.task.head
-    together()  # all look before one writes
+    kept = cache_or_temporary("dense", _digest(plan))
+    head = plan.task.head
+    barrier()  # all look before one writes
     there = (kept / FACTS_FILE).is_file()
-    together()
+    barrier()
     if there:
         say(f"dense model: kept from an earlier run in {kept}")
-        model = load_model(str(kept), prepared.dense_config, head)
-        return Dense(model, float(read_facts(kept)["seconds"]), True, size_on_disk(kept))
-    train = prepared.recipe.dense_training
+        model = load_model(str(kept), plan.dense_config, head)
+        return Dense(model, float(read_json(kept)["seconds"]), True, size_on_disk(kept))
+    train = plan.recipe.dense_training
     set_seed(train.seed)
-    revision, rows = prepared.recipe.model.revision, prepared.train_features
-    new = prepared.recipe.model.head == "new"
-    model = load_model(prepared.dense_source, prepared.dense_config, head, revision, rows, new_head=new)
-    partial = kept.with_name(f"{kept.name}.{uuid4().hex[:8] if count() == 1 else 'several'}.partial")
-    partial.mkdir(parents=True, exist_ok=count() > 1)
+    revision, rows = plan.recipe.model.revision, plan.train_features
+    new = plan.recipe.model.head == "new"
+    model = load_model(plan.dense_source, plan.dense_config, head, revision, rows, new_head=new)
+    partial = kept.with_name(f"{kept.name}.{uuid4().hex[:8] if process_count() == 1 else 'several'}.partial")
+    partial.mkdir(parents=True, exist_ok=process_count() > 1)
     try:
         result = fit(
             model,
-            prepared.train_features,
+            plan.train_features,
             collate,
             train,
-            prepared.dense_length,
+            plan.dense_length,
             partial,
             bars=bars,
             head=head,
             what="dense training",
         )
-        if first():
+        if is_main_process():
             drop_checkpoints(partial)
             model.save_pretrained(partial)
-            prepared.tokenizer.save_pretrained(partial)
-            write_facts(partial / FACTS_FILE, {"prunus": __version__, "seconds": result.seconds})
+            plan.tokenizer.save_pretrained(partial)
+            write_json(partial / FACTS_FILE, {"prunus": __version__, "seconds": result.seconds})
             if not kept.exists():
                 partial.rename(kept)
-        together()
+        barrier()
     except Interrupted:
         # What there is of a dense model is not kept, so there is nothing to go on from.
         raise KeyboardInterrupt from None

@@ -9,12 +9,12 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import current_thread, main_thread
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,27 +22,25 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 
 from prunus.checkpoint.whole import is_whole
 from prunus.distillation.logits import Distillation
+from prunus.distributed.gathered import GatheredParameters
+from prunus.distributed.processes import training_threads
+from prunus.progress import Bars
 from prunus.recipe import TrainSpec
 from prunus.sparsity.pruning import Pruning
 from prunus.tasks.base import Feature, HeadKind, Metrics
 from prunus.tasks.collate import Collate
+from prunus.training.arguments import training_arguments
 from prunus.training.best import KeepBest
-from prunus.training.callback import STATE_FILE, PruneCallback
+from prunus.training.collapse_monitor import CollapseMonitor
 from prunus.training.dropout import dropout
-from prunus.training.guard import Guard
-from prunus.training.logbook import LOG_FILE, Logbook
-from prunus.training.prepare import Length
-from prunus.training.processes import count
-from prunus.training.progress import Bars, TrainingBar
-from prunus.training.rates import cosine_cycles, linear_rewinding
-from prunus.training.sharded import Whole
-from prunus.training.threads import training_threads
+from prunus.training.jsonl_logger import LOG_FILE, JsonlLogger
+from prunus.training.lr_schedules import cosine_cycles, linear_rewinding
+from prunus.training.progress import TrainingBar
+from prunus.training.run_plan import Length
+from prunus.training.session import STATE_FILE, Session
 from prunus.training.trainer import PrunusTrainer, release
 
 __all__ = ["Fit", "Interrupted", "drop_checkpoints", "fit", "last_checkpoint"]
-
-_KEEP: Final = 2
-OWN_RATES: Final = ("cosine_cycles", "linear_rewinding")
 
 
 class Interrupted(KeyboardInterrupt):
@@ -55,7 +53,7 @@ class Fit:
 
     seconds: float
     history: list[dict[str, Any]]
-    callback: PruneCallback | None
+    session: Session
     best_step: int | None = None
     """The optimizer step whose weights were kept, where the best are."""
     banks: dict[str, Any] | None = None
@@ -64,11 +62,11 @@ class Fit:
 
 
 class _StopOnSignal(TrainerCallback):  # type: ignore[misc]
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, session: Session) -> None:
+        self.session = session
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.asked and state.global_step < state.max_steps:
+        if self.session.interrupted and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
 
     @contextmanager
@@ -78,9 +76,9 @@ class _StopOnSignal(TrainerCallback):  # type: ignore[misc]
             return
 
         def handle(number: int, frame: FrameType | None) -> None:
-            if self.asked:
+            if self.session.interrupted:
                 raise KeyboardInterrupt
-            self.asked = True
+            self.session.interrupted = True
 
         before = signal.signal(signal.SIGINT, handle)
         try:
@@ -89,12 +87,12 @@ class _StopOnSignal(TrainerCallback):  # type: ignore[misc]
             signal.signal(signal.SIGINT, before)
 
 
-def last_checkpoint(directory: Path, pruned: bool) -> Path | None:
-    """The latest whole checkpoint below ``directory``, or None."""
+def last_checkpoint(directory: Path) -> Path | None:
+    """The latest whole checkpoint below ``directory``, with its session's state, or None."""
     whole = []
     for path in directory.glob("checkpoint-*"):
         step = path.name.removeprefix("checkpoint-")
-        if step.isdecimal() and is_whole(path, STATE_FILE if pruned else None):
+        if step.isdecimal() and is_whole(path, STATE_FILE):
             whole.append((int(step), path))
     return max(whole)[1] if whole else None
 
@@ -128,64 +126,58 @@ def fit(
     """
     torch.set_num_threads(training_threads(train.threads))
     checkpoints = directory / "checkpoints"
-    start = last_checkpoint(checkpoints, bool(pruning)) if resume else None
+    start = last_checkpoint(checkpoints) if resume else None
     frozen = [re.compile(pattern) for pattern in train.freeze]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(regex.search(name) for regex in frozen))
-    stop = _StopOnSignal()
-    logbook = Logbook(directory / LOG_FILE) if logged else None
+    session = Session(pruning, seed=train.seed, saved_masks=masks)
+    stop = _StopOnSignal(session)
+    logger = JsonlLogger(directory / LOG_FILE) if logged else None
     best = None
     if train.keep == "best" and score is not None:
-        best = KeepBest(checkpoints, metric, train.best_after.steps(length.total, length.steps_per_epoch))
+        best = KeepBest(checkpoints, metric, train.best_after.steps(length.total, length.steps_per_epoch), session)
     trainer = PrunusTrainer(
         model=model,
-        args=_arguments(train, length, checkpoints, score is not None),
+        args=training_arguments(train, length, checkpoints, score is not None),
         train_dataset=features,
         eval_dataset=features[:1],
         data_collator=collate,
-        pruning=tuple(pruning) or None,
+        session=session,
         teacher=teachers or None,
         distillation=distillation,
         pretrained=pretrained,
         score=score,
         rate=_rate(train, length, pruning),
         head=head,
-        callbacks=[TrainingBar(bars, what), stop, *(each for each in (best, logbook) if each is not None)],
+        callbacks=[TrainingBar(bars, what), stop, *(each for each in (best, logger) if each is not None)],
     )
-    if trainer.prune_callback is not None:
-        trainer.prune_callback.saved_masks = masks
-    if best is not None:
-        best.pruning = trainer.prune_callback
-    if trainer.prune_callback is not None:
-        trainer.prune_callback.interrupted = lambda: stop.asked
-    guard = Guard(metric, train.collapse, train.on_collapse, trainer.prune_callback)
-    trainer.add_callback(guard)
+    monitor = CollapseMonitor(metric, train.collapse, train.on_collapse, session)
+    trainer.add_callback(monitor)
     trainer.remove_callback(PrinterCallback)
-    before = Whole(model)
+    gathered = GatheredParameters(model)
     with stop.listening(), dropout(model, train.dropout):
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     seconds = trainer.seconds
-    if stop.asked and trainer.state.global_step < trainer.state.max_steps:
+    if session.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted("the last checkpoint is whole; go on with --resume")
-    before.restore(model)
-    pruner = trainer.prune_callback
-    masker = None if pruner is None else pruner.masker
+    gathered.restore(model)
+    masker = session.masker
     if masker is not None:
         masker.collect()
     release(model)
     if best is not None and score is not None:
         if best.looked != trainer.state.global_step:
             best.see(model, trainer.state.global_step, score(model)[metric])
-        if best.restore(model) and pruner is not None and masker is not None:
-            pruner.facts = masker.finish(model)
+        if best.restore(model) and masker is not None:
+            session.tensor_facts = masker.finish(model)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     kept = best.step if best is not None and best.value is not None else None
-    banks = trainer.contrasting.facts if trainer.contrasting is not None else None
-    warnings = list(guard.warnings)
-    if logbook is not None and logbook.warning is not None:
-        warnings.append(logbook.warning)
-    return Fit(seconds, list(trainer.state.log_history), pruner, kept, banks, warnings)
+    banks = session.contrasting.facts if session.contrasting is not None else None
+    warnings = list(monitor.warnings)
+    if logger is not None and logger.warning is not None:
+        warnings.append(logger.warning)
+    return Fit(seconds, list(trainer.state.log_history), session, kept, banks, warnings)
 
 
 def drop_checkpoints(directory: Path) -> None:
@@ -206,57 +198,3 @@ def _rate(train: TrainSpec, length: Length, pruning: Sequence[Pruning]) -> Calla
     grown = table.update_steps[: len(table.update_steps) - table.hold_updates]
     every = grown[1] - grown[0] if len(grown) > 1 else 1
     return partial(linear_rewinding, begin=grown[0], end=grown[-1], every=every)
-
-
-def _arguments(train: TrainSpec, length: Length, checkpoints: Path, evaluate: bool) -> TrainingArguments:
-    def steps(name: str) -> int:
-        span = getattr(train, name)
-        return 0 if span is None else int(span.steps(length.total, length.steps_per_epoch))
-
-    more: dict[str, Any] = {}
-    if train.gradient_checkpointing:
-        known = {each.name for each in fields(TrainingArguments)}
-        name = "activation_checkpointing" if "activation_checkpointing" in known else "gradient_checkpointing"
-        more = {name: True, f"{name}_kwargs": {"use_reentrant": False}}
-    save, check = max(1, steps("checkpoint_every")), max(1, steps("evaluate_every"))
-    return TrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=train.epochs,
-        max_steps=train.max_steps or -1,
-        per_device_train_batch_size=train.batch_size // count(),
-        per_device_eval_batch_size=train.eval_batch_size,
-        gradient_accumulation_steps=train.gradient_accumulation_steps,
-        learning_rate=train.learning_rate,
-        lr_scheduler_type="constant" if train.lr_scheduler in OWN_RATES else train.lr_scheduler,
-        warmup_steps=steps("warmup"),
-        weight_decay=train.weight_decay,
-        adam_beta1=train.adam_beta1,
-        adam_beta2=train.adam_beta2,
-        max_grad_norm=train.max_grad_norm,
-        seed=train.seed,
-        bf16=train.precision == "bf16" or (train.precision == "auto" and multiplies_bf16()),
-        fp16=train.precision == "fp16",
-        torch_compile=train.compile,
-        train_sampling_strategy="group_by_length" if train.group_by_length else "random",
-        logging_strategy="steps",
-        logging_steps=max(1, steps("log_every")),
-        save_strategy="steps" if train.checkpoint_every is not None else "no",
-        save_steps=save,
-        save_total_limit=_KEEP,
-        eval_strategy="steps" if evaluate and train.evaluate_every is not None else "no",
-        eval_steps=check,
-        use_cpu=not torch.accelerator.is_available(),
-        report_to=list(train.report_to) or "none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        **more,
-    )
-
-
-def multiplies_bf16() -> bool:
-    """Whether the device that trains has instructions for bfloat16; without them, autocast to it is slower than float32."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    mkldnn: Any = torch.backends.mkldnn
-    return bool(mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())

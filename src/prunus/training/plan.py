@@ -7,17 +7,17 @@ from typing import Any
 
 from prunus.checkpoint.huggingface import layout_of
 from prunus.sparsity.pruning import Rule
-from prunus.training.prepare import Prepared
+from prunus.training.run_plan import RunPlan
 
 __all__ = ["plan_facts"]
 
 
-def plan_facts(prepared: Prepared) -> dict[str, Any]:
+def plan_facts(plan: RunPlan) -> dict[str, Any]:
     """What ``prunus plan`` prints: plain values, nothing measured by training."""
-    recipe, task = prepared.recipe, prepared.task
-    trainable = _trainable(prepared)
+    recipe, task = plan.recipe, plan.task
+    trainable = _trainable(plan)
     rules: list[dict[str, Any]] = []
-    for rule in prepared.rules:
+    for rule in plan.rules:
         updates = rule.timetable.update_steps
         final = rule.pruning.allocation.final
         zeros = sum(int(final(name, rule.sparsity) * out * inp) for name, (out, inp) in rule.selection.taken.items())
@@ -51,8 +51,8 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
         "recipe": asdict(recipe),
         "model": {
             "name": recipe.model.name,
-            "architecture": type(prepared.skeleton).__name__,
-            "parameters": prepared.parameters,
+            "architecture": type(plan.skeleton).__name__,
+            "parameters": plan.parameters,
             "trainable": trainable,
         },
         "task": {
@@ -61,25 +61,25 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
             "metric": task.metric,
             "train_examples": task.size("train"),
             "validation_examples": task.size("validation"),
-            "train_features": len(prepared.train_features),
+            "train_features": len(plan.train_features),
             "notes": list(task.notes),
         },
         "steps": {
-            "per_epoch": prepared.length.steps_per_epoch,
-            "total": prepared.length.total,
-            "dense": prepared.dense_length.total if recipe.needs_dense else 0,
+            "per_epoch": plan.length.steps_per_epoch,
+            "total": plan.length.total,
+            "dense": plan.dense_length.total if recipe.needs_dense else 0,
         },
         "rules": rules,
-        "budget": prepared.budget,
+        "budget": plan.budget,
         "quantize": None
         if recipe.quantize is None
-        else {"layers": list(prepared.quantized), "mode": recipe.quantize.mode, "samples": recipe.quantize.samples},
+        else {"layers": list(plan.quantized), "mode": recipe.quantize.mode, "samples": recipe.quantize.samples},
         "bytes": {
-            "weights": 4 * prepared.parameters,
+            "weights": 4 * plan.parameters,
             "gradients": 4 * trainable,
             "optimizer": 8 * trainable,
-            "teacher": 4 * prepared.parameters * len(prepared.teachers),
-            "banks": _bank_bytes(prepared),
+            "teacher": 4 * plan.parameters * len(plan.teachers),
+            "banks": _bank_bytes(plan),
             "masks": sum(rule["bytes"]["masks"] for rule in rules),
             "scores": sum(rule["bytes"]["scores"] for rule in rules),
             "dense_weights": sum(rule["bytes"]["dense_weights"] for rule in rules),
@@ -87,26 +87,26 @@ def plan_facts(prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _trainable(prepared: Prepared) -> int:
-    frozen = [re.compile(pattern) for pattern in prepared.recipe.train.freeze]
-    named = prepared.skeleton.named_parameters()
+def _trainable(plan: RunPlan) -> int:
+    frozen = [re.compile(pattern) for pattern in plan.recipe.train.freeze]
+    named = plan.skeleton.named_parameters()
     return sum(p.numel() for name, p in named if not any(regex.search(name) for regex in frozen))
 
 
-def _bank_bytes(prepared: Prepared) -> int:
+def _bank_bytes(plan: RunPlan) -> int:
     """What contrastive terms keep of every example: half precision, a model each, a snapshot for each step of the grid."""
-    if prepared.recipe.distill is None:
+    if plan.recipe.distill is None:
         return 0
-    contrast, due = prepared.recipe.distill.contrast, max((rule.sparsity for rule in prepared.rules), default=0.0)
+    contrast, due = plan.recipe.distill.contrast, max((rule.sparsity for rule in plan.rules), default=0.0)
     models = len(contrast.terms)
     if "snc" in contrast.terms:
         snapshots = ceil(due / contrast.snc.every) - 1
         models += min(snapshots, contrast.snc.last or snapshots) - 1
-    layout = layout_of(prepared.skeleton.config)
-    width = int(prepared.config.get_text_config().hidden_size)
+    layout = layout_of(plan.skeleton.config)
+    width = int(plan.config.get_text_config().hidden_size)
     if layout is not None and layout.hidden is not None:
         width = len(layout.hidden)
-    return 2 * max(0, models) * width * len(prepared.train_features)
+    return 2 * max(0, models) * width * len(plan.train_features)
 
 
 def _rule_bytes(rule: Rule) -> dict[str, int]:

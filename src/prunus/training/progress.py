@@ -1,66 +1,12 @@
-"""Progress of everything that takes longer than a moment: bars in a terminal, a line now and then in a log."""
+"""A training's bar: its steps, the latest loss and the sparsity."""
 
-from time import monotonic
-from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["Bars", "TrainingBar"]
+from prunus.progress import Bars
 
-_SECONDS: Final = 30.0
-
-
-class Bars:
-    """A bar for each kind of work, fed by ``bars(what, done, total, note)``; silent without a console.
-
-    Use as a context manager around the work.
-    """
-
-    def __init__(self, console: Console | None) -> None:
-        self._console = console
-        self._tasks: dict[str, TaskID] = {}
-        self._last: dict[str, float] = {}
-        self._progress: Progress | None = None
-
-    def __enter__(self) -> "Bars":
-        if self._console is not None and self._console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            note = TextColumn("[dim]{task.fields[note]}")
-            self._progress = Progress(*columns, TimeRemainingColumn(), note, console=self._console)
-            self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def __call__(self, what: str, done: int, total: int, note: str = "") -> None:
-        """Moves the bar of ``what`` to ``done`` of ``total``."""
-        if self._progress is not None:
-            if what not in self._tasks:
-                self._tasks[what] = self._progress.add_task(what, total=total, note=note)
-            self._progress.update(self._tasks[what], completed=done, total=total, note=note)
-        elif self._console is not None:
-            now = monotonic()
-            started = self._last.setdefault(what, now)
-            if now - started > _SECONDS or (done == total and what not in self._tasks):
-                self._last[what] = now
-                self._console.print(f"{what}: {done} of {total}  {note}".rstrip(), highlight=False)
-                if done == total:
-                    self._tasks[what] = TaskID(0)
+__all__ = ["TrainingBar"]
 
 
 class TrainingBar(TrainerCallback):  # type: ignore[misc]

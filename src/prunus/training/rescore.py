@@ -8,15 +8,15 @@ from rich.console import Console
 
 from prunus.checkpoint.state import MASKS_FILE, read_masks
 from prunus.errors import CheckpointError, Problem, PrunusError
+from prunus.models.loading import load_saved, load_tokenizer, saved_labels
+from prunus.models.predict import score_task
+from prunus.progress import Bars
 from prunus.quantization import to_float
 from prunus.recipe import Recipe, read_recipe
 from prunus.report.facts import read_facts
 from prunus.sparsity.measure import all_sparsity, measure, sparsity_of
 from prunus.sparsity.patterns import parse_pattern
 from prunus.tasks import Split, check_task, load_task, with_data
-from prunus.training.models import load_saved, load_tokenizer, saved_labels
-from prunus.training.predict import score_task
-from prunus.training.progress import Bars
 
 __all__ = ["rescore"]
 
@@ -26,9 +26,9 @@ def rescore(directory: Path, data: Mapping[str, Any], console: Console | None = 
 
     Raises ``CheckpointError`` for a directory that is no finished run or whose zeros are not where its masks say.
     """
-    held = read_facts(directory)
+    facts = read_facts(directory)
     try:
-        recipe: Recipe = read_recipe(held.get("recipe", {}))
+        recipe: Recipe = read_recipe(facts.recipe)
     except PrunusError as error:
         raise CheckpointError(*error.problems) from None
     spec, labels = with_data(recipe.task, data), saved_labels(directory)
@@ -46,7 +46,7 @@ def rescore(directory: Path, data: Mapping[str, Any], console: Console | None = 
     names = {name for name, _ in model.named_parameters()}
     patterns = {
         str(tensor["name"]): parse_pattern(str(tensor["pattern"]), "prunus.json")
-        for tensor in held.get("tensors", [])
+        for tensor in facts.tensors
         if tensor.get("name") in names
     }
     tensors = measure(model, patterns)

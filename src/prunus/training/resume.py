@@ -5,6 +5,7 @@ downloaded. The directory is an argument of the training loop that is running wh
 """
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from prunus.checkpoint.state import read_tensors
 from prunus.errors import CheckpointError, Problem
 
-__all__ = ["read_state", "resumed_from"]
+__all__ = ["part_of", "read_state", "resumed_from"]
 
 
 def resumed_from(args: TrainingArguments, state: TrainerState) -> Path | None:
@@ -32,10 +33,20 @@ def resumed_from(args: TrainingArguments, state: TrainerState) -> Path | None:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
-def read_state(checkpoint: Path, file: str, writer: str) -> dict[str, Tensor]:
-    """The tensors of ``file`` in a checkpoint; ``CheckpointError`` where it is missing. ``writer`` says what writes it."""
-    path = checkpoint / file
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file in a checkpoint; ``CheckpointError`` where it is missing or damaged."""
     if not path.is_file():
         rule = "be in the checkpoint that training resumes from"
-        raise CheckpointError(Problem(file, str(path), rule, f"a checkpoint written with {writer}, copied whole"))
+        fix = "a checkpoint written with PrunusTrainer or PruneCallback, copied whole"
+        raise CheckpointError(Problem(path.name, str(path), rule, fix))
     return read_tensors(path)
+
+
+def part_of(state: Mapping[str, Tensor], part: str, path: Path) -> dict[str, Tensor]:
+    """The tensors of one part, without its name; ``CheckpointError`` where there are none. ``path`` is for the message."""
+    tensors = {name.removeprefix(f"{part}."): value for name, value in state.items() if name.startswith(f"{part}.")}
+    if not tensors:
+        rule = "be in the checkpoint that training resumes from"
+        fix = "a checkpoint written with the same rules, teachers and terms"
+        raise CheckpointError(Problem(f"{part} of {path.name}", str(path), rule, fix))
+    return tensors

@@ -10,27 +10,22 @@ Teachers run in eval mode without gradients, on the student's own inputs, and in
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from prunus.checkpoint.state import write_tensors
 from prunus.distillation.inner import Inner
 from prunus.distillation.logits import Distillation, Lesson, Outputs, distill, logit_loss
+from prunus.distributed.deepspeed import stage_of
 from prunus.errors import CheckpointError, Problem, RecipeError
+from prunus.models.masked_language import masked_outputs
+from prunus.models.predict import LABEL_KEYS
 from prunus.sparsity.wrappers import unwrapped
-from prunus.training.deepspeed import stage_of
-from prunus.training.masked import masked_outputs
-from prunus.training.predict import LABEL_KEYS
-from prunus.training.resume import read_state, resumed_from
 
-__all__ = ["Projectors", "Teaching"]
-
-_PROJECTORS_FILE = "projectors.safetensors"
+__all__ = ["Teaching"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class _Taught:
 class Teaching:
     """The teachers of one student, with their weights and projectors.
 
-    ``masked`` says that the task is to predict masked tokens, whose logits alone are computed (``training.masked``).
+    ``masked`` says that the task is to predict masked tokens, whose logits alone are computed (``models.masked_language``).
     ``teachers[0]`` teaches as ``distillation`` says, the next as ``distillation.others`` say, in their order. Raises
     ``RecipeError`` where there are more or fewer, and ``TargetError`` for layers that are not there.
     """
@@ -124,21 +119,37 @@ class Teaching:
             if inner.reuse is not None:
                 inner.reuse.fold(student)
 
-    def save_state(self, directory: Path) -> None:
-        """Writes the projectors beside a checkpoint; nothing where there are none."""
-        if list(self.projectors.parameters()):
-            write_tensors(directory / _PROJECTORS_FILE, self.projectors.state_dict())
+    def begin(self, student: nn.Module, args: TrainingArguments, saved: Mapping[str, Tensor] | None) -> None:
+        """Takes the projectors of a checkpoint where ``saved`` is given.
 
-    def load_state(self, directory: Path, student: nn.Module) -> None:
-        """Reads them again. Raises ``CheckpointError`` where they are missing, or belong to other layers."""
-        held = read_state(directory, _PROJECTORS_FILE, "the same teachers")
-        own = {name: tuple(value.shape) for name, value in self.projectors.state_dict().items()}
-        if {name: tuple(value.shape) for name, value in held.items()} != own:
+        Raises ``RecipeError`` under DeepSpeed, which knows the parameters of the model alone and not the projectors.
+        """
+        stage = stage_of(args)
+        if stage is not None:
+            rule = "need no projector under DeepSpeed, which steps before their gradients are averaged"
+            raise RecipeError(
+                Problem("distill", f"ZeRO-{stage}", rule, "layers of one width, or DDP (accelerate launch)")
+            )
+        if saved is not None:
+            self.load_state_dict(saved, student)
+
+    def load_state_dict(self, saved: Mapping[str, Tensor], student: nn.Module) -> None:
+        """Takes projectors of a checkpoint. Raises ``CheckpointError`` where they belong to other layers."""
+        shapes = {name: tuple(value.shape) for name, value in self.projectors.state_dict().items()}
+        if {name: tuple(value.shape) for name, value in saved.items()} != shapes:
             rule = "hold the projectors of these teachers"
             fix = "the teachers and layers that the checkpoint was written with"
-            raise CheckpointError(Problem(str(directory / _PROJECTORS_FILE), ", ".join(held), rule, fix))
-        self.projectors.load_state_dict(held)
+            raise CheckpointError(Problem("the checkpoint", ", ".join(saved), rule, fix))
+        self.projectors.load_state_dict(saved)
         self.fold(student)
+
+    def average_gradients(self, processes: int) -> None:
+        """Averages the projectors' gradients; DistributedDataParallel averages those of the student alone."""
+        if processes > 1:
+            for parameter in self.projectors.parameters():
+                if parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad)
+                    parameter.grad /= processes
 
     def _inners(self) -> list[Inner]:
         return [each.inner for each in self._taught if each.inner is not None]
@@ -153,42 +164,3 @@ def _outputs_of(student: nn.Module) -> tuple[Outputs, bool]:
     problem = getattr(getattr(model, "config", None), "problem_type", None)
     kinds: dict[str | None, Outputs] = {"regression": "numbers", "multi_label_classification": "labels"}
     return kinds.get(problem, "classes"), type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
-
-
-@final
-class Projectors(TrainerCallback):  # type: ignore[misc]
-    """Brings projectors back where training goes on; between processes, their gradients are averaged before a step."""
-
-    def __init__(self, teaching: Teaching) -> None:
-        self._teaching = teaching
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        """Reads them from the checkpoint. Raises ``RecipeError`` under DeepSpeed, which knows the model's parameters alone."""
-        stage = stage_of(args)
-        if stage is not None:
-            rule = "need no projector under DeepSpeed, which steps before their gradients are averaged"
-            raise RecipeError(
-                Problem("distill", f"ZeRO-{stage}", rule, "layers of one width, or DDP (accelerate launch)")
-            )
-        checkpoint = resumed_from(args, state)
-        if checkpoint is not None:
-            self._teaching.load_state(checkpoint, model)
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """The student's gradients were averaged by DistributedDataParallel, which does not know the projectors."""
-        if args.world_size > 1:
-            for parameter in self._teaching.projectors.parameters():
-                if parameter.grad is not None:
-                    torch.distributed.all_reduce(parameter.grad)
-                    parameter.grad /= args.world_size
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
-    ) -> None:
-        """The Trainer clears the gradients of its model alone."""
-        self._teaching.projectors.zero_grad()
-        self._teaching.fold(model)

@@ -12,30 +12,27 @@ teacher.
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import floor
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 
-from prunus.checkpoint.state import write_tensors
 from prunus.distillation.logits import Distillation
 from prunus.errors import Problem, PrunusError, TrainingError, first_line
+from prunus.models.masked_language import masked_outputs
 from prunus.quantization.layers import RANGES
 from prunus.sparsity.measure import sparsity_of
 from prunus.sparsity.pruning import Pruning
 from prunus.tasks.base import HeadKind
-from prunus.training.callback import PruneCallback
+from prunus.training.callback import PruneCallback, SessionCallback
 from prunus.training.contrast import ROW_ID, Contrasting, Numbered, representing
-from prunus.training.masked import masked_outputs
-from prunus.training.order import SeededOrder
-from prunus.training.resume import read_state, resumed_from
-from prunus.training.teaching import Projectors, Teaching
+from prunus.training.sampler import SeededSampler
+from prunus.training.session import Clock, RowOrder, Session
+from prunus.training.teaching import Teaching
 
 __all__ = ["PrunusTrainer", "release"]
 
@@ -47,8 +44,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
     with ``distillation`` (``training.teaching``); ``pretrained`` is the model before the task, for ``contrast.prc`` (None: as
     training begins); ``score`` replaces the Trainer's own evaluation by metrics of the model;
     ``head`` is the task's head in a recipe's run: with ``masked-language``, logits are computed at the masked tokens alone;
-    ``rate`` (step, total, warmup) -> factor (``training.rates``) takes the place of the Trainer's own learning rates. All
-    other arguments are the Trainer's.
+    ``rate`` (step, total, warmup) -> factor (``training.lr_schedules``) replaces the Trainer's learning rates. All other
+    arguments are the Trainer's. ``session`` is one that was made before (with its own rules in place of ``pruning``).
     """
 
     def __init__(
@@ -61,6 +58,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         score: Callable[[nn.Module], Mapping[str, float]] | None = None,
         rate: Callable[[int, int, int], float] | None = None,
         head: HeadKind | None = None,
+        session: Session | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -73,41 +71,45 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         )  # these are told the number of items
         parts = self.args.gradient_accumulation_steps * self.args.world_size * max(1, self.args.n_gpu)
         self._unsure = self.model_accepts_loss_kwargs and not own_loss and parts > 1
-        self.prune_callback = PruneCallback(pruning, seed=self.args.seed) if pruning is not None else None
-        if self.prune_callback is not None:
-            self.add_callback(self.prune_callback)
+        rules = () if pruning is None else (pruning,) if isinstance(pruning, Pruning) else tuple(pruning)
+        self.session = session or Session(rules, seed=self.args.seed)
+        self.session.clock, self.session.rows = Clock(), RowOrder()
+        self.prune_callback = PruneCallback(session=self.session) if self.session.prunings else None
+        self._state_callback = self.prune_callback or SessionCallback(self.session)
+        self.add_callback(self._state_callback)
         own = distillation or Distillation()
         self.weights = {"hard_loss": own.hard_weight if teacher is not None or own.contrast.terms else 1.0}
-        self.teaching: Teaching | None = None
         teachers = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
         if teachers:
-            self.teaching = Teaching(self.model, teachers, own, self.args.device, self._masked)
-            self.weights |= self.teaching.weights
-            if len(self.teaching.projectors):
-                self.add_callback(Projectors(self.teaching))
-        self.contrasting: Contrasting | None = None
+            self.session.teaching = Teaching(self.model, teachers, own, self.args.device, self._masked)
+            self.weights |= self.session.teaching.weights
         if own.contrast.terms:
             numbered = Numbered(self.__dict__["train_dataset"])
             self.train_dataset: Any = numbered
-            self.contrasting = Contrasting(
+            self.session.contrasting = Contrasting(
                 own.contrast,
                 numbered,
                 self.data_collator,
                 pretrained=None if pretrained is None else pretrained.to(self.args.device),
                 teacher=teachers[0] if teachers else None,
-                prune=self.prune_callback,
+                growing=any(not rule.lock for rule in self.session.prunings),
                 seed=self.args.seed,
                 batch_size=self.args.per_device_eval_batch_size,
                 autocast=self.accelerator.autocast,
             )
-            self.weights |= self.contrasting.weights
-            self.add_callback(self.contrasting)
+            self.weights |= self.session.contrasting.weights
         self._parts: dict[str, Tensor] = {}
         self._batches = 0
-        self._order = _EpochOrder()
-        self.add_callback(self._order)
-        self._clock = _Clock()
-        self.add_callback(self._clock)
+
+    @property
+    def teaching(self) -> Teaching | None:
+        """The teachers, where there are any."""
+        return self.session.teaching
+
+    @property
+    def contrasting(self) -> Contrasting | None:
+        """The contrastive terms and their banks, where there are any."""
+        return self.session.contrasting
 
     def compute_loss(
         self,
@@ -188,10 +190,11 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         elif callable(getattr(rows, "lengths", None)):
             size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
             grouped = str(self.args.train_sampling_strategy) == "group_by_length"
-            sampler = SeededOrder(rows.lengths(), size, self.args.seed, grouped)
+            sampler = SeededSampler(rows.lengths(), size, self.args.seed, grouped)
         else:
             return super()._get_train_sampler(train_dataset)
-        self._order.sampler = sampler
+        if self.session.rows is not None:
+            self.session.rows.sampler = sampler
         return sampler
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -221,7 +224,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
     @property
     def seconds(self) -> float:
         """How long the training took, or has taken so far; of a resumed one, what led to its checkpoint included."""
-        return self._clock.seconds
+        return self.session.clock.seconds if self.session.clock is not None else 0.0
 
     def _note(self, parts: Mapping[str, Tensor]) -> None:
         for name, value in parts.items():
@@ -234,7 +237,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         if "loss" in logs and self._batches:
             logs |= {name: float(value) / self._batches for name, value in self._parts.items()}
             self._parts, self._batches = {}, 0
-            masker = self.prune_callback.masker if self.prune_callback is not None else None
+            masker = self.session.masker
             if masker is not None:
                 logs |= {"sparsity_due": masker.due(), "sparsity": sparsity_of(masker.measure(self.model))}
         super().log(logs, *args, **kwargs)
@@ -264,18 +267,11 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             raise TrainingError(Problem(str(directory), why, "be written whole", fix)) from None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The model, and beside it what a resumed run needs of the masks and of the order of rows."""
+        """The model, and beside it the session's state: in a checkpoint always, elsewhere where there are masks."""
         super().save_model(output_dir, _internal_call)
         directory = Path(output_dir or self.args.output_dir)
-        if self.prune_callback is not None:
-            self.prune_callback.save_state(directory, self.args.should_save)
-        if _internal_call and self.args.should_save:
-            self._order.save_state(directory)
-            self._clock.save_state(directory)
-            if self.teaching is not None:
-                self.teaching.save_state(directory)
-            if self.contrasting is not None:
-                self.contrasting.save_state(directory)
+        if _internal_call or self.session.masker is not None:
+            self._state_callback.save_state(directory, self.args.should_save)
 
 
 def release(model: nn.Module) -> None:
@@ -297,70 +293,5 @@ def in_float32(model: nn.Module) -> Iterator[None]:
             model.__dict__["forward"] = wrapped
 
 
-class _EpochOrder(TrainerCallback):  # type: ignore[misc]
-    """Lets a resumed training see the rows of its epoch in the order in which the stopped one saw them.
-
-    The sampler that groups rows by length draws an epoch's order from torch's own generator as it stands when the epoch
-    begins, and a Trainer that resumes within an epoch begins it with another state: some rows would come twice.
-    """
-
-    def __init__(self) -> None:
-        self._began: Tensor | None = None
-        self._restored: Tensor | None = None
-        self.sampler: Any = None
-        """Is told the epoch here: accelerate's loaders do not reach it where several processes skip rows of an epoch."""
-
-    def save_state(self, directory: Path) -> None:
-        """Writes the generator's state at the beginning of this epoch."""
-        if self._began is not None:
-            write_tensors(directory / _ORDER_FILE, {"began": self._began})
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Reads it where training goes on within an epoch."""
-        self._restored = None
-        checkpoint = resumed_from(args, state)
-        if checkpoint is not None and state.epoch and not float(state.epoch).is_integer():
-            self._restored = read_state(checkpoint, _ORDER_FILE, "PrunusTrainer").get("began")
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Just before the order is drawn."""
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(floor((state.epoch or 0.0) + 1e-6))
-        if self._restored is not None:
-            torch.set_rng_state(self._restored)
-            self._restored = None
-        self._began = torch.get_rng_state()
-
-
-class _Clock(TrainerCallback):  # type: ignore[misc]
-    """Seconds of a training, those before the checkpoint that it goes on from included."""
-
-    def __init__(self) -> None:
-        self._began, self._before = perf_counter(), 0.0
-
-    @property
-    def seconds(self) -> float:
-        return self._before + perf_counter() - self._began
-
-    def save_state(self, directory: Path) -> None:
-        """Writes how long it took so far."""
-        write_tensors(directory / _CLOCK_FILE, {"seconds": torch.tensor(self.seconds, dtype=torch.float64)})
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Reads it where training goes on."""
-        self._began, self._before = perf_counter(), 0.0
-        checkpoint = resumed_from(args, state)
-        if checkpoint is not None:
-            self._before = float(read_state(checkpoint, _CLOCK_FILE, "PrunusTrainer")["seconds"])
-
-
-_CLOCK_FILE = "clock.safetensors"
-_ORDER_FILE = "epoch_order.safetensors"
 _ROOM = 1 << 20
 """Bytes; torch does not say that a disk is full, and leaves less."""

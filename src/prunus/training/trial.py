@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from prunus.errors import Problem, TargetError, first_line
+from prunus.models.loading import from_config
+from prunus.models.masked_language import masked_outputs
 from prunus.sparsity.depth import keep_layers
 from prunus.tasks.base import Feature, HeadKind
 from prunus.tasks.collate import Collate, Rows
-from prunus.training.masked import masked_outputs
-from prunus.training.models import from_config
 
 __all__ = ["Trial", "batch_problems", "row_problems", "trial_model", "trial_of"]
 

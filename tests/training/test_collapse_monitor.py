@@ -7,7 +7,7 @@ import pytest
 from prunus import RecipeError, TrainingError
 from prunus.recipe import read_recipe
 from prunus.training import run as run_module
-from prunus.training.guard import Guard
+from prunus.training.collapse_monitor import CollapseMonitor
 from prunus.training.prepare import prepare
 from prunus.training.run import run
 from small import small_recipe
@@ -27,9 +27,9 @@ class Arguments:
         self.output_dir = str(place)
 
 
-def seen(guard: Guard, place: Path, values: list[float]) -> None:
+def seen(monitor: CollapseMonitor, place: Path, values: list[float]) -> None:
     for i, value in enumerate(values, 1):
-        guard.on_evaluate(Arguments(place), State(10 * i), None, {"eval_accuracy": value, "eval_loss": 1.0})  # type: ignore[arg-type]
+        monitor.on_evaluate(Arguments(place), State(10 * i), None, {"eval_accuracy": value, "eval_loss": 1.0})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -45,11 +45,11 @@ def seen(guard: Guard, place: Path, values: list[float]) -> None:
 def test_a_fall_below_half_of_the_best_is_told_once(
     values: list[float], found: list[tuple[float, int, float, int]], tmp_path: Path
 ) -> None:
-    guard = Guard("accuracy", 0.5, "warn", None)
-    seen(guard, tmp_path, values)
+    monitor = CollapseMonitor("accuracy", 0.5, "warn", None)
+    seen(monitor, tmp_path, values)
     expected = [f"accuracy fell from {a:.4f} at step {i} to {b:.4f} at step {j}" for a, i, b, j in found]
-    assert guard.warnings == expected
-    off = Guard("accuracy", 0.5, "off", None)
+    assert monitor.warnings == expected
+    off = CollapseMonitor("accuracy", 0.5, "off", None)
     seen(off, tmp_path, values)
     assert off.warnings == []
 
@@ -60,7 +60,7 @@ def test_it_stops_and_names_the_checkpoint_from_before(tmp_path: Path) -> None:
     with pytest.raises(
         TrainingError, match=r"to 0\.1000 at step 20; checkpoint-10 is from before: accuracy must keep at least 50%"
     ):
-        seen(Guard("accuracy", 0.5, "stop", None), tmp_path, [0.8, 0.1])
+        seen(CollapseMonitor("accuracy", 0.5, "stop", None), tmp_path, [0.8, 0.1])
 
 
 def test_a_run_says_it_in_its_facts_or_stops(
@@ -75,7 +75,7 @@ def test_a_run_says_it_in_its_facts_or_stops(
     said = (
         "accuracy fell from 0.9000 at step 8 to 0.3000 at step 24, after the mask update at step 18, at sparsity 0.5000"
     )
-    assert facts["warnings"] == [said]
+    assert facts.warnings == (said,)
     assert said in (tmp_path / "run" / "report.html").read_text()
     with pytest.raises(TrainingError, match=r"fell from .*; checkpoint-8 is from before"):
         run(read_recipe(raw | {"train": train | {"on_collapse": "stop"}}), tmp_path / "stop")

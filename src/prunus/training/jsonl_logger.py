@@ -1,4 +1,4 @@
-"""What a training logs, a JSON object a line, while it goes on: ``OUT/log.jsonl``.
+"""JSONL logger: writes what a training logs, one JSON object a line, to ``OUT/log.jsonl`` while it goes on.
 
     {"time": seconds since 1970, "step": optimizer steps, "loss": ..., "hard_loss": ..., "sparsity": ..., "eval_accuracy": ...}
 
@@ -14,15 +14,15 @@ from typing import Any, Final
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-__all__ = ["LOG_FILE", "Logbook", "read_log"]
+__all__ = ["LOG_FILE", "JsonlLogger", "read_log"]
 
 LOG_FILE: Final = "log.jsonl"
 _BYTES: Final = 1 << 28
 """As much of a file is read."""
 
 
-class Logbook(TrainerCallback):  # type: ignore[misc]
-    """Writes the file at ``path``; after ``warning`` is set, no more."""
+class JsonlLogger(TrainerCallback):  # type: ignore[misc]
+    """Writes the file at ``path``; stops at the first error, which it keeps as ``warning``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -78,12 +78,12 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             text = file.read(_BYTES).decode("utf-8", "replace")
     except OSError:
         return []
-    found = []
+    lines = []
     for line in text.splitlines():
         try:
-            held = json.loads(line)
+            entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(held, dict) and type(held.get("step")) is int:
-            found.append(held)
-    return found
+        if isinstance(entry, dict) and type(entry.get("step")) is int:
+            lines.append(entry)
+    return lines

@@ -4,7 +4,7 @@ from math import cos, pi
 
 import pytest
 
-from prunus.training.rates import cosine_cycles, linear_rewinding
+from prunus.training.lr_schedules import cosine_cycles, linear_rewinding
 
 EPOCH, TOTAL = 2105, 2105 * 17
 

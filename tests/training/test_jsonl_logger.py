@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from prunus.cli import app
 from prunus.recipe import read_recipe
-from prunus.training.logbook import LOG_FILE, Logbook, read_log
+from prunus.training.jsonl_logger import LOG_FILE, JsonlLogger, read_log
 from prunus.training.run import run
 from small import interrupt_at, small_recipe
 
@@ -25,8 +25,8 @@ def test_lines_are_the_history(small_data: Path, tiny_bert: Path, tmp_path: Path
     facts = run(read_recipe(small_recipe(tiny_bert, small_data)), tmp_path / "run")
     lines = read_log(tmp_path / "run" / LOG_FILE)
     losses = [line for line in lines if "loss" in line]
-    assert [line["step"] for line in losses] == [point["step"] for point in facts["history"]["loss"]]
-    for line, point in zip(losses, facts["history"]["loss"], strict=True):
+    assert [line["step"] for line in losses] == [point["step"] for point in facts.history.loss]
+    for line, point in zip(losses, facts.history.loss, strict=True):
         assert {name: line[name] for name in point} == pytest.approx(point)
         assert {"sparsity", "sparsity_due", "grad_norm"} <= set(line)
     assert any("eval_accuracy" in line for line in lines)
@@ -57,9 +57,9 @@ def test_a_run_that_goes_on_has_each_step_once(
 def test_a_full_disk_ends_the_file_and_not_the_training(
     small_data: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = Logbook._write
+    write = JsonlLogger._write
 
-    def full(self: Logbook, text: str, mode: str) -> None:
+    def full(self: JsonlLogger, text: str, mode: str) -> None:
         if '"step": 6' in text:
             monkeypatch.setattr(Path, "open", refuse)
         write(self, text, mode)
@@ -70,10 +70,10 @@ def test_a_full_disk_ends_the_file_and_not_the_training(
     def refuse(self: Path, *args: Any, **kwargs: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Logbook, "_write", full)
+    monkeypatch.setattr(JsonlLogger, "_write", full)
     facts = run(read_recipe(small_recipe(tiny_bert, small_data)), tmp_path / "run")
-    assert facts["status"] == "finished"
-    assert facts["warnings"] == ["log.jsonl ends early: [Errno 28] No space left on device"]
+    assert facts.status == "finished"
+    assert facts.warnings == ("log.jsonl ends early: [Errno 28] No space left on device",)
     assert max(line["step"] for line in read_log(tmp_path / "run" / LOG_FILE)) == 4
 
 
@@ -91,7 +91,7 @@ def test_numbers_that_json_does_not_know_are_text(tmp_path: Path) -> None:
     class State:
         global_step, is_world_process_zero = 3, True
 
-    Logbook(tmp_path / LOG_FILE).on_log(None, State(), None, {"loss": float("nan"), "learning_rate": 1e-3})  # type: ignore[arg-type]
+    JsonlLogger(tmp_path / LOG_FILE).on_log(None, State(), None, {"loss": float("nan"), "learning_rate": 1e-3})  # type: ignore[arg-type]
     (line,) = json.loads(f"[{(tmp_path / LOG_FILE).read_text()}]")
     assert line["loss"] == "nan"
     assert line["learning_rate"] == 1e-3

@@ -1,4 +1,4 @@
-"""Learning rates that transformers does not have, as factors of the base rate.
+"""Learning rate schedules that transformers does not have, as factors of the base rate.
 
     cosine_cycles        cycles of unequal length c_1 : c_2 : ...; in each, 1/2 (1 + cos(pi x)), x from 0 to 1; then a restart
     linear_rewinding     while sparsity grows, the same short fall again and again from one height; then linear to 0

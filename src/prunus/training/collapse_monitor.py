@@ -1,4 +1,4 @@
-"""A watch over the metric: one that falls to a fraction of what it was says that something broke.
+"""Collapse monitor: reports a metric that falls to a fraction of its best value, which says that something broke.
 
     best      the highest value so far, and its step
     collapse  value < share * best, at an evaluation after at least one other
@@ -14,19 +14,19 @@ from typing import Any, Final, Literal
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunus.errors import Problem, TrainingError
-from prunus.training.callback import PruneCallback
+from prunus.training.session import Session
 
-__all__ = ["Guard", "OnCollapse"]
+__all__ = ["CollapseMonitor", "OnCollapse"]
 
 OnCollapse = Literal["warn", "stop", "off"]
 _PREFIX: Final = "checkpoint-"
 
 
-class Guard(TrainerCallback):  # type: ignore[misc]
-    """Watches ``metric``; ``warnings`` are what was found. Raises ``TrainingError`` at a collapse where it is to ``stop``."""
+class CollapseMonitor(TrainerCallback):  # type: ignore[misc]
+    """Collects ``warnings`` about collapses of ``metric``; with ``stop`` it raises ``TrainingError`` at the first one."""
 
-    def __init__(self, metric: str, share: float, action: OnCollapse, prune: PruneCallback | None) -> None:
-        self._metric, self._share, self._action, self._prune = metric, share, action, prune
+    def __init__(self, metric: str, share: float, action: OnCollapse, session: Session | None) -> None:
+        self._metric, self._share, self._action, self._session = metric, share, action, session
         self._best: tuple[float, int] | None = None
         self._fallen = False
         self.warnings: list[str] = []
@@ -64,7 +64,7 @@ class Guard(TrainerCallback):  # type: ignore[misc]
 
     def _between(self, first: int, last: int) -> str:
         """The latest mask update after ``first``."""
-        masker = self._prune.masker if self._prune is not None else None
+        masker = self._session.masker if self._session is not None else None
         if masker is None:
             return ""
         updates = [

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from prunus.models.masked_language import masked_outputs
+from prunus.progress import Bars
 from prunus.tasks.base import Feature, HeadKind, Metrics, Task
 from prunus.tasks.collate import IGNORED, Collate
 from prunus.tasks.masked_language import MaskedRows
-from prunus.training.masked import masked_outputs
-from prunus.training.progress import Bars
 
 __all__ = ["LABEL_KEYS", "predict", "score_task"]
 

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
+from prunus.distributed.processes import training_threads
+from prunus.models.loading import from_config
 from prunus.sparsity.budget import Kinds
 from prunus.sparsity.compact import shrink
 from prunus.sparsity.structures import structures
 from prunus.tasks.base import HeadKind
-from prunus.training.models import from_config
-from prunus.training.threads import training_threads
 
 __all__ = ["layer_times", "of_size", "seconds_of"]
 

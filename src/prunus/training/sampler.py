@@ -1,4 +1,4 @@
-"""The order of rows: a function of (seed, epoch), the same in every process and after every resume.
+"""Sampler whose order of rows depends on (seed, epoch) alone: the same in every process and after every resume.
 
     grouped     rows in random order, in chunks of 50 batches, each sorted by length; the batches of all chunks in random order
     not         rows in random order
@@ -13,14 +13,14 @@ from typing import Final, final
 import numpy as np
 from torch.utils.data import Sampler
 
-__all__ = ["SeededOrder"]
+__all__ = ["SeededSampler"]
 
 _CHUNK: Final = 50
 
 
 @final
-class SeededOrder(Sampler[int]):
-    """Indices of rows of these ``lengths``, for batches of ``size`` rows."""
+class SeededSampler(Sampler[int]):
+    """Yields indices of rows with these ``lengths``, for batches of ``size`` rows."""
 
     def __init__(self, lengths: Sequence[int], size: int, seed: int, grouped: bool = True) -> None:
         self._lengths = np.asarray(lengths)

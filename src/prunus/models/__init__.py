@@ -1,0 +1,1 @@
+"""Models: loading them by name, running them over data, how long their layers take."""

@@ -1,0 +1,113 @@
+"""Resolves the models of a run: where they come from, their configurations, tokenizer and shapes; no weights are read."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from prunus.errors import Problem, PrunusError
+from prunus.models.loading import config_for, load_tokenizer, meta_model, model_source, trained_for, weight_problems
+from prunus.recipe import OWN_TEACHERS, ModelSpec
+from prunus.tasks.base import HeadKind, Task
+from prunus.training.shape import cut_shapes
+
+__all__ = ["Models", "Sources", "gather", "resolve_models", "resolve_sources", "shaped"]
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What ``from_pretrained`` takes for each model."""
+
+    model: str
+    dense: str
+    teachers: dict[str, str]
+    """Key in the recipe -> ``dense``, ``start``, or a source."""
+
+
+@dataclass(frozen=True)
+class Models:
+    """Configurations, tokenizer and shapes."""
+
+    config: PreTrainedConfig
+    dense_config: PreTrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    skeleton: PreTrainedModel
+
+
+def resolve_sources(spec: ModelSpec, teachers: Mapping[str, str], problems: list[Problem]) -> Sources | None:
+    """Looks for the models; None, and a problem for each that is not there."""
+    model = _source(spec.name, "model.name", problems)
+    dense = model if spec.dense is None else _source(spec.dense, "model.dense", problems)
+    found = {key: name if name in OWN_TEACHERS else _source(name, key, problems) for key, name in teachers.items()}
+    if model is None or dense is None:
+        return None
+    return Sources(model, dense, {key: name for key, name in found.items() if name is not None})
+
+
+def resolve_models(spec: ModelSpec, sources: Sources, task: Task, problems: list[Problem]) -> Models | None:
+    """Reads configurations and tokenizer and makes the model without weights; None, and problems, where that fails."""
+    new, head = spec.head == "new", task.head
+    if new and head == "masked-language":
+        rule = "be kept for masked language modelling, whose head is part of the embeddings"
+        problems.append(Problem("model.head", "new", rule, "leaving it out"))
+    tokenizer = gather(problems, lambda: load_tokenizer(sources.model, spec.revision))
+    config = gather(problems, lambda: config_for(sources.model, task, spec.revision, tokenizer=tokenizer, new_head=new))
+    if config is not None:
+        problems += gather(problems, lambda: weight_problems(sources.model, config, head, "model.name", new)) or ()
+    dense_config = config
+    if spec.dense is not None:
+        dense_config = gather(
+            problems, lambda: config_for(sources.dense, task, key="model.dense", tokenizer=tokenizer, new_head=new)
+        )
+        problems += _knows(dense_config, tokenizer, "model.dense")
+    for key, teacher in sources.teachers.items():
+        if teacher == "start" and config is not None and not trained_for(config, head):
+            rule = f"be a model that is fine-tuned for {head}, to teach itself as it starts"
+            problems.append(Problem(key, "start", rule, "dense, which fine-tunes one first, or a directory"))
+        elif teacher not in OWN_TEACHERS:
+            problems += _teacher(teacher, task, tokenizer, key)
+    skeleton = None if config is None else gather(problems, lambda: shaped(config, head, spec))
+    if config is None or dense_config is None or tokenizer is None or skeleton is None:
+        return None
+    return Models(config, dense_config, tokenizer, skeleton)
+
+
+def shaped(config: PreTrainedConfig, head: HeadKind, spec: ModelSpec) -> PreTrainedModel:
+    """The model without weights, of the shapes that its training begins with."""
+    skeleton = meta_model(config, head)
+    cut_shapes(skeleton, spec)
+    return skeleton
+
+
+def _source(name: str, key: str, found: list[Problem]) -> str | None:
+    return gather(found, lambda: model_source(name, key))
+
+
+def _teacher(source: str, task: Task, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:
+    """Why the model in ``source`` cannot teach: it is not trained for the task, or knows other tokens."""
+    found: list[Problem] = []
+    config = gather(found, lambda: config_for(source, task, key=key, tokenizer=tokenizer))
+    if config is not None and not trained_for(config, task.head):
+        rule = f"be a model that is fine-tuned for {task.head}"
+        found.append(Problem(key, source, rule, "dense, which fine-tunes one first"))
+    return found + _knows(config, tokenizer, key)
+
+
+def _knows(config: PreTrainedConfig | None, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:
+    """Whether a model has fewer tokens than the tokenizer makes."""
+    if config is None or tokenizer is None or config.get_text_config().vocab_size >= len(tokenizer):
+        return []
+    rule = f"know the {len(tokenizer)} tokens of the model's tokenizer"
+    return [Problem(key, f"{config.get_text_config().vocab_size} tokens", rule, "a model with that tokenizer")]
+
+
+def gather(found: list[Problem], action: Callable[[], R]) -> R | None:
+    """What ``action`` returns; None where it raises a ``PrunusError``, whose problems go into ``found``."""
+    try:
+        return action()
+    except PrunusError as error:
+        found += error.problems
+        return None
