@@ -18,11 +18,11 @@ from prunus.grid import (
     symmetric_step,
     to_integers,
 )
+from prunus.models.loading import model_source
 from prunus.quantization.fake import asymmetric, symmetric
 from prunus.runtime.convert import calibrate
 from prunus.runtime.learned import step_and_zero
 from prunus.runtime.pack import quantize_weight
-from prunus.training.models import model_source
 
 DRAW = np.random.default_rng(0)
 VALUES = (DRAW.standard_normal((50, 400)) * 10.0 ** DRAW.uniform(-9, 3, (50, 1))).astype(np.float32)
