@@ -314,7 +314,7 @@ def test_layers_that_are_shared_matter_where_layers_are_asked_for(small_data: Pa
     raw = plain(tmp_path / "albert", small_data)
     assert prepare(read_recipe(raw)).rules[0].selection.taken
     raw["model"]["depth"] = 1
-    with pytest.raises(RecipeError, match=r"model.name must have a list of as many layers"):
+    with pytest.raises(RecipeError, match=r"model.name must have layers with weights of their own"):
         prepare(read_recipe(raw))
 
 
