@@ -8,11 +8,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 from typer.testing import CliRunner
 
+from prunus import CheckpointError, Masker, Pruning, Schedule, Span
 from prunus.cli import app
+from prunus.export.packed import run_task
+from prunus.export.smaller import compact_directory
+from prunus.progress import Bars
 from prunus.recipe import read_recipe
+from prunus.training.rescore import rescore
 from prunus.training.run import run
 from small import TEXT_FILE, save_tiny_bert, small_recipe, write_texts
 
@@ -117,3 +122,16 @@ def test_the_plain_words(place: Path, tmp_path: Path) -> None:
     assert "AutoModel loads it after `import prunus`" in result.output
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "small")
     assert sum(p.numel() for p in model.parameters() if torch.is_tensor(p)) > 0
+
+
+def test_a_model_that_no_run_made_has_no_task(tiny_bert: Path, tmp_path: Path) -> None:
+    """What is measured is in a run's recipe; without one, no other task takes its place."""
+    model = AutoModel.from_pretrained(tiny_bert)
+    Masker(model, Pruning(0.5, "ffn", "magnitude", Schedule("one_shot", Span(0))), 1)
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "model")
+    compact_directory(tmp_path / "model", tmp_path / "small")
+    with Bars(None) as bars:
+        assert run_task(tmp_path / "small", {}, bars) == (None, "no recipe in prunus.json")
+    with pytest.raises(CheckpointError, match="hold the recipe of the run"):
+        rescore(tmp_path / "small", {})

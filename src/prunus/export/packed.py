@@ -154,8 +154,11 @@ def run_task(
         return None, ""
     if not (directory / "prunus.json").is_file():
         return None, "no prunus.json beside the model"
+    recipe = read_facts(directory).recipe
+    if not recipe:  # compacted, say, from a directory that no run made
+        return None, "no recipe in prunus.json"
     try:
-        spec = with_data(read_recipe(read_facts(directory).recipe).task, data)
+        spec = with_data(read_recipe(recipe).task, data)
         labels = saved_labels(directory)
         if not labels and spec.name == "classification":  # the classes are those of the training file
             splits = ("train", "validation")

@@ -27,6 +27,9 @@ def rescore(directory: Path, data: Mapping[str, Any], console: Console | None = 
     Raises ``CheckpointError`` for a directory that is no finished run or whose zeros are not where its masks say.
     """
     facts = read_facts(directory)
+    if not facts.recipe:  # compacted, say, from a directory that no run made
+        rule = "hold the recipe of the run that made the model, which says what is measured"
+        raise CheckpointError(Problem("prunus.json", "no recipe", rule, "the output of a run"))
     try:
         recipe: Recipe = read_recipe(facts.recipe)
     except PrunusError as error:
