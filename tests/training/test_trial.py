@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AlbertConfig,
     AutoConfig,
@@ -22,7 +23,7 @@ from transformers import (
 )
 
 import prunus
-from prunus import PrunusError, RecipeError
+from prunus import CheckpointError, PrunusError, RecipeError
 from prunus.checkpoint.huggingface import narrow
 from prunus.errors import DataError
 from prunus.models.loading import load_model
@@ -360,3 +361,20 @@ def test_weights_that_cannot_be_loaded_are_told_by_plan(damage: str, small_data:
     )
     with pytest.raises(PrunusError, match=told):
         prepare(read_recipe(plain(place, small_data)))
+
+
+def test_weights_that_are_missing_are_not_drawn_in_silence(small_data: Path, tmp_path: Path) -> None:
+    place = classifier(tmp_path / "model", 2)
+    tensors = load_file(place / "model.safetensors")
+    del tensors["bert.encoder.layer.1.output.dense.weight"]
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"bert.encoder.layer.1.output.dense.weight is missing, one of 1"):
+        run(read_recipe(plain(place, small_data)), tmp_path / "out")
+
+
+def test_a_model_that_was_saved_to_give_tuples_trains(small_data: Path, tmp_path: Path) -> None:
+    place = classifier(tmp_path / "model", 2)
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"return_dict": False}))
+    facts = run(read_recipe(plain(place, small_data)), tmp_path / "out")
+    assert facts.sparse is not None

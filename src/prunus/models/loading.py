@@ -120,6 +120,7 @@ def config_for(
         # Whatever a configuration from outside lacks (a file, a type, a network) is told, not typed.
         fix = "a directory, minilm, or a network for a Hub id"
         raise RecipeError(Problem(key, source, f"be a model that can be read ({first_line(error)})", fix)) from None
+    config.return_dict = True  # of models that were saved to give tuples, outputs are read by name all the same
     if tokenizer is not None:
         _pad(config, tokenizer)
     if new_head:
@@ -288,13 +289,28 @@ def load_model(
         if new_head:
             model = _with_new_head(source, config, head, revision)
         else:
-            model = _HEADS[head].from_pretrained(source, config=config, revision=revision, dtype=torch.float32)
+            more = {"config": config, "revision": revision, "dtype": torch.float32, "output_loading_info": True}
+            model, loaded = _HEADS[head].from_pretrained(source, **more)
+            _check_complete(model, loaded["missing_keys"], drawn)
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         rule = f"hold the weights that its config.json describes ({first_line(error)})"
         raise CheckpointError(Problem("the model", source, rule, "saving it again, or another model")) from None
     if drawn and rows is not None and head == "regression":
         centre(model, (float(row["labels"]) for row in rows))
     return model
+
+
+def _check_complete(model: PreTrainedModel, missing: Iterable[str], drawn: bool) -> None:
+    """Raises ``RuntimeError`` for a weight of the body (of a trained head, too) that the checkpoint lacks.
+
+    transformers draws such weights and goes on. Only a head for a new task, and a pooler, are meant to be drawn.
+    """
+    parameters = {name for name, _ in model.named_parameters()}
+    body = f"{model.base_model_prefix}."
+    lacking = sorted(name for name in missing if name in parameters and (name.startswith(body) or not drawn))
+    lacking = [name for name in lacking if f".{POOLER}." not in f".{name}"]
+    if lacking:
+        raise RuntimeError(f"{lacking[0]} is missing, one of {len(lacking)}")
 
 
 def _with_new_head(source: str, config: PreTrainedConfig, head: HeadKind, revision: str | None) -> PreTrainedModel:
