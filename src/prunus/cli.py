@@ -114,7 +114,7 @@ def run(
         )
         loaded = load_recipe(recipe, set_ or (), flags)
         directory = readable(output or Path(loaded.output or f"runs/{Path(recipe).stem}"), "output")
-        command = "prunus " + shlex.join(sys.argv[1:])
+        command = shlex.join(["prunus", *sys.argv[1:]])
         facts = run_recipe(loaded, directory, command=command, overwrite=overwrite, resume=resume, console=err)
         if not is_main_process():
             return

@@ -39,6 +39,8 @@ def package_versions(packages: Iterable[str]) -> dict[str, str]:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    if "torch" in found:
+        found["torch"] = torch.__version__  # its build (+cpu, +cu130), which the package index leaves out
     return found
 
 

@@ -25,7 +25,8 @@ from transformers import (
 import prunus
 from prunus import CheckpointError, PrunusError, RecipeError
 from prunus.checkpoint.huggingface import narrow
-from prunus.errors import DataError
+from prunus.errors import DataError, EngineError
+from prunus.export.graph import export_graph
 from prunus.models.loading import load_model
 from prunus.recipe import read_recipe
 from prunus.tasks.base import HeadKind
@@ -378,3 +379,14 @@ def test_a_model_that_was_saved_to_give_tuples_trains(small_data: Path, tmp_path
     (place / "config.json").write_text(json.dumps(config | {"return_dict": False}))
     facts = run(read_recipe(plain(place, small_data)), tmp_path / "out")
     assert facts.sparse is not None
+
+
+def test_weights_under_a_wrappers_names_are_missing(small_data: Path, tmp_path: Path) -> None:
+    """A state saved from DataParallel: every name has ``module.`` in front, and transformers would draw the whole model."""
+    place = classifier(tmp_path / "model", 2)
+    tensors = {f"module.{name}": value for name, value in load_file(place / "model.safetensors").items()}
+    save_file(tensors, place / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match="is missing, one of"):
+        run(read_recipe(plain(place, small_data)), tmp_path / "out")
+    with pytest.raises(EngineError, match="is missing, one of"):
+        export_graph(place, tmp_path / "onnx", "onnx", "float32")

@@ -35,6 +35,7 @@ from prunus.export.packed import COPIED, Calibration, run_task, splits_for, text
 from prunus.export.running import Running, output_names
 from prunus.export.scoring import agreement
 from prunus.export.source import carry_tokenizer
+from prunus.models.loading import check_complete
 from prunus.models.predict import predict
 from prunus.progress import Bars
 from prunus.quantization import Quantization, QuantLinear, quantize, restore
@@ -67,7 +68,12 @@ def load(directory: Path) -> PreTrainedModel:
         rule = "be a model for sequence classification or question answering"
         raise EngineError(Problem("config.json: architectures", names[0], rule))
     try:
-        model: PreTrainedModel = kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+        more = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+        model: PreTrainedModel
+        model, loaded = kind.from_pretrained(
+            directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, **more
+        )
+        check_complete(model, loaded["missing_keys"], drawn=False)
     except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError) as error:
         rule = f"hold a model that transformers can load ({first_line(error)})"
         raise EngineError(Problem("directory", str(directory), rule, "saving it again")) from None

@@ -41,6 +41,7 @@ __all__ = [
     "base_model",
     "carry_over",
     "centre",
+    "check_complete",
     "config_for",
     "from_config",
     "load_model",
@@ -120,7 +121,8 @@ def config_for(
         # Whatever a configuration from outside lacks (a file, a type, a network) is told, not typed.
         fix = "a directory, minilm, or a network for a Hub id"
         raise RecipeError(Problem(key, source, f"be a model that can be read ({first_line(error)})", fix)) from None
-    config.return_dict = True  # of models that were saved to give tuples, outputs are read by name all the same
+    # Outputs are read by name, and only those that a training asks for: whatever the model was saved to give.
+    config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     if tokenizer is not None:
         _pad(config, tokenizer)
     if new_head:
@@ -291,7 +293,7 @@ def load_model(
         else:
             more = {"config": config, "revision": revision, "dtype": torch.float32, "output_loading_info": True}
             model, loaded = _HEADS[head].from_pretrained(source, **more)
-            _check_complete(model, loaded["missing_keys"], drawn)
+            check_complete(model, loaded["missing_keys"], drawn)
     except (OSError, RuntimeError, SafetensorError, ValueError) as error:
         rule = f"hold the weights that its config.json describes ({first_line(error)})"
         raise CheckpointError(Problem("the model", source, rule, "saving it again, or another model")) from None
@@ -300,7 +302,7 @@ def load_model(
     return model
 
 
-def _check_complete(model: PreTrainedModel, missing: Iterable[str], drawn: bool) -> None:
+def check_complete(model: PreTrainedModel, missing: Iterable[str], drawn: bool) -> None:
     """Raises ``RuntimeError`` for a weight of the body (of a trained head, too) that the checkpoint lacks.
 
     transformers draws such weights and goes on. Only a head for a new task, and a pooler, are meant to be drawn.
