@@ -44,9 +44,7 @@ def main() -> None:
     for name, parameter in student.named_parameters():
         parameter.requires_grad_("embeddings" not in name)
     schedule = Schedule("constant", Span(0), Span(10_000), Span(1))
-    pruning = Pruning(
-        0.8, "unstructured", "magnitude", schedule, Allocation("global", "normed", 1.0), allow_regrowth=True
-    )
+    pruning = Pruning(0.8, "unstructured", "magnitude", schedule, Allocation("global", "normed", 1.0), revive=True)
     masker = Masker(student, pruning, 10_000)
     optimizer = torch.optim.AdamW([p for p in student.parameters() if p.requires_grad], lr=1e-4)
 

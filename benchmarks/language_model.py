@@ -37,9 +37,7 @@ from prunus.tasks.collate import Collate
 
 HERE = Path(__file__).parent
 ROWS, TOKENS, THREADS, CHUNK = 32, 128, 2, 10
-PRUNING = Pruning(
-    0.8, "4x1", "magnitude", Schedule("constant", Span(0), Span(10_000), Span(CHUNK)), allow_regrowth=True
-)
+PRUNING = Pruning(0.8, "4x1", "magnitude", Schedule("constant", Span(0), Span(10_000), Span(CHUNK)), revive=True)
 READ = """
 import sys
 from transformers import AutoTokenizer

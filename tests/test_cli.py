@@ -102,9 +102,7 @@ def test_plan_and_run_agree(done: tuple[Path, Ran], recipe: Path, tmp_path: Path
 
 
 def test_plan_lines_of_a_dense_recipe_and_of_regrown_weights(recipe: Path) -> None:
-    plan = json.loads(
-        prunus("plan", recipe, "--set", "prune.allow_regrowth=true", "--set", "train.freeze=embed", "--json").out
-    )
+    plan = json.loads(prunus("plan", recipe, "--set", "prune.revive=true", "--set", "train.freeze=embed", "--json").out)
     assert plan["bytes"]["dense_weights"] == 4 * 4096
     assert plan["model"]["trainable"] < plan["model"]["parameters"]
     assert any("of them trained, the others frozen" in line for line in plan_lines(plan))

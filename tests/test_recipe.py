@@ -234,7 +234,6 @@ def test_a_flag_that_fits_no_single_rule_joins_the_other_problems(tmp_path: Path
             {"prune": {"sparsity": 0.5, "schedule": {"kid": "linear"}}},
             [("prune[0].schedule.kid", "prune[0].schedule.kind")],
         ),
-        ({"prune": {"sparsity": 0.5, "revive": True}}, [("prune[0].revive", "prune[0].allow_regrowth")]),
         ({1: 2, None: 3}, [("1", None), ("None", None)]),
     ],
 )
@@ -466,7 +465,7 @@ KEYS = st.sampled_from(
         "include",
         "exclude",
         "reduce",
-        "allow_regrowth",
+        "revive",
         "teacher",
         "weight",
         "temperature",

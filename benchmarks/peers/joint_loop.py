@@ -83,7 +83,7 @@ class Prunus:
         schedule = Schedule("polynomial", Span(0), Span(end), Span(EVERY), hold=Span(int(FREEZE * total) - end))
         allocation = Allocation("global", "normed", 1.0)
         self.model = model
-        pruning = Pruning(TARGET, "unstructured", "magnitude", schedule, allocation, allow_regrowth=True)
+        pruning = Pruning(TARGET, "unstructured", "magnitude", schedule, allocation, revive=True)
         self.masker = Masker(model, pruning, total)
 
     def before_step(self) -> None:

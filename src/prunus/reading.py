@@ -22,19 +22,12 @@ _UNREAD: Final = object()  # stands for a value that could not be read; its key 
 T = TypeVar("T")
 
 
-def read_dataclass(
-    cls: type[T],
-    raw: Any,
-    found: list[Problem],
-    blocks: Mapping[str, type[Any]] | None = None,
-    renamed: Mapping[str, str] | None = None,
-) -> T:
+def read_dataclass(cls: type[T], raw: Any, found: list[Problem], blocks: Mapping[str, type[Any]] | None = None) -> T:
     """``cls`` from a mapping; problems are appended to ``found``.
 
-    ``blocks`` (dotted name -> dataclass) are where a key may have been meant that does not belong where it stands;
-    ``renamed`` (old name -> new name) are keys of earlier versions.
+    ``blocks`` (dotted name -> dataclass) are where a key may have been meant that does not belong where it stands.
     """
-    return _Reader(found, blocks or {}, renamed or {}).read(cls, raw, "")
+    return _Reader(found, blocks or {}).read(cls, raw, "")
 
 
 @dataclass(frozen=True)
@@ -43,7 +36,6 @@ class _Reader:
 
     found: list[Problem]
     blocks: Mapping[str, type[Any]]
-    renamed: Mapping[str, str]
 
     def read(self, cls: type[T], raw: Any, key: str) -> T:
         """A dataclass from a mapping; what cannot be read stays at its default and is noted in ``found``."""
@@ -55,10 +47,6 @@ class _Reader:
         values: dict[str, Any] = {}
         for name, value in raw.items():
             where = f"{key}.{name}" if key else str(name)
-            if self.renamed.get(str(name)) in known:
-                new = self.renamed[str(name)]
-                self.found.append(Problem(where, value, f"be named {new}", f"{where.removesuffix(str(name))}{new}"))
-                continue
             if name not in known:
                 self.found.append(
                     Problem(where or "''", value, "be a known key", self._nearest_key(str(name), key, known))

@@ -278,8 +278,6 @@ class Recipe:
         return found
 
 
-_RENAMED: Final = {"revive": "allow_regrowth"}
-"""Keys of earlier versions."""
 _BLOCKS: Final[dict[str, type[Any]]] = {
     "model": ModelSpec,
     "task": TaskSpec,
@@ -362,7 +360,7 @@ def read_recipe(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> Recipe
         shared = {name: value for name, value in raw["train"].items() if name in known}
         own = {str(name) for name in raw["dense"]}
         raw["dense"] = {**shared, **raw["dense"]}  # what the dense training does not say, it shares
-    recipe = read_dataclass(Recipe, raw, problems, _BLOCKS, _RENAMED)
+    recipe = read_dataclass(Recipe, raw, problems, _BLOCKS)
     # What could not be read stands as its default; only what was read can be checked further.
     bad = tuple(problem.key for problem in problems)
     problems += [problem for problem in recipe.problems() if not (bad and problem.key.startswith(bad))]

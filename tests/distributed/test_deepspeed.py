@@ -33,7 +33,7 @@ INSTALLED = pytest.mark.skipif(
         (2, Pruning(None, "4x1", lock=True), []),
         (2, Pruning(0.5, "4x1", "snip_momentum", GROWING), ["prune[0].criterion"]),
         (0, Pruning(0.5, "1x1", "wanda", GROWING), ["prune[0].criterion"]),
-        (1, Pruning(0.5, "4x1", "magnitude", GROWING, allow_regrowth=True), ["prune[0].allow_regrowth"]),
+        (1, Pruning(0.5, "4x1", "magnitude", GROWING, revive=True), ["prune[0].revive"]),
         (3, Pruning(0.5, "4x1", "magnitude", GROWING), ["deepspeed"]),
         (3, Pruning(None, "4x1", lock=True), ["deepspeed"]),
     ],

@@ -65,7 +65,7 @@ def test_the_card_becomes_the_shipped_recipe(tmp_path: Path) -> None:
     assert mine.train.steps_per_epoch == 2105
     (rule,), (own,) = mine.prune, shipped.prune
     assert rule.targets.exclude == ("pooler", "classifier")
-    for name in ("sparsity", "pattern", "criterion", "schedule", "allocation", "allow_regrowth"):
+    for name in ("sparsity", "pattern", "criterion", "schedule", "allocation", "revive"):
         assert getattr(rule, name) == getattr(own, name), name
 
 
@@ -167,7 +167,7 @@ def test_prune_once_for_alls_own_configuration(tmp_path: Path) -> None:
         t = min(1.0, step // 1000 * 1000 / 50_000)
         assert table.sparsity(step, 0.85) == pytest.approx(0.85 * (1 - (1 - t) ** 3))
     assert rule.targets.exclude == ("cls",)
-    assert (rule.allocation.scope, rule.allow_regrowth, rule.criterion) == ("tensor", True, "magnitude")
+    assert (rule.allocation.scope, rule.revive, rule.criterion) == ("tensor", True, "magnitude")
 
 
 @pytest.mark.parametrize(

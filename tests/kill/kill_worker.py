@@ -19,7 +19,7 @@ KINDS: dict[str, dict[str, Any]] = {
             "pattern": "1x1",
             "sparsity": 0.6,
             "criterion": "magnitude",
-            "allow_regrowth": True,
+            "revive": True,
             "schedule": RISING,
         }
     },
@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
             "pattern": "1x1",
             "sparsity": 0.6,
             "criterion": "movement",
-            "allow_regrowth": True,
+            "revive": True,
             "scores": {"learning_rate": 0.01},
             "schedule": {**RISING, "kind": "polynomial", "hold": 4},
             "allocation": {"scope": "tensor"},

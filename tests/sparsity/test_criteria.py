@@ -125,7 +125,7 @@ def test_platon_follows_the_equations_of_its_paper(pattern: str, regrowth: bool)
     weight, steps = model.get_parameter("0.weight"), 12
     schedule = Schedule("linear", Span(2), Span(10), Span(2))
     allocation = Allocation("tensor")
-    masker = Masker(model, Pruning(0.5, pattern, "platon", schedule, allocation, allow_regrowth=regrowth), steps)
+    masker = Masker(model, Pruning(0.5, pattern, "platon", schedule, allocation, revive=regrowth), steps)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
     beta1, beta2 = 0.85, 0.95
     dense, mask = weight.detach().double().numpy().copy(), np.ones((8, 12), dtype=bool)

@@ -57,18 +57,16 @@ def whole_units(pattern: str, percent: int, units: int, size: int) -> int:
 @pytest.mark.parametrize("pattern", CELLS)
 def test_the_zeros_asked_for_are_the_zeros_counted(pattern: str, scope: Literal["tensor", "global"]) -> None:
     # Three events at steps 1, 2, 3 of 4; one_shot has the first of them alone.
-    for criterion, kind, allow_regrowth in product(CRITERIA, KINDS, (False, True)):
+    for criterion, kind, revive in product(CRITERIA, KINDS, (False, True)):
         if ":" in pattern and CRITERIA[criterion].of_units:
             continue  # refused: test_structures.py
-        case = f"{pattern} {criterion} {kind} {scope} allow_regrowth={allow_regrowth}"
+        case = f"{pattern} {criterion} {kind} {scope} revive={revive}"
         model = two_layers()
         schedule = Schedule(kind, Span(1), end=None if kind == "one_shot" else Span(3), every=Span(1))
         if kind == "multistep":
             schedule = Schedule(kind, Span(1), boundaries=(Span(2), Span(3)), levels=(0.25, 0.5, 1.0))
         allocation = Allocation(scope, max_per_tensor=1.0)
-        masker = prune(
-            model, Pruning(SPARSITY, pattern, criterion, schedule, allocation, allow_regrowth=allow_regrowth), 4
-        )
+        masker = prune(model, Pruning(SPARSITY, pattern, criterion, schedule, allocation, revive=revive), 4)
         facts = {fact.name: fact for fact in masker.finish(model)}
 
         found, units, size = {}, {}, {}

@@ -249,7 +249,7 @@ def test_targets_choose_what_is_locked() -> None:
     ("more", "key"),
     [
         ({"criterion": "magnitude"}, "criterion"),
-        ({"allow_regrowth": True}, "allow_regrowth"),
+        ({"revive": True}, "revive"),
         ({"schedule": Schedule("linear")}, "schedule"),
         ({"sparsity": 1.5}, "sparsity"),
         ({"pattern": "5:4"}, "pattern"),

@@ -103,7 +103,7 @@ def test_lock_of_a_dense_model_is_an_error() -> None:
 # Regrowth
 
 
-def reference_run(steps: int, events: dict[int, int], allow_regrowth: bool) -> tuple[np.ndarray, np.ndarray, int]:
+def reference_run(steps: int, events: dict[int, int], revive: bool) -> tuple[np.ndarray, np.ndarray, int]:
     """Magnitude pruning of one matrix by plain descent on recorded gradients, float64: weight, mask, number of regrown weights.
 
     With regrowth, the dense weights take every update; without, they are masked after each.
@@ -112,12 +112,12 @@ def reference_run(steps: int, events: dict[int, int], allow_regrowth: bool) -> t
     dense, mask, regrown = weight.astype(np.float64), np.ones(weight.shape, dtype=bool), 0
     for step in range(steps):
         dense = dense - 0.4 * grads[step]
-        if not allow_regrowth:
+        if not revive:
             dense = dense * mask
         if step + 1 in events:
             theta = np.sort(np.abs(dense), axis=None)[events[step + 1] - 1]
             fresh = np.abs(dense) > theta
-            if allow_regrowth:
+            if revive:
                 regrown += int((fresh & ~mask).sum())
                 mask = fresh
             else:
@@ -131,8 +131,8 @@ def recorded(steps: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(24, 24)).astype(np.float32), rng.normal(size=(steps, 24, 24)).astype(np.float32)
 
 
-@pytest.mark.parametrize("allow_regrowth", [True, False])
-def test_dense_weights_follow_their_equation(allow_regrowth: bool) -> None:
+@pytest.mark.parametrize("revive", [True, False])
+def test_dense_weights_follow_their_equation(revive: bool) -> None:
     steps, start, final = 12, 2, 0.6
     schedule = Schedule("linear", Span(start), Span(10), Span(2))
     first, grads = recorded(steps)
@@ -140,9 +140,7 @@ def test_dense_weights_follow_their_equation(allow_regrowth: bool) -> None:
     weight = model.get_parameter("0.weight")
     with torch.no_grad():
         weight.copy_(torch.tensor(first))
-    masker = Masker(
-        model, Pruning(final, "1x1", "magnitude", schedule, Allocation("tensor"), allow_regrowth=allow_regrowth), steps
-    )
+    masker = Masker(model, Pruning(final, "1x1", "magnitude", schedule, Allocation("tensor"), revive=revive), steps)
     for step in range(steps):
         with torch.no_grad():
             weight.sub_(torch.tensor(grads[step]), alpha=0.4)
@@ -150,10 +148,10 @@ def test_dense_weights_follow_their_equation(allow_regrowth: bool) -> None:
     masker.finish(model)
 
     events = {start + 2 * j: int(final * j / 4 * 576 + 1e-9) for j in range(1, 5)}
-    expected, mask, regrown = reference_run(steps, events, allow_regrowth)
+    expected, mask, regrown = reference_run(steps, events, revive)
     assert (masker.masks["0.weight"].numpy() == mask).all()
     assert weight.detach().numpy() == pytest.approx(expected, abs=1e-5)
-    assert (regrown > 20) is allow_regrowth  # the data of this test does regrow weights
+    assert (regrown > 20) is revive  # the data of this test does regrow weights
     assert int((weight == 0).sum()) == 345  # floor(0.6 * 576)
 
 
@@ -176,7 +174,7 @@ def test_in_place_masks_only_grow(criterion: str, pattern: str) -> None:
 @pytest.mark.parametrize("criterion", ["magnitude", "gradient", "snip", "snip_momentum", "movement"])
 def test_masks_with_regrowth_do_not_only_grow(criterion: str) -> None:
     model = two_layers()
-    masker = Masker(model, Pruning(0.5, "1x1", criterion, GRADUAL, allow_regrowth=True), 12)
+    masker = Masker(model, Pruning(0.5, "1x1", criterion, GRADUAL, revive=True), 12)
     optimizer, regrown, before = adamw(model, 0.05), 0, dict[str, Tensor]()
     for step in range(12):
         train(model, masker, optimizer, 1, first=step)
@@ -188,7 +186,7 @@ def test_masks_with_regrowth_do_not_only_grow(criterion: str) -> None:
 
 def test_apply_twice_changes_nothing() -> None:
     model = two_layers()
-    masker = prune(model, Pruning(0.5, "4x1", "magnitude", GRADUAL, allow_regrowth=True), 12)
+    masker = prune(model, Pruning(0.5, "4x1", "magnitude", GRADUAL, revive=True), 12)
     before = weights(model)
     masker.apply(model)
     masker.apply(model)
@@ -255,11 +253,11 @@ def test_two_rules_each_have_their_way() -> None:
 # Names, not parameters
 
 
-@pytest.mark.parametrize("allow_regrowth", [False, True])
+@pytest.mark.parametrize("revive", [False, True])
 @pytest.mark.parametrize("change", ["parameter", "dtype"])
-def test_parameters_that_are_replaced_are_found_again(change: str, allow_regrowth: bool) -> None:
+def test_parameters_that_are_replaced_are_found_again(change: str, revive: bool) -> None:
     model = two_layers()
-    masker = Masker(model, Pruning(0.75, "4x1", "snip_momentum", GRADUAL, allow_regrowth=allow_regrowth), 12)
+    masker = Masker(model, Pruning(0.75, "4x1", "snip_momentum", GRADUAL, revive=revive), 12)
     train(model, masker, adamw(model), 5)
     if change == "parameter":
         for name in (FIRST, SECOND):
@@ -283,7 +281,7 @@ def test_parameters_that_are_replaced_are_found_again(change: str, allow_regrowt
 
 def test_the_masker_holds_no_parameter() -> None:
     model = two_layers()
-    masker = prune(model, Pruning(0.5, "1x1", "magnitude", GRADUAL, allow_regrowth=True), 12)
+    masker = prune(model, Pruning(0.5, "1x1", "magnitude", GRADUAL, revive=True), 12)
     held = {tensor.data_ptr() for tensor in masker.state_dict().values()}
     assert not held & {parameter.data_ptr() for parameter in model.parameters()}
 
@@ -291,7 +289,7 @@ def test_the_masker_holds_no_parameter() -> None:
 # Resuming
 
 
-@pytest.mark.parametrize("allow_regrowth", [False, True])
+@pytest.mark.parametrize("revive", [False, True])
 @pytest.mark.parametrize("stop", [1, 4, 7, 10, 12])
 @pytest.mark.parametrize(
     ("criterion", "pattern"),
@@ -304,10 +302,8 @@ def test_the_masker_holds_no_parameter() -> None:
         ("platon", "4x1"),
     ],
 )
-def test_a_run_cut_in_two_ends_bit_for_bit_as_one(
-    criterion: str, pattern: str, stop: int, allow_regrowth: bool
-) -> None:
-    pruning = Pruning(0.5, pattern, criterion, GRADUAL, allow_regrowth=allow_regrowth)
+def test_a_run_cut_in_two_ends_bit_for_bit_as_one(criterion: str, pattern: str, stop: int, revive: bool) -> None:
+    pruning = Pruning(0.5, pattern, criterion, GRADUAL, revive=revive)
     whole = two_layers()
     masker = prune(whole, pruning, 14, seed=5)
 
@@ -344,13 +340,13 @@ def test_a_state_of_another_recipe_is_refused(state: dict[str, Tensor], rule: st
 # Memory
 
 
-@pytest.mark.parametrize("allow_regrowth", [False, True])
+@pytest.mark.parametrize("revive", [False, True])
 @pytest.mark.parametrize(("pattern", "score"), [("1x1", 4.0), ("4x1", 1.0), ("2:4", 4.0), ("32x32", 4 / 1024)])
-def test_masks_take_one_byte_a_weight_and_scores_at_most_four(pattern: str, score: float, allow_regrowth: bool) -> None:
+def test_masks_take_one_byte_a_weight_and_scores_at_most_four(pattern: str, score: float, revive: bool) -> None:
     model = two_layers()
-    masker = Masker(model, Pruning(0.5, pattern, "snip_momentum", GRADUAL, allow_regrowth=allow_regrowth), 12)
+    masker = Masker(model, Pruning(0.5, pattern, "snip_momentum", GRADUAL, revive=revive), 12)
     train(model, masker, adamw(model), 6)
-    assert masker.bytes() == {"masks": 4096, "scores": 4096 * score, "dense_weights": 4096 * 4 * allow_regrowth}
+    assert masker.bytes() == {"masks": 4096, "scores": 4096 * score, "dense_weights": 4096 * 4 * revive}
     train(model, masker, adamw(model), 6, first=6)
     assert masker.bytes()["scores"] == 0  # no update will read them any more
 

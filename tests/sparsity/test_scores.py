@@ -106,7 +106,7 @@ def test_masks_and_weights_are_those_of_autograd(sparsity: float | None, choice:
         "movement",
         schedule,
         targets=Targets(include=("weight",)),
-        allow_regrowth=True,
+        revive=True,
         scores=choice,
     )
     rule = Pruning(**{**rule.__dict__, "allocation": type(rule.allocation)(scope="tensor")})
@@ -133,7 +133,7 @@ def test_masks_and_weights_are_those_of_autograd(sparsity: float | None, choice:
 
 def test_a_resumed_masker_learns_on_as_a_whole_one() -> None:
     schedule = Schedule("polynomial", Span(2), end=Span(9), every=Span(1), hold=Span(3))
-    choice = Pruning(0.6, "4x1", "movement", schedule, allow_regrowth=True, scores=Scores(0.03))
+    choice = Pruning(0.6, "4x1", "movement", schedule, revive=True, scores=Scores(0.03))
 
     def train(model: nn.Module, masker: Masker, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
         for step in range(first, last):
@@ -189,7 +189,7 @@ def test_soft_movement_leaves_every_tensor_something(units: int, kept: int) -> N
         "movement",
         Schedule("polynomial", Span(1), end=Span(3), every=Span(1)),
         targets=Targets(include=("weight",)),
-        allow_regrowth=True,
+        revive=True,
         scores=Scores(0.1, 0.9),
     )
     masker = Masker(model, rule, 4)
@@ -205,18 +205,18 @@ def test_soft_movement_leaves_every_tensor_something(units: int, kept: int) -> N
     ("more", "said"),
     [
         ({"criterion": "magnitude"}, r"scores must come with criterion movement"),
-        ({"allow_regrowth": False}, r"allow_regrowth must be true with scores that learn"),
+        ({"revive": False}, r"revive must be true with scores that learn"),
         ({"scores": Scores(0.0)}, r"scores\.learning_rate must be above 0"),
         ({"scores": Scores(0.1, 1.5)}, r"scores\.threshold must be in \(0, 1\)"),
         ({"scores": Scores(0.1, None, 5.0)}, r"scores\.regularization must come with threshold"),
         ({"scores": Scores(0.1, 0.1, -5.0)}, r"scores\.regularization must be 0 or above"),
         ({"scores": Scores(0.1, 0.1), "sparsity": 0.5}, r"sparsity must be left out with scores\.threshold"),
         ({"scores": Scores(0.1, 0.1), "pattern": "2:4"}, r"scores\.threshold must be left out for pattern 2:4"),
-        ({"lock": True, "criterion": "snip_momentum", "allow_regrowth": False}, r"scores must not come with lock"),
+        ({"lock": True, "criterion": "snip_momentum", "revive": False}, r"scores must not come with lock"),
     ],
 )
 def test_what_does_not_fit_is_told(more: dict[str, Any], said: str) -> None:
-    base: dict[str, Any] = {"pattern": "4x1", "criterion": "movement", "allow_regrowth": True, "scores": Scores()}
+    base: dict[str, Any] = {"pattern": "4x1", "criterion": "movement", "revive": True, "scores": Scores()}
     given = base | more
     if "sparsity" not in given and (given["scores"].threshold is None and not given.get("lock")):
         given["sparsity"] = 0.5

@@ -131,8 +131,8 @@ def test_scores_see_the_clipped_gradient(tmp_path: Path) -> None:
         torch.testing.assert_close(clipped[name], score * 0.01 / (norm + 1e-6), rtol=1e-4, atol=0.0)
 
 
-@pytest.mark.parametrize("allow_regrowth", [False, True])
-def test_zeros_are_exact_after_each_step(allow_regrowth: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("revive", [False, True])
+def test_zeros_are_exact_after_each_step(revive: bool, tmp_path: Path) -> None:
     # Linear from 0 after step 1 to 0.5 after step 5, in units of 4 weights, over 4,096 weights.
     seen: list[int] = []
 
@@ -140,7 +140,7 @@ def test_zeros_are_exact_after_each_step(allow_regrowth: bool, tmp_path: Path) -
         def on_step_end(self, *args: Any, model: nn.Module, **kwargs: Any) -> None:
             seen.append(zeros(model))
 
-    callbacks = [PruneCallback(four_by_one(0.5, allow_regrowth=allow_regrowth)), Count()]
+    callbacks = [PruneCallback(four_by_one(0.5, revive=revive)), Count()]
     plain_trainer(tiny_model(), arguments(tmp_path), rows(32), callbacks=callbacks).train()
     assert seen == [0, 512, 1024, 1536, 2048, 2048, 2048, 2048]
 
@@ -186,15 +186,15 @@ def falling() -> Callable[[Any], dict[str, float]]:
     return lambda _: {"falling": float(next(values))}
 
 
-@pytest.mark.parametrize("allow_regrowth", [False, True])
+@pytest.mark.parametrize("revive", [False, True])
 @pytest.mark.parametrize(
     ("every", "best"),
     [pytest.param(1, 5, id="the first at the final sparsity"), pytest.param(3, 6, id="the first after it")],
 )
-def test_the_best_model_is_never_a_denser_one(every: int, best: int, allow_regrowth: bool, tmp_path: Path) -> None:
+def test_the_best_model_is_never_a_denser_one(every: int, best: int, revive: bool, tmp_path: Path) -> None:
     model = tiny_model()
     more = BEST | {"eval_steps": every, "save_steps": every}
-    callback = PruneCallback(four_by_one(allow_regrowth=allow_regrowth))
+    callback = PruneCallback(four_by_one(revive=revive))
     trainer = plain_trainer(
         model,
         arguments(tmp_path, **more),
@@ -213,13 +213,11 @@ def test_the_best_model_is_never_a_denser_one(every: int, best: int, allow_regro
 # Checkpoints and resuming
 
 
-def train(
-    directory: Path, *, allow_regrowth: bool = False, seed: int = 0, resume: bool | str = False, **more: Any
-) -> Any:
+def train(directory: Path, *, revive: bool = False, seed: int = 0, resume: bool | str = False, **more: Any) -> Any:
     """12 steps in epochs of 5, with checkpoints after each third; a new model and a new callback at each call."""
     model = tiny_model(seed=seed)
     schedule = Schedule("polynomial", Span(2), end=Span(9), every=Span(1))
-    callback = PruneCallback(four_by_one(0.7, schedule=schedule, allow_regrowth=allow_regrowth), seed=3)
+    callback = PruneCallback(four_by_one(0.7, schedule=schedule, revive=revive), seed=3)
     args = arguments(directory, max_steps=12, save_strategy="steps", save_steps=more.pop("save_steps", 3), **more)
     trainer = plain_trainer(model, args, rows(20, seed=seed), callbacks=[callback])
     trainer.train(resume_from_checkpoint=resume or None)
@@ -233,14 +231,12 @@ def keep_only(directory: Path, step: int) -> Path:
     return directory / f"checkpoint-{step}"
 
 
-@pytest.mark.parametrize("allow_regrowth", [False, True])
+@pytest.mark.parametrize("revive", [False, True])
 @pytest.mark.parametrize("step", [3, 6, 9])
-def test_a_resumed_training_ends_bit_for_bit_as_an_uninterrupted_one(
-    step: int, allow_regrowth: bool, tmp_path: Path
-) -> None:
-    whole, callback = train(tmp_path, allow_regrowth=allow_regrowth)
+def test_a_resumed_training_ends_bit_for_bit_as_an_uninterrupted_one(step: int, revive: bool, tmp_path: Path) -> None:
+    whole, callback = train(tmp_path, revive=revive)
     keep_only(tmp_path, step)
-    resumed, other = train(tmp_path, allow_regrowth=allow_regrowth, resume=True)
+    resumed, other = train(tmp_path, revive=revive, resume=True)
     assert same(weights(whole), weights(resumed))
     assert same(callback.masker.state_dict(), other.masker.state_dict())
     assert callback.facts == other.facts
@@ -330,18 +326,18 @@ def test_a_frozen_target_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moved", ["copied", "renamed", "in place"])
-@pytest.mark.parametrize("allow_regrowth", [False, True])
-def test_the_state_comes_from_the_checkpoint_that_was_named(moved: str, allow_regrowth: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("revive", [False, True])
+def test_the_state_comes_from_the_checkpoint_that_was_named(moved: str, revive: bool, tmp_path: Path) -> None:
     """Also where the directory of this training holds another checkpoint of that step."""
-    whole, _ = train(tmp_path / "whole", allow_regrowth=allow_regrowth)
+    whole, _ = train(tmp_path / "whole", revive=revive)
     place, directory = tmp_path / "whole" / "checkpoint-6", tmp_path / "whole"
     if moved != "in place":
         directory = tmp_path / "other"
-        train(directory, allow_regrowth=allow_regrowth, seed=3)  # leaves a checkpoint-6 of its own
+        train(directory, revive=revive, seed=3)  # leaves a checkpoint-6 of its own
         named = directory / ("checkpoint-6-best" if moved == "renamed" else "elsewhere/checkpoint-6")
         place = Path(shutil.copytree(place, named))
         shutil.rmtree(tmp_path / "whole")
-    resumed, _ = train(directory, allow_regrowth=allow_regrowth, resume=str(place))
+    resumed, _ = train(directory, revive=revive, resume=str(place))
     assert same(weights(whole), weights(resumed))
 
 

@@ -42,10 +42,10 @@ RULES = {
     "random": Pruning(0.5, "4x1", "random", GRADUAL),
     "heads": Pruning(0.5, "heads", "first_order", GRADUAL),
     "neurons": Pruning(0.5, "ffn", "first_order", GRADUAL),
-    "allow_regrowth": Pruning(0.5, "4x1", "snip_momentum", GRADUAL, allow_regrowth=True),
-    "movement": Pruning(0.5, "4x1", "movement", GRADUAL, allow_regrowth=True, scores=Scores()),
+    "revive": Pruning(0.5, "4x1", "snip_momentum", GRADUAL, revive=True),
+    "movement": Pruning(0.5, "4x1", "movement", GRADUAL, revive=True, scores=Scores()),
     "soft movement": Pruning(
-        None, "4x1", "movement", GRADUAL, allow_regrowth=True, scores=Scores(threshold=0.1, regularization=10.0)
+        None, "4x1", "movement", GRADUAL, revive=True, scores=Scores(threshold=0.1, regularization=10.0)
     ),
 }
 
@@ -92,7 +92,7 @@ def test_a_model_that_moves_within_its_training_gets_the_same_masks(name: str) -
 
 def test_a_state_is_loaded_onto_the_device_of_the_weights() -> None:
     model = tiny_model()
-    masker = Masker(model, RULES["allow_regrowth"], STEPS)
+    masker = Masker(model, RULES["revive"], STEPS)
     for _ in range(3):
         batch_ = batch(rows(4))
         model(**batch_).loss.backward()
@@ -101,7 +101,7 @@ def test_a_state_is_loaded_onto_the_device_of_the_weights() -> None:
     state = masker.state_dict()
     with fake_device() as device:
         model.to(device)
-        again = Masker(model, RULES["allow_regrowth"], STEPS, state=state)
+        again = Masker(model, RULES["revive"], STEPS, state=state)
         again.step(model)
         again.apply(model)
         kept = again.state_dict()

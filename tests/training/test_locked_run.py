@@ -117,7 +117,7 @@ def test_damage_is_told_by_plan(pruned: Path, small_data: Path, tmp_path: Path) 
         ({"lock": True, "pattern": "2:4"}, "groups have too few zeros"),
         ({"lock": True, "pattern": "1x4"}, "zeros lie outside whole 1x4 units"),
         ({"lock": True, "pattern": "4x1", "sparsity": 0.8}, "be the share of zeros in the targets, 0.5000"),
-        ({"lock": True, "pattern": "4x1", "allow_regrowth": True}, "not come with lock"),
+        ({"lock": True, "pattern": "4x1", "revive": True}, "not come with lock"),
     ],
 )
 def test_other_declarations_are_told(prune: Any, told: str, pruned: Path, small_data: Path) -> None:

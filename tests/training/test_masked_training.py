@@ -78,7 +78,7 @@ PRUNED: dict[str, Any] = {
     "pattern": "4x1",
     "sparsity": 0.5,
     "criterion": "magnitude",
-    "allow_regrowth": True,
+    "revive": True,
     "schedule": {"kind": "polynomial", "start": 0, "end": 10, "hold": 4, "every": 2},
 }
 

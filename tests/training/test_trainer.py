@@ -230,7 +230,7 @@ def ragged(count: int) -> list[dict[str, Any]]:
 
 
 def distilled(
-    directory: Path, allow_regrowth: bool, sampling: str, resume: bool | str = False, **more: Any
+    directory: Path, revive: bool, sampling: str, resume: bool | str = False, **more: Any
 ) -> tuple[Any, PrunusTrainer]:
     """14 steps in epochs of 5, with checkpoints after 3, 5, 7 and 12; new objects at each call."""
     model, teacher = tiny_model(), more.pop("teacher", None) or tiny_model(seed=1)
@@ -244,7 +244,7 @@ def distilled(
         model,
         directory,
         ragged(20),
-        pruning=four_by_one(0.7, schedule=schedule, allow_regrowth=allow_regrowth),
+        pruning=four_by_one(0.7, schedule=schedule, revive=revive),
         teacher=teacher,
         data_collator=Collate(tiny_tokenizer()),
         callbacks=[SaveThen()],
@@ -256,16 +256,16 @@ def distilled(
     return model, trainer
 
 
-@pytest.mark.parametrize("allow_regrowth", [False, True])
+@pytest.mark.parametrize("revive", [False, True])
 @pytest.mark.parametrize("sampling", ["random", "group_by_length"])
-def test_resuming_ends_bit_for_bit_as_if_never_stopped(sampling: str, allow_regrowth: bool, tmp_path: Path) -> None:
-    whole, first = distilled(tmp_path / "whole", allow_regrowth, sampling)
+def test_resuming_ends_bit_for_bit_as_if_never_stopped(sampling: str, revive: bool, tmp_path: Path) -> None:
+    whole, first = distilled(tmp_path / "whole", revive, sampling)
     assert first.prune_callback is not None
     assert first.prune_callback.masker is not None
     for step in (3, 5, 7, 12):  # within the first epoch, between two, within the second, within the third
         directory = tmp_path / str(step)
         shutil.copytree(tmp_path / "whole" / f"checkpoint-{step}", directory / f"checkpoint-{step}")
-        resumed, second = distilled(directory, allow_regrowth, sampling, resume=True)
+        resumed, second = distilled(directory, revive, sampling, resume=True)
         assert same(weights(whole), weights(resumed)), step
         assert second.prune_callback is not None
         assert second.prune_callback.masker is not None
@@ -344,7 +344,7 @@ INSIDE = Distillation(1.0, hidden=Inside(weight=1.0, layers="uniform"))
 
 
 def test_projectors_and_the_order_of_rows_come_from_the_checkpoint_that_was_named(tmp_path: Path) -> None:
-    more: dict[str, Any] = {"distillation": INSIDE, "sampling": "group_by_length", "allow_regrowth": False}
+    more: dict[str, Any] = {"distillation": INSIDE, "sampling": "group_by_length", "revive": False}
     whole, _ = distilled(tmp_path / "whole", teacher=teacher_of(), **more)
     place = shutil.copytree(tmp_path / "whole" / "checkpoint-7", tmp_path / "downloaded" / "best")
     resumed, _ = distilled(tmp_path / "new", teacher=teacher_of(), resume=str(place), **more)
@@ -353,7 +353,7 @@ def test_projectors_and_the_order_of_rows_come_from_the_checkpoint_that_was_name
 
 @pytest.mark.parametrize("part", ["projectors", "rows", "clock", "masker", ""])
 def test_state_that_is_missing_in_the_checkpoint_is_an_error(part: str, tmp_path: Path) -> None:
-    more: dict[str, Any] = {"distillation": INSIDE, "sampling": "random", "allow_regrowth": False}
+    more: dict[str, Any] = {"distillation": INSIDE, "sampling": "random", "revive": False}
     distilled(tmp_path, teacher=teacher_of(), **more)
     place = tmp_path / "checkpoint-7"
     kept = {name: value for name, value in load_file(place / STATE_FILE).items() if not name.startswith(f"{part}.")}
@@ -367,7 +367,7 @@ def test_state_that_is_missing_in_the_checkpoint_is_an_error(part: str, tmp_path
 
 
 def test_projectors_of_other_teachers_are_an_error(tmp_path: Path) -> None:
-    more: dict[str, Any] = {"distillation": INSIDE, "sampling": "random", "allow_regrowth": False}
+    more: dict[str, Any] = {"distillation": INSIDE, "sampling": "random", "revive": False}
     distilled(tmp_path, teacher=teacher_of(), **more)
     with pytest.raises(CheckpointError, match="hold the projectors of these teachers"):
         distilled(tmp_path, teacher=teacher_of(48), resume=True, **more)

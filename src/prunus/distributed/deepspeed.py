@@ -64,7 +64,7 @@ def deepspeed_problems(prunings: Sequence[Pruning], stage: int | None) -> list[P
                 f"be one of {', '.join(_WEIGHTS_ALONE)} under DeepSpeed, which has stepped before scores see a gradient"
             )
             found.append(Problem(f"prune[{index}].criterion", pruning.criterion, rule, f"magnitude, or {_FIX}"))
-        if pruning.allow_regrowth:
+        if pruning.revive:
             rule = "be false under DeepSpeed, which writes its own copy of the weights over those that were kept"
-            found.append(Problem(f"prune[{index}].allow_regrowth", True, rule, f"false, or {_FIX}"))
+            found.append(Problem(f"prune[{index}].revive", True, rule, f"false, or {_FIX}"))
     return found

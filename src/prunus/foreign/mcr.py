@@ -44,7 +44,7 @@ def convert_mcr(values: Mapping[str, Any]) -> Converted:
         "pattern": "unstructured",
         "sparsity": target,
         "criterion": "magnitude",
-        "allow_regrowth": True,
+        "revive": True,
     }
     if function == "block_structured_magnitude":
         rule["pattern"] = blocks(own)

@@ -68,7 +68,7 @@ def sparsity(block: Block) -> tuple[dict[str, Any], int | None]:
         "pattern": "unstructured",
         "sparsity": target(params),
         "criterion": "magnitude",
-        "allow_regrowth": True,
+        "revive": True,
         "schedule": schedule(params, initial),
         "allocation": allocation,
     }

@@ -28,7 +28,7 @@ def select_masks(
     ``scores`` are those of units, or of weights for N:M; ``masks`` the masks so far. Of sharded weights, scores and masks are
     the part of this process; zeros are counted in all of the weight.
     """
-    if not rule.pruning.allow_regrowth:
+    if not rule.pruning.revive:
         scores = {
             name: _without_pruned(sharding, shards[name], score, masks.get(name)) for name, score in scores.items()
         }

@@ -11,7 +11,7 @@ A mask update: scores of the criterion (``scorer``) -> new masks (``mask_update`
 Between two updates a pruned weight is written to zero after every optimizer step: masking gradients alone does not keep
 it there, since the momentum of the optimizer moves it (and decoupled weight decay never sees the mask).
 
-With ``allow_regrowth`` the masker keeps the dense weights d of a weight w, with m the mask (True = kept):
+With ``revive`` the masker keeps the dense weights d of a weight w, with m the mask (True = kept):
 
     after optimizer.step()    d <- w + d * (1 - m)     (where m = 0, w holds just the optimizer's update of a zero)
     after an update of m      w <- d * m
@@ -310,7 +310,7 @@ class Masker:
             if weight.is_meta:
                 text = "hold numbers when masks are updated"
                 raise TrainingError(Problem(name, "the meta device", text, "loading the weights first"))
-            if rule.pruning.allow_regrowth and name not in self._dense:
+            if rule.pruning.revive and name not in self._dense:
                 self._dense[name] = weight.clone()
             scores[name] = self._scorer.score(name, rule, self._dense.get(name, weight), self.steps)
         return scores

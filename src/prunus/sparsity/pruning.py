@@ -31,7 +31,7 @@ class Pruning:
     """What becomes zero, by what measure, when, and where.
 
     ``sparsity`` is the fraction of zeros in the targets at the end; None is all that an N:M pattern can give.
-    ``allow_regrowth`` keeps the dense weights behind the mask, so that a weight pruned early may return (4 bytes a weight);
+    ``revive`` keeps the dense weights behind the mask, so that a weight pruned early may return (4 bytes a weight);
     without it a pruned weight stays zero.
     """
 
@@ -42,9 +42,9 @@ class Pruning:
     allocation: Allocation = field(default_factory=Allocation)
     targets: Targets = field(default_factory=Targets)
     reduce: Reduce = "mean"
-    allow_regrowth: bool = False
+    revive: bool = False
     scores: Scores | None = None
-    """How scores are trained (``criteria.LearnedMovement``), for criterion movement with ``allow_regrowth``."""
+    """How scores are trained (``criteria.LearnedMovement``), for criterion movement with ``revive``."""
     lock: bool = False
     """Existing zeros are frozen; no new weights are pruned. ``pattern`` and ``sparsity`` then say what the zeros should be."""
 
@@ -114,9 +114,9 @@ class Pruning:
         if self.criterion != "movement":
             rule = "come with criterion movement: others are computed, and do not learn"
             problems.append(Problem(f"{key}.scores", self.criterion, rule, "criterion: movement"))
-        if not self.allow_regrowth:
+        if not self.revive:
             rule = "be true with scores that learn: a weight comes back with its score"
-            problems.append(Problem(f"{key}.allow_regrowth", False, rule, "true"))
+            problems.append(Problem(f"{key}.revive", False, rule, "true"))
         if self.learns_sparsity and isinstance(pattern, NofM):
             rule = f"be left out for pattern {pattern}, whose sparsity is given"
             problems.append(Problem(f"{key}.scores.threshold", self.scores.threshold, rule, "hard movement"))
@@ -136,7 +136,7 @@ class Pruning:
         if self.sparsity is not None and not 0 < self.sparsity < 1:
             problems.append(Problem(f"{key}.sparsity", self.sparsity, "be a fraction in (0, 1), or left out", "0.8"))
         plain = Pruning()
-        for name in ("criterion", "schedule", "allocation", "reduce", "allow_regrowth", "scores"):
+        for name in ("criterion", "schedule", "allocation", "reduce", "revive", "scores"):
             if getattr(self, name) != getattr(plain, name):
                 rule = "not come with lock: existing zeros are frozen, no new weights are pruned"
                 problems.append(Problem(f"{key}.{name}", getattr(self, name), rule, f"leaving {name} out"))

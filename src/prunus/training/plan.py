@@ -118,5 +118,5 @@ def _rule_bytes(rule: Rule) -> dict[str, int]:
     return {
         "masks": rule.selection.weights,
         "scores": 4 * len(rule.criterion.state) * units if rule.criterion.needs_gradient else 0,
-        "dense_weights": 4 * rule.selection.weights if rule.pruning.allow_regrowth else 0,
+        "dense_weights": 4 * rule.selection.weights if rule.pruning.revive else 0,
     }
