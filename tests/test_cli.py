@@ -149,6 +149,15 @@ def test_report_rewrites_the_page(done: tuple[Path, Ran], tmp_path: Path) -> Non
     assert prunus("report", tmp_path).code == 2
 
 
+def test_paths_with_brackets_are_printed_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "y[").mkdir()
+    for place in (tmp_path / "z[b] [red] x.yaml", tmp_path / "y[" / "b].yaml"):  # the second one closes a tag
+        ran = prunus("recipes", "cp", "quickstart", place)
+        assert ran.code == 0
+        assert place.is_file()
+        assert str(place) in (ran.out + ran.err).replace("\n", "")
+
+
 def test_env_and_version() -> None:
     facts = json.loads(prunus("env", "--json").out)
     assert facts["prunus"] == __version__

@@ -35,8 +35,8 @@ app.command()(bench)
 app.command()(convert)
 app.command()(serve)
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+out = Console(soft_wrap=True, markup=False)  # a path may hold brackets
+err = Console(stderr=True, soft_wrap=True, markup=False)
 
 Recipe_ = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (prunus recipes ls) or a YAML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key, as train.epochs=3.")]

@@ -52,7 +52,8 @@ def errors(console: Console) -> Iterator[None]:
 
 
 def _say(console: Console, name: str, text: str) -> None:
-    console.print(f"[bold red]{name}[/]: ", end="")
+    console.print(name, end="", style="bold red", markup=False)
+    console.print(": ", end="")
     # A path may hold bytes, and a text halves of characters, that no terminal takes.
     console.print(text.encode("utf-8", errors="backslashreplace").decode(), highlight=False, markup=False)
 

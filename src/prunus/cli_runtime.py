@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bench", "compact", "convert", "export", "serve"]
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+out = Console(soft_wrap=True, markup=False)  # a path may hold brackets
+err = Console(stderr=True, soft_wrap=True, markup=False)
 WORDS = {
     "gather": "4x1 blocks, zeros skipped",
     "blocks": "1x4 blocks, zeros skipped",
