@@ -53,8 +53,13 @@ def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if not stays:
         return result
     changed = {id(tensor.numbers): tensor for tensor in there}  # what is changed in place stays the same tensor
-    wrap = lambda leaf: changed.get(id(leaf)) or There(leaf) if isinstance(leaf, torch.Tensor) else leaf  # noqa: E731
-    return tree_map(lambda leaf: changed[id(leaf)] if id(leaf) in changed else wrap(leaf), result)
+
+    def wrapped(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        return changed[id(leaf)] if id(leaf) in changed else There(leaf)
+
+    return tree_map(wrapped, result)
 
 
 class _Dispatch(TorchDispatchMode):

@@ -369,8 +369,12 @@ def test_weights_that_are_missing_are_not_drawn_in_silence(small_data: Path, tmp
     tensors = load_file(place / "model.safetensors")
     del tensors["bert.encoder.layer.1.output.dense.weight"]
     save_file(tensors, place / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"bert.encoder.layer.1.output.dense.weight is missing, one of 1"):
-        run(read_recipe(plain(place, small_data)), tmp_path / "out")
+    raw = plain(place, small_data)
+    for head in ("saved", "new"):
+        if head == "new":
+            raw["model"]["head"] = "new"
+        with pytest.raises(CheckpointError, match=r"bert.encoder.layer.1.output.dense.weight is missing, one of 1"):
+            run(read_recipe(raw), tmp_path / head)
 
 
 def test_a_model_that_was_saved_to_give_tuples_trains(small_data: Path, tmp_path: Path) -> None:

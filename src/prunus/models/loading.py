@@ -332,6 +332,7 @@ def _with_new_head(source: str, config: PreTrainedConfig, head: HeadKind, revisi
     wrong = [key for key, *_ in loaded["mismatched_keys"] if str(key).startswith(body)]
     if wrong:
         raise RuntimeError(f"{wrong[0]} has another shape")
+    check_complete(model, loaded["missing_keys"], drawn=True)
     for name, module in model.named_children():
         if f"{name}." == body:
             continue

@@ -94,10 +94,9 @@ def _beside(place: Place, names: Sequence[str]) -> str:
     return f"{layer}.weight"
 
 
-def linear_weights(model: nn.Module) -> dict[str, tuple[int, int]]:
-    """Plain names and shapes of the weights of all Linear modules but those of adapters, in the model's order."""
-    matrices = _matrices(model)
-    return {name: each.linear for name, each in matrices.items() if each.linear is not None and each.beside is None}
+def _inside(name: str, body: Sequence[str]) -> bool:
+    """Whether a parameter belongs to one of the bodies of these plain names; "" is the whole model."""
+    return any(not each or name.startswith(f"{each}.") for each in body)
 
 
 def select(model: nn.Module, targets: Targets, pattern: Pattern, key: str = "targets") -> Selection:
@@ -133,7 +132,7 @@ def select(model: nn.Module, targets: Targets, pattern: Pattern, key: str = "tar
             skipped[name] = (shape, "not the weight of a Linear module")
         elif beside is not None and not any(regex.search(name) and not regex.search(beside) for regex in include):
             skipped[name] = (shape, "an adapter; name it in include to prune it")
-        elif targets.include is None and not any(not each or name.startswith(f"{each}.") for each in body):
+        elif targets.include is None and not _inside(name, body):
             skipped[name] = (shape, "head of the task (outside the model's body); name it in include to prune it")
         elif targets.include is not None and not any(regex.search(name) for regex in include):
             skipped[name] = (shape, "not in include")
@@ -161,7 +160,7 @@ def _nothing_matches(
 ) -> Problem:
     if not linears:
         return Problem(key, "no Linear module", "find at least one torch.nn.Linear in the model", "another model")
-    inside = any(not each or name.startswith(f"{each}.") for each in body for name in linears)
+    inside = any(_inside(name, body) for name in linears)
     if targets.include is None and not inside:
         rule = f"find a torch.nn.Linear in the model's body ({', '.join(body)}), whose layers are of another kind"
         return Problem(key, "none there", rule, "another model, or include with the layers outside the body")

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, set_seed
 
 from prunus._version import __version__
 from prunus.cache import cache_or_temporary
+from prunus.checkpoint.weights import weight_files
 from prunus.distributed.processes import barrier, is_main_process, process_count
 from prunus.models.loading import load_model
 from prunus.models.predict import LABEL_KEYS
@@ -50,7 +51,8 @@ class Dense:
 def _digest(plan: RunPlan) -> str:
     """Names the dense model by everything that decides its weights."""
     sha = hashlib.sha256()
-    files = _weight_files(Path(plan.dense_source))
+    source = Path(plan.dense_source)
+    files = weight_files(source) if source.is_dir() else []  # none of a model of the Hub
     for path in files:
         sha.update(path.name.encode())
         with path.open("rb") as file:
@@ -75,14 +77,6 @@ def _digest(plan: RunPlan) -> str:
     }
     sha.update(json.dumps(said, sort_keys=True, default=str).encode())
     return sha.hexdigest()[:16]
-
-
-def _weight_files(source: Path) -> list[Path]:
-    """Every file of a directory that its weights may be read from, in whatever form: all safetensors and torch files, and the
-    indices that say which shards count. None for a model of the Hub.
-    """
-    kinds = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.index.json")
-    return sorted({path for kind in kinds for path in source.glob(kind)}) if source.is_dir() else []
 
 
 def _revision(plan: RunPlan) -> str | None:

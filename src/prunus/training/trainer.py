@@ -66,9 +66,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         self._masked = head == "masked-language"
         if head is not None:
             self.model_accepts_loss_kwargs = False  # a mean per micro-batch
-        own_loss = (
-            self.compute_loss_func is not None or self.label_smoother is not None
-        )  # these are told the number of items
+        # These are told the number of items, and divide by it.
+        own_loss = self.compute_loss_func is not None or self.label_smoother is not None
         parts = self.args.gradient_accumulation_steps * self.args.world_size * max(1, self.args.n_gpu)
         self._unsure = self.model_accepts_loss_kwargs and not own_loss and parts > 1
         rules = () if pruning is None else (pruning,) if isinstance(pruning, Pruning) else tuple(pruning)
