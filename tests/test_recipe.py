@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prunus import Allocation, Pruning, RecipeError, Schedule, Span
-from prunus.recipe import SHIPPED, DistillSpec, TrainSpec, load_recipe, read_recipe, shipped_recipes
+from prunus.recipe import SHIPPED, DistillSpec, load_recipe, read_recipe, shipped_recipes
+from prunus.recipe_blocks import TrainSpec
 from prunus.training.run_facts import recipe_facts
 from prunus.yaml_text import parse_yaml
 

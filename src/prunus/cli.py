@@ -305,6 +305,24 @@ def recipes_cp(name: str, target: Annotated[Path, typer.Argument()] = Path("."))
         out.print(f"{path}: run it with prunus run {path}", highlight=False)
 
 
+@recipes_app.command("schema")
+def recipes_schema() -> None:
+    """Prints a JSON Schema, by which an editor completes and checks a recipe."""
+    with errors(err):
+        from prunus.recipe_schema import json_schema
+
+        print_json(json_schema())
+
+
+@recipes_app.command("reference")
+def recipes_reference() -> None:
+    """Prints every key of a recipe with its default, its values and its meaning, in Markdown."""
+    with errors(err):
+        from prunus.recipe_schema import reference
+
+        sys.stdout.write(reference())
+
+
 @app.command()
 def env(as_json: AsJson = False) -> None:
     """Versions and machine, for a bug report."""

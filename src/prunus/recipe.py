@@ -10,7 +10,7 @@ A name in a recipe is looked up in a dict literal; none of them is ever imported
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from prunus.distillation.contrastive import Contrast, Contrastive, Snapshots
 from prunus.distillation.hidden import Inside
@@ -18,11 +18,12 @@ from prunus.distillation.logits import Distillation, Lesson
 from prunus.errors import Problem, RecipeError, nearest
 from prunus.quantization.spec import Quantization
 from prunus.reading import read_dataclass
+from prunus.recipe_blocks import ModelSpec, TrainSpec
 from prunus.sparsity.allocation import Allocation
 from prunus.sparsity.budget import Budget
 from prunus.sparsity.criteria import Scores
 from prunus.sparsity.pruning import Pruning
-from prunus.sparsity.schedules import Schedule, Span
+from prunus.sparsity.schedules import Schedule
 from prunus.sparsity.structures import STRUCTURES
 from prunus.sparsity.targets import Targets
 from prunus.tasks import check_task
@@ -33,10 +34,8 @@ __all__ = [
     "OWN_TEACHERS",
     "SHIPPED",
     "DistillSpec",
-    "ModelSpec",
     "OtherSpec",
     "Recipe",
-    "TrainSpec",
     "load_recipe",
     "read_recipe",
     "shipped_recipes",
@@ -48,121 +47,11 @@ _BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
-class ModelSpec:
-    """Which model, and from which weights the sparse training starts."""
-
-    name: str = "minilm"
-    """A directory, a Hub id, or ``minilm``: the embedded all-MiniLM-L6-v2 of the extra ``demo``."""
-    revision: str | None = None
-    head: Literal["kept", "new"] = "kept"
-    """``new`` draws the task's head afresh, whatever head the checkpoint has: for one that was trained on other labels."""
-    dense: str | None = None
-    """What the dense model is fine-tuned from, where that is not ``name``: of a sparse model, the model before pruning."""
-    layers: tuple[int, ...] = ()
-    """The layers that the training begins with, by number from 0; none: all."""
-    depth: int | None = None
-    """How many layers, those that turn what passes through them most."""
-    hidden: int | None = None
-    """How many features of the residual stream, those that weigh most."""
-    start: Literal["auto", "dense", "pretrained"] = "auto"
-    """``dense``: from the fine-tuned dense model; ``pretrained``: from ``name``; ``auto``: dense where one is trained, but
-    ``name`` where its zeros are locked or the dense model is another."""
-
-    @property
-    def cuts(self) -> bool:
-        """Whether the training begins with fewer layers or features than ``name`` has."""
-        return bool(self.layers) or self.depth is not None or self.hidden is not None
-
-
-@dataclass(frozen=True)
-class TrainSpec:
-    """One training. Spans are steps, epochs or per cent of this training."""
-
-    epochs: float = 3.0
-    max_steps: int | None = None
-    steps_per_epoch: int | None = None
-    """What the recipe was written for: data or a batch size that make another number of optimizer steps are refused."""
-    batch_size: int = 32
-    eval_batch_size: int = 64
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 5e-5
-    lr_scheduler: Literal[
-        "linear", "cosine", "constant", "constant_with_warmup", "polynomial", "cosine_cycles", "linear_rewinding"
-    ] = "linear"
-    optimizer: Literal["adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd"] | None = None
-    """None leaves the Trainer's own, AdamW."""
-    trainer: Mapping[str, object] = field(default_factory=dict)
-    """Further arguments of ``transformers.TrainingArguments``; those that other keys set are refused."""
-    cycles: tuple[float, ...] = (1.0,)
-    """Lengths of the cycles of ``cosine_cycles``, in any unit: (11, 6) is 11 epochs of 17, then 6."""
-    warmup: Span = field(default_factory=lambda: Span(0))
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    max_grad_norm: float = 1.0
-    seed: int = 42
-    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    gradient_checkpointing: bool = False
-    """Activations are computed again in the backward pass: less memory, about a third more time."""
-    compile: bool = False
-    """``torch.compile``: faster steps after minutes of compilation."""
-    group_by_length: bool = True
-    """Batches of rows of similar length: less padding, the usual speed-up on a CPU."""
-    freeze: tuple[str, ...] = ()
-    """Regular expressions on parameter names that are not trained."""
-    dropout: float | None = None
-    """Probability of every dropout in this training; None leaves the model's own."""
-    evaluate_every: Span | None = None
-    """None evaluates at the end alone."""
-    keep: Literal["last", "best"] = "last"
-    """``best``: the weights with the highest metric among the evaluations at full sparsity, from ``best_after`` on."""
-    best_after: Span = field(default_factory=lambda: Span(0))
-    on_collapse: Literal["warn", "stop", "off"] = "warn"
-    """What happens where the metric falls to less than ``collapse`` of its best value at an evaluation."""
-    collapse: float = 0.5
-    checkpoint_every: Span | None = field(default_factory=lambda: Span(25, "%"))
-    log_every: Span = field(default_factory=lambda: Span(20))
-    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow", "comet_ml"], ...] = ()
-    """Where Trainer reports besides ``log.jsonl``; each needs its package."""
-    threads: int | None = None
-    """CPU threads; None leaves torch's own choice, within the CPU quota of the process."""
-
-    def problems(self, key: str = "train") -> list[Problem]:
-        """Values out of range."""
-        found = []
-        for name in ("epochs", "learning_rate", "batch_size", "eval_batch_size", "gradient_accumulation_steps"):
-            if not getattr(self, name) > 0:
-                found.append(Problem(f"{key}.{name}", getattr(self, name), "be above 0", str(getattr(TrainSpec, name))))
-        if self.max_steps is not None and self.max_steps < 1:
-            found.append(Problem(f"{key}.max_steps", self.max_steps, "be at least 1", "leaving it out"))
-        if self.weight_decay < 0:
-            found.append(Problem(f"{key}.weight_decay", self.weight_decay, "be 0 or above", "0.01"))
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                found.append(Problem(f"{key}.{name}", getattr(self, name), "be in [0, 1)", "0.9"))
-        if not self.cycles or not all(length > 0 for length in self.cycles):
-            found.append(Problem(f"{key}.cycles", list(self.cycles), "be one or more lengths above 0", "[11, 6]"))
-        if self.keep == "best" and self.evaluate_every is None:
-            found.append(Problem(f"{key}.keep", self.keep, "come with evaluate_every", f"{key}.evaluate_every: 250"))
-        if not 0 < self.collapse < 1:
-            found.append(Problem(f"{key}.collapse", self.collapse, "be a fraction in (0, 1)", "0.5"))
-        if self.max_grad_norm < 0:
-            found.append(Problem(f"{key}.max_grad_norm", self.max_grad_norm, "be 0 (no clipping) or above", "1.0"))
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            found.append(Problem(f"{key}.dropout", self.dropout, "be in [0, 1)", "0.0"))
-        if not 0 <= self.seed < 2**32:
-            found.append(Problem(f"{key}.seed", self.seed, "be in [0, 2**32)", "42"))
-        if self.threads is not None and self.threads < 1:
-            found.append(Problem(f"{key}.threads", self.threads, "be at least 1", "leaving it out"))
-        return found
-
-
-@dataclass(frozen=True)
 class OtherSpec(Lesson):
     """One more teacher."""
 
     teacher: str = "dense"
-    """As that of ``distill``."""
+    """As `distill.teacher`."""
 
 
 @dataclass(frozen=True)
@@ -170,9 +59,10 @@ class DistillSpec(Distillation):
     """A teacher for the sparse model, and how much it counts (``prunus.Distillation``)."""
 
     teacher: str = "dense"
-    """``dense`` fine-tunes the dense model first and keeps it for the next run; ``start`` is the model as it is before the
-    training; else a directory or a Hub id."""
+    """`dense` fine-tunes the dense model first and caches it; `start` is the model as it is before this training;
+    otherwise a directory or a Hub id."""
     others: tuple[OtherSpec, ...] = ()
+    """Further teachers."""
 
     @property
     def teachers(self) -> dict[str, str]:
@@ -196,8 +86,10 @@ class Recipe:
     budget: Budget | None = None
     """What may be left of the dense model's size or time; the rules for heads and ffn then get the sparsity that it takes."""
     evaluate_dense: bool = True
-    """False saves the time of scoring the dense model; its metrics then are not in the report."""
+    """Whether the dense baseline is evaluated. False saves that time; the report then has no dense metrics."""
     output: str | None = None
+    """A new directory for the results, by default `runs/RECIPE`. `--overwrite` replaces an old one, `--resume`
+    continues it."""
 
     @property
     def needs_dense(self) -> bool:

@@ -7,7 +7,8 @@ import pytest
 from transformers import TrainingArguments
 
 from prunus.errors import RecipeError
-from prunus.recipe import TrainSpec, read_recipe
+from prunus.recipe import read_recipe
+from prunus.recipe_blocks import TrainSpec
 from prunus.training.arguments import _ELSEWHERE, _RECIPE_KEYS, argument_problems, training_arguments
 from prunus.training.prepare import prepare
 from prunus.training.run_plan import Length

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from prunus.recipe import TrainSpec, read_recipe
+from prunus.recipe import read_recipe
+from prunus.recipe_blocks import TrainSpec
 from prunus.training import plan_checks
 from prunus.training.plan_checks import plan_problems, teaching_problems, training_problems
 from prunus.training.prepare import prepare

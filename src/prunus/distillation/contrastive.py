@@ -41,10 +41,11 @@ class Contrast:
     """One term: how much its two forms count, and at what temperature."""
 
     weight: float = 0.0
-    """Of the unsupervised form: positives are the same example."""
+    """Weight of the unsupervised form, whose positives are the same example."""
     supervised: float = 0.0
-    """Of the supervised form: positives have the same label."""
+    """Weight of the supervised form, whose positives have the same label."""
     temperature: float = 0.1
+    """Temperature of the similarities."""
 
     @property
     def counts(self) -> bool:
@@ -68,10 +69,10 @@ class Snapshots(Contrast):
     """SnC: the term, and which states are kept."""
 
     every: float = 0.1
-    """A snapshot whenever so much more of the targets has become zero, once the model has recovered: just before the next
-    update."""
+    """A snapshot is taken each time this further fraction of the targets has become zero, just before the next mask
+    update, when the model has recovered."""
     last: int | None = None
-    """How many of them count, the latest; None: all."""
+    """How many of the latest snapshots count. None means all."""
 
     def problems(self, key: str) -> list[Problem]:
         """As those of a term."""
@@ -91,13 +92,15 @@ class Contrastive:
     snc: Snapshots = field(default_factory=Snapshots)
     fic: Contrast = field(default_factory=Contrast)
     negatives: int = 4096
-    """Drawn in each step without replacement from all examples; a smaller data set is taken whole."""
+    """Examples drawn per step, without replacement, from the whole data set; a smaller data set is taken whole."""
     representation: Representation = "auto"
-    """``pooler``: the pooled output; ``cls``: the last state of the first token; ``mean``: that of the attended tokens;
-    ``auto``: the pooled output where there is one, else the first token."""
+    """What represents an example: `pooler` output, `cls` (last hidden state of the first token) or `mean` (of
+    attended tokens). `auto` is `pooler` if the model has one, otherwise `cls`."""
     normalisation: Normalisation = "mean"
+    """`mean` over positives, or `cap_code`, which divides once more by their mean number, as the authors' code does.
+    """
     bank: Literal["cpu", "device", "mmap"] = "cpu"
-    """Where representations lie: memory, the accelerator's memory, or a file mapped into memory."""
+    """Where representations are stored: memory, the accelerator's memory, or a memory-mapped file."""
 
     @property
     def terms(self) -> dict[str, Contrast]:

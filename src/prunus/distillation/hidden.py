@@ -37,11 +37,14 @@ class Inside:
     """How much one kind of inside counts, and which layers are compared; see the module's equations."""
 
     weight: float = 0.0
+    """Weight of this term; 0 turns it off."""
     layers: Layers = "last"
+    """`last` compares the last layers; `uniform` compares student layer i with teacher layer round(i x teacher layers
+    / student layers)."""
     pairs: tuple[tuple[int, ...], ...] = ()
-    """``[[student, teacher], ...]``, in the place of ``layers``."""
+    """`[[student, teacher], ...]`: the layers to compare, in place of `layers`."""
     loss: Literal["mse", "cosine"] = "mse"
-    """Of hidden states; attention maps are compared by their squares."""
+    """Hidden states only; attention maps are compared by mean squared error."""
 
     def problems(self, key: str) -> list[Problem]:
         """What is wrong with it, whatever the models."""

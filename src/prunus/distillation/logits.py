@@ -42,9 +42,13 @@ class Lesson:
     """How much one more teacher counts, and in what; see the module's equations."""
 
     weight: float = 1.0
+    """Weight of the KL divergence to this teacher's logits."""
     temperature: float = 2.0
+    """T of the logits."""
     hidden: Inside = field(default_factory=Inside)
+    """Hidden states of layers."""
     attention: Inside = field(default_factory=Inside)
+    """Attention maps of layers."""
 
     @property
     def counts(self) -> bool:
@@ -69,18 +73,22 @@ class Distillation:
     """Weights of the two losses and the temperature; see the module's equations."""
 
     weight: float = 1.0
+    """Weight of the KL divergence to the teacher's logits (mean squared error for regression)."""
     hard_weight: float = 1.0
+    """Weight of the task's own loss; 0 trains on the teacher alone."""
     temperature: float = 2.0
+    """T of the logits. The KL divergence is multiplied by T^2."""
     hidden: Inside = field(default_factory=Inside)
-    """Hidden states of layers (``distillation.hidden``)."""
+    """Hidden states of layers."""
     attention: Inside = field(default_factory=Inside)
     """Attention maps of layers."""
     reuse: float = 0.0
-    """Weight of the features that the teacher's head reads; the student takes that head over (``distillation.reuse``)."""
+    """Weight of the features that the teacher's head reads. The student takes over that head, frozen; a learned
+    projection is folded into it."""
     others: tuple[Lesson, ...] = ()
     """Further teachers."""
     contrast: Contrastive = field(default_factory=Contrastive)
-    """Contrastive terms (``distillation.contrastive``)."""
+    """Contrastive terms."""
 
     def problems(self, key: str = "distill") -> list[Problem]:
         """What is wrong with these numbers."""

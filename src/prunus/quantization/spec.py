@@ -23,19 +23,19 @@ class Quantization:
     """
 
     mode: Mode = "mixed"
-    """``mixed``: activations asymmetric; ``symmetric``: they have no zero point either."""
+    """`mixed` gives activations a zero point; `symmetric` does not."""
     ranges: Estimator = "mean_min_max"
-    """How the first ranges come from samples (``quantization.ranges``); after that they are learned."""
+    """How the first quantization ranges are estimated from samples. Training then learns them."""
     samples: int = 300
-    """Training examples that the first ranges are taken from."""
+    """Training examples for the first ranges."""
     overflow_fix: bool = False
-    """Weights of 7 bits, for processors whose byte products saturate at 16 bits (AVX2 without VNNI)."""
+    """7-bit weights, for processors whose byte products saturate at 16 bits (AVX2 without VNNI)."""
     attention: bool = True
-    """The outputs of query and key in 8 bits, symmetric, so that their product runs on bytes."""
+    """Quantizes the outputs of query and key too (symmetric), so that their product runs on bytes."""
     embeddings: bool = False
-    """Embedding tables in 8 bits, a range per row."""
+    """Quantizes embedding tables too, with one range per row."""
     exclude: tuple[str, ...] = ()
-    """Regular expressions on names of modules that stay in float."""
+    """Regular expressions on the names of modules that stay in float."""
 
     def problems(self, key: str = "quantize") -> list[Problem]:
         """Values out of range."""

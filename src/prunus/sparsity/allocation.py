@@ -44,12 +44,17 @@ class Allocation:
     """How a rule's sparsity is spread; fractions in [0, 1]."""
 
     scope: Scope = "global"
+    """`global` has one threshold for all targets; `tensor` gives each target the same sparsity."""
     importance: Importance = "plain"
+    """How scores are made comparable in scope `global`: unchanged, divided by the tensor's L2 norm, or by its root
+    mean square."""
     max_per_tensor: float = 0.98
+    """Scope `global`: the highest sparsity of any target, so that no layer is emptied."""
     per_tensor: Mapping[str, float] = field(default_factory=dict)
-    """Regular expressions on parameter names -> sparsity; the first that matches counts, the rule's sparsity otherwise."""
+    """Scope `tensor`: regular expression on parameter names -> sparsity. The first match counts; targets without a
+    match have the rule's sparsity."""
     multiple: int = 1
-    """Units left in a tensor are a multiple of this, or all of them."""
+    """The units left in a target are a multiple of this: 8, 16 or 64 neurons, for kernels that want it."""
 
     def problems(self, sparsity: float, key: str = "allocation") -> list[Problem]:
         """What is wrong with this allocation for a rule of this final sparsity."""

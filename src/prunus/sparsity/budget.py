@@ -34,10 +34,13 @@ class Budget:
     """What share of the dense model's cost may be left; one of the three."""
 
     params: float | None = None
+    """Fraction of the dense model's parameters that may be left."""
     flops: float | None = None
+    """Fraction of its operations that may be left."""
     latency: float | None = None
+    """Fraction of its measured time that may be left."""
     tokens: int = 128
-    """T, for flops and latency, of one sequence."""
+    """Sequence length for `flops` and `latency`."""
 
     @property
     def limit(self) -> tuple[Measure, float] | None:

@@ -259,10 +259,12 @@ class Scores:
     """How the scores of ``LearnedMovement`` are trained."""
 
     learning_rate: float = 0.01
+    """Learning rate of the trained scores."""
     threshold: float | None = None
-    """tau, of soft movement; the sparsity is then what comes of it, and is not given."""
+    """Soft movement: weights whose score's sigmoid is at or below this are pruned. The sparsity is then a result, and
+    `sparsity` is not given."""
     regularization: float = 0.0
-    """l at the end: the higher, the sparser."""
+    """Soft movement: final weight of the penalty on the scores; higher means more zeros."""
 
     def problems(self, key: str) -> list[Problem]:
         """What is wrong with these numbers."""

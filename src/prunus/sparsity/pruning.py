@@ -36,17 +36,25 @@ class Pruning:
     """
 
     sparsity: float | None = None
+    """Fraction of zeros in the targets at the end. None is allowed for N:M, whose pattern says it."""
     pattern: str = "4x1"
+    """Outputs x inputs of a block: `4x1`, `1x4`, any `RxC`, `*xC` (all outputs); `unstructured`; `N:M` (N of M inputs
+    are kept); or what is removed whole: `rows`, `columns`, `heads`, `ffn` (neurons)."""
     criterion: str = "snip_momentum"
+    """What scores the weights: `magnitude`, `gradient`, `snip`, `snip_momentum`, `movement`, `first_order` (whole
+    units), `platon`, `wanda` (by the inputs), `random`."""
     schedule: Schedule = field(default_factory=Schedule)
     allocation: Allocation = field(default_factory=Allocation)
     targets: Targets = field(default_factory=Targets)
     reduce: Reduce = "mean"
+    """How the scores of a block's weights become one score."""
     revive: bool = False
+    """Pruned weights may grow back: their dense values are kept behind the mask (4 bytes per weight)."""
     scores: Scores | None = None
     """How scores are trained (``criteria.LearnedMovement``), for criterion movement with ``revive``."""
     lock: bool = False
-    """Existing zeros are frozen; no new weights are pruned. ``pattern`` and ``sparsity`` then say what the zeros should be."""
+    """Freezes the existing zeros and prunes no new weights. `pattern` and `sparsity` are checked against the zeros
+    before training."""
 
     def final_sparsity(self) -> float:
         """``sparsity``, or the pattern's own where it is None; of a lock or a threshold only the model can say it."""

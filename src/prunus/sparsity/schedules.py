@@ -142,14 +142,23 @@ class Schedule:
     """
 
     kind: Kind = "exponential"
+    """How sparsity grows from `start` to `end`."""
     start: Span = Span(10, "%")
+    """The first mask update. For a growing schedule it prunes nothing."""
     end: Span | None = None
+    """The last mask update at which sparsity grows. Give `end` or `cooldown`."""
     every: Span | None = None
+    """The interval of mask updates. None is a fortieth of the pruning phase."""
     cooldown: Span | None = None
+    """What is left to train after the last mask update. The default is 25 % if `end` is not given."""
     power: float = 3.0
+    """The exponent of `polynomial`."""
     hold: Span | None = None
+    """How long after `end` masks are still selected, at the final sparsity, before they freeze."""
     boundaries: tuple[Span, ...] = ()
+    """`multistep`: when sparsity changes."""
     levels: tuple[float, ...] = ()
+    """`multistep`: fractions of the final sparsity before, between and after `boundaries`; the last is 1."""
 
     def problems(self, key: str = "schedule") -> list[Problem]:
         """What is wrong whatever the length of the training."""

@@ -28,7 +28,9 @@ class Targets:
     """Regular expressions (``re.search``) on parameter names; None means the defaults of the module's docstring."""
 
     include: tuple[str, ...] | None = None
+    """Regular expressions on the parameter names to prune. The default is the Linear weights of the encoder."""
     exclude: tuple[str, ...] | None = None
+    """Regular expressions on the parameter names not to prune. The default is poolers and embeddings."""
 
 
 @dataclass(frozen=True)

@@ -16,32 +16,38 @@ class TaskSpec:
     """
 
     name: str = "pydocs-qa"
-    """``mlm`` for text (masked language modelling); ``squad``; a GLUE task (``cola``, ``sst2``, ``mrpc``, ``stsb``, ``qqp``,
-    ``mnli``, ``qnli``, ``rte``, ``wnli``); ``classification`` or ``qa`` for own files; ``pydocs-qa`` or ``pydocs-topic`` for
-    the embedded data."""
+    """`mlm` (masked language modelling); `squad`; a GLUE task (`cola`, `sst2`, `mrpc`, `stsb`, `qqp`, `mnli`,
+    `mnli-mm`, `qnli`, `rte`, `wnli`); `classification` or `qa` for your own files; `pydocs-qa` or `pydocs-topic`
+    for the small data that prunus contains."""
     train: str | None = None
+    """Training file: JSON, JSONL, TSV or CSV, also `.gz`; for `mlm` plain text too."""
     validation: str | None = None
+    """Validation file, of the same formats."""
     data: str | None = None
+    """A directory with the task's usual file names. The default is the environment variable `PRUNUS_DATA`."""
     hub: str | None = None
+    """A data set id of the Hub, `id` or `id:configuration`. Needs the extra `hub`."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Own files only: role -> column name. Roles: ``text``, ``text_pair``, ``label``; or ``question``, ``context``,
-    ``answer``, ``answer_start``, ``id``."""
+    """For your own files: role -> column name. Roles are `text`, `text_pair`, `label` (`score` for regression); or
+    `question`, `context`, `answer`, `answer_start`, `id`."""
     mask_share: float = 0.15
-    """Share of tokens that are predicted (mlm): of these, 80 % are masked, 10 % replaced, 10 % as they are."""
+    """`mlm`: fraction of tokens that are predicted; of these, 80 % are masked, 10 % replaced, 10 % unchanged."""
     short_share: float = 0.1
-    """Share of rows that are shorter than ``max_length`` (mlm)."""
+    """`mlm`: fraction of rows that are shorter than `max_length`."""
     held_out: float = 0.05
-    """Share of documents to evaluate on where there is no ``validation`` file (mlm)."""
+    """`mlm`: fraction of documents to evaluate on if there is no `validation` file."""
     max_length: int | None = None
-    """Tokens per row; None means 384 for question answering and 128 otherwise."""
+    """Tokens per row. The default is 384 for question answering and 128 otherwise, and never more than the model
+    accepts."""
     doc_stride: int = 128
-    """Tokens that two neighbouring windows of one context share (question answering)."""
+    """Question answering: tokens that two neighbouring windows of a context share."""
     n_best: int = 20
-    """Start and end candidates that are combined into answers (question answering)."""
+    """Question answering: start and end candidates that are combined into answers."""
     max_answer_length: int = 30
-    """Longest answer, in tokens (question answering)."""
+    """Question answering: longest answer, in tokens."""
     max_train_samples: int | None = None
-    """A seeded random subset of the training examples; None is all of them."""
+    """A random subset of the training examples. None means all."""
     max_validation_samples: int | None = None
-    """A seeded random subset of the validation examples; results then are not official."""
+    """A random subset of the validation examples; the report says that the metric is not official."""
     subset_seed: int = 0
+    """Seed of the two subsets."""

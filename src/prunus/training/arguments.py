@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from prunus.distributed.processes import process_count
 from prunus.errors import Problem, first_line, nearest
-from prunus.recipe import TrainSpec
+from prunus.recipe_blocks import TrainSpec
 from prunus.training.run_plan import Length
 
 __all__ = ["OWN_SCHEDULES", "argument_problems", "training_arguments"]

@@ -26,7 +26,7 @@ from prunus.distributed.processes import barrier, is_main_process, process_count
 from prunus.models.loading import load_model
 from prunus.models.predict import LABEL_KEYS
 from prunus.progress import Bars
-from prunus.recipe import TrainSpec
+from prunus.recipe_blocks import TrainSpec
 from prunus.report.facts_file import FACTS_FILE, read_json, write_json
 from prunus.tasks.collate import Collate
 from prunus.tasks.masked_language import MaskedRows

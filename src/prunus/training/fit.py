@@ -25,7 +25,7 @@ from prunus.distillation.logits import Distillation
 from prunus.distributed.gathered import GatheredParameters
 from prunus.distributed.processes import training_threads
 from prunus.progress import Bars
-from prunus.recipe import TrainSpec
+from prunus.recipe_blocks import TrainSpec
 from prunus.sparsity.pruning import Pruning
 from prunus.tasks.base import Feature, HeadKind, Metrics
 from prunus.tasks.collate import Collate

@@ -13,7 +13,8 @@ from torch import nn
 from prunus.distributed.deepspeed import asked_stage, deepspeed_problems
 from prunus.distributed.processes import process_count
 from prunus.errors import Problem
-from prunus.recipe import DistillSpec, TrainSpec
+from prunus.recipe import DistillSpec
+from prunus.recipe_blocks import TrainSpec
 from prunus.sparsity.pruning import Rule
 from prunus.tasks.base import HeadKind
 from prunus.training.arguments import argument_problems

@@ -8,7 +8,8 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from prunus.errors import Problem, PrunusError
 from prunus.models.loading import config_for, load_tokenizer, meta_model, model_source, trained_for, weight_problems
-from prunus.recipe import OWN_TEACHERS, ModelSpec
+from prunus.recipe import OWN_TEACHERS
+from prunus.recipe_blocks import ModelSpec
 from prunus.tasks.base import HeadKind, Task
 from prunus.training.shape import cut_shapes
 

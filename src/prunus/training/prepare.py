@@ -23,7 +23,8 @@ from prunus.checkpoint.state import MASKS_FILE, read_masks
 from prunus.errors import Problem, RecipeError
 from prunus.models.loading import load_model
 from prunus.quantization.prepare import attach
-from prunus.recipe import ModelSpec, Recipe
+from prunus.recipe import Recipe
+from prunus.recipe_blocks import ModelSpec
 from prunus.sparsity.pruning import Rule, resolve
 from prunus.sparsity.zeros import masks_of_zeros
 from prunus.tasks import check_task, load_task

@@ -11,7 +11,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from prunus.recipe import Recipe, TrainSpec
+from prunus.recipe import Recipe
+from prunus.recipe_blocks import TrainSpec
 from prunus.sparsity.pruning import Rule
 from prunus.tasks.base import Feature, Task
 

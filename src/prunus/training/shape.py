@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prunus.checkpoint.huggingface import narrow, shorten
 from prunus.errors import Problem, RecipeError
-from prunus.recipe import ModelSpec
+from prunus.recipe_blocks import ModelSpec
 from prunus.sparsity.depth import influence, layers_of, spread
 from prunus.sparsity.width import stream_width, strength
 
