@@ -1,8 +1,8 @@
 """How close the kernels come to what the processor can do: ``python benchmarks/kernels.py``. One thread, one tile of 64 tokens.
 
     peak        byte products in registers alone: nothing is loaded
-    mixed       16 byte products and the 8 shuffles that mix four columns, in registers: the bound of ``gather``
-    float peak  16 multiply-adds in registers: the bound of ``columns``
+    mixed       16 byte products and the 8 shuffles that mix four columns, in registers: the bound of ``group_sparse_int8``
+    float peak  16 multiply-adds in registers: the bound of ``group_sparse_float32``
 
 A kernel's rate counts kept weights times tokens (multiply-adds a second); its fraction is of its own bound. Results go to
 ``benchmarks/results/kernels.json``.
@@ -114,7 +114,7 @@ def rate(isa: Isa, kind: str, shape: tuple[int, int], density: float, layers: in
     """One kernel on several weights of one shape in turn: they come from as far away as in a model."""
     outputs, inputs = shape
     draw = np.random.default_rng(0)
-    integers = kind == "gather"
+    integers = kind == "group_sparse_int8"
     kernel = LinearSpec(kind, "store")
     call = compile_kernels(isa, [kernel], keep=False)
     function = call.function(kernel, len(PARAMETERS))
@@ -148,7 +148,7 @@ def main() -> None:
     isa = choose()
     limit = bounds(isa)
     rows = []
-    for kind, bound in (("gather", "mixed"), ("columns", "float_peak")):
+    for kind, bound in (("group_sparse_int8", "mixed"), ("group_sparse_float32", "float_peak")):
         for density in DENSITIES:
             for shape in SHAPES:
                 for where, layers in (("same weights", 1), ("12 weights in turn", 12)):

@@ -20,12 +20,12 @@ __all__ = ["bench", "compact", "convert", "export", "serve"]
 
 out = Console(soft_wrap=True, markup=False)  # a path may hold brackets
 err = Console(stderr=True, soft_wrap=True, markup=False)
-WORDS = {
-    "gather": "4x1 blocks, zeros skipped",
-    "blocks": "1x4 blocks, zeros skipped",
-    "quads": "dense: too few zeros, or not in blocks, to gain from",
-    "columns": "groups of 4 outputs, zeros skipped",
-    "singles": "single weights, zeros skipped",
+WEIGHT_FORMATS = {
+    "group_sparse_int8": "4x1 blocks, zeros skipped",
+    "block_sparse_int8": "1x4 blocks, zeros skipped",
+    "dense_int8x4": "dense: too few zeros, or not in blocks, to gain from",
+    "group_sparse_float32": "groups of 4 outputs, zeros skipped",
+    "sparse_float32": "single weights, zeros skipped",
 }
 
 TARGETS: dict[str, tuple[str, ...]] = {
@@ -98,12 +98,14 @@ def export(
         if as_json:
             print_json(facts | {"output": str(target)})
             return
-        kinds: dict[str, list[float]] = {}
+        formats: dict[str, list[float]] = {}
         for layer in facts["layers"]:
-            kinds.setdefault(layer["kind"], []).append(layer["sparsity"])
-        for kind, zeros in kinds.items():
+            formats.setdefault(layer["weight_format"], []).append(layer["sparsity"])
+        for weight_format, zeros in formats.items():
             share = f"{min(zeros):.0%} to {max(zeros):.0%} zeros"
-            out.print(f"{len(zeros)} layers as {kind} ({WORDS[kind]}), {share}", highlight=False)
+            out.print(
+                f"{len(zeros)} layers as {weight_format} ({WEIGHT_FORMATS[weight_format]}), {share}", highlight=False
+            )
         own, metrics, size = facts["precision"], facts.get("metrics"), facts["bytes"]
         own = own if own != "float32" else "packed"
         scores = {"float32": metrics["float32"], own: metrics["packed"]} if metrics else {}

@@ -504,7 +504,7 @@ def test_facts(engine: Engine, directory: Path) -> None:
     engine(**numbers())
     facts = engine.facts()
     assert (facts["architecture"], facts["precision"], facts["threads"]) == ("BertForTokenClassification", "float32", 1)
-    assert facts["kinds"] == {"columns": 12}
+    assert facts["weight_formats"] == {"group_sparse_float32": 12}
     parameters = saved(directory.parent / "facts", "BertForTokenClassification").state_dict()
     linear = sum(p.numel() for name, p in parameters.items() if ".layer." in name and p.ndim == 2)
     assert 4 * linear < facts["bytes"]["layers"] < 6 * linear

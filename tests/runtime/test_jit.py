@@ -243,7 +243,7 @@ def test_code_keeps_what_it_lies_in_alive() -> None:
 def test_each_path_multiplies_with_its_own_instruction(isa: str, word: str) -> None:
     if isa not in HERE:
         pytest.skip(f"a processor without {isa}")
-    text = jit.assembly(ISAS[isa], LinearSpec("quads", "store"))
+    text = jit.assembly(ISAS[isa], LinearSpec("dense_int8x4", "store"))
     assert word in text
     assert ("zmm" in text) == (ISAS[isa].lanes == 16)
 
@@ -286,9 +286,9 @@ def test_two_kernels_with_one_symbol_are_refused() -> None:
     ("values", "message"),
     [
         (("rows", "store"), "the weight format must be one of"),
-        (("quads", "matrix"), "the epilogue of quads must be one of"),
-        (("columns", "queries"), "the epilogue of columns must be one of add, store, matrix"),
-        (("quads", "store", "tanh"), "the activation must be one of"),
+        (("dense_int8x4", "matrix"), "the epilogue of dense_int8x4 must be one of"),
+        (("group_sparse_float32", "queries"), "the epilogue of group_sparse_float32 must be one of add, store, matrix"),
+        (("dense_int8x4", "store", "tanh"), "the activation must be one of"),
     ],
 )
 def test_a_linear_kernel_that_there_is_not(values: tuple[str, ...], message: str) -> None:

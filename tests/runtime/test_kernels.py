@@ -32,42 +32,44 @@ from prunus.runtime.isa import ISAS
 from prunus.runtime.kernels.attention import AttentionSpec, scratch_bytes
 from prunus.runtime.kernels.linear import EPILOGUES, LinearSpec
 from prunus.runtime.kernels.norm import EmbedSpec, NormalizeSpec, QuantizeSpec, ReadSpec
-from prunus.runtime.pack import FLOAT_KINDS, INTEGER_KINDS, Packed, pack, unpack
+from prunus.runtime.pack import FLOAT32_FORMATS, INT8_FORMATS, Packed, pack, unpack
 
 WIDTHS = (64, 16, 48, 32)
 OUTPUTS, INPUTS, TOKENS = 12, 22, sum(WIDTHS)
 ROW = TOKENS + 80
 CASES = [
-    (isa, kind, epilogue)
-    for kinds, precision in ((INTEGER_KINDS, "int8"), (FLOAT_KINDS, "float32"))
-    for kind in kinds
+    (isa, weight_format, epilogue)
+    for kinds, precision in ((INT8_FORMATS, "int8"), (FLOAT32_FORMATS, "float32"))
+    for weight_format in kinds
     for epilogue in EPILOGUES[precision]
-    for isa in (HERE if kinds is INTEGER_KINDS and epilogue in ("store", "values") else DISTINCT)
+    for isa in (HERE if kinds is INT8_FORMATS and epilogue in ("store", "values") else DISTINCT)
 ]
 LIMITS = {"queries": (1, 255), "keys": (-127, 127), "values": (-127, 127)}
 TIE = 0.5 + 2e-3
 
 
-def layer_of(kind: str, seed: int = 0, density: float = 0.4, plain: bool = False, signed: bool = False) -> Packed:
+def layer_of(
+    weight_format: str, seed: int = 0, density: float = 0.4, plain: bool = False, signed: bool = False
+) -> Packed:
     draw = np.random.default_rng(seed)
     weight = (draw.standard_normal((OUTPUTS, INPUTS)) * (draw.random((OUTPUTS, INPUTS)) < density)).astype(np.float32)
     weight[5] = 0
     gain = np.full(OUTPUTS, 20, np.float32) if signed else None
-    layer = pack(kind, weight, draw.standard_normal(OUTPUTS).astype(np.float32), 0.02, 90.0, gain)
+    layer = pack(weight_format, weight, draw.standard_normal(OUTPUTS).astype(np.float32), 0.02, 90.0, gain)
     ones, zeros = np.ones(OUTPUTS, np.float32), np.zeros(OUTPUTS, np.float32)
-    return Packed(kind, layer.shape, layer.first, layer.records, ones, zeros) if plain else layer
+    return Packed(weight_format, layer.shape, layer.first, layer.records, ones, zeros) if plain else layer
 
 
-def inputs_of(kind: str, isa: str, widths: Sequence[int], seed: int = 1) -> tuple[Array, Array]:
+def inputs_of(weight_format: str, isa: str, widths: Sequence[int], seed: int = 1) -> tuple[Array, Array]:
     """Inputs ``[inputs, tokens]``, extreme bytes among them, and their tiles as the kernel reads them."""
     draw = np.random.default_rng(seed)
-    if kind in FLOAT_KINDS:
+    if weight_format in FLOAT32_FORMATS:
         x = draw.standard_normal((INPUTS, sum(widths))).astype(np.float32)
         return x, to_tiles(x, widths, np.nan)
     x = draw.integers(0, 256, (INPUTS, sum(widths))).astype(np.uint8)
     x[:, ::7] = 255
     x[:, 3::11] = 0
-    return x, to_rows(isa, x, widths) if kind == "gather" else to_int8x4(x, widths)
+    return x, to_rows(isa, x, widths) if weight_format == "group_sparse_int8" else to_int8x4(x, widths)
 
 
 def call_linear(
@@ -99,7 +101,7 @@ def call_linear(
     starts, wide = starts_of(widths), np.array(widths, np.int64)
     call(
         isa,
-        LinearSpec(layer.kind, epilogue, activation),
+        LinearSpec(layer.weight_format, epilogue, activation),
         tiles or (0, count),
         groups,
         widths=wide,
@@ -136,12 +138,12 @@ def sums_of(layer: Packed, x: Array) -> Array:
     return unpack(layer).astype(exact) @ x.astype(exact)
 
 
-@pytest.mark.parametrize(("isa", "kind", "epilogue"), CASES)
-def test_linear_kernels(isa: str, kind: str, epilogue: str) -> None:
-    layer, floats = layer_of(kind, signed=epilogue in LIMITS), kind in FLOAT_KINDS
+@pytest.mark.parametrize(("isa", "weight_format", "epilogue"), CASES)
+def test_linear_kernels(isa: str, weight_format: str, epilogue: str) -> None:
+    layer, floats = layer_of(weight_format, signed=epilogue in LIMITS), weight_format in FLOAT32_FORMATS
     inverse, zero = np.linspace(2, 20, OUTPUTS).astype(np.float32), 100.0
     for widths in ((16,), (32,), (48,), (64,), WIDTHS):
-        x, tiles = inputs_of(kind, isa, widths)
+        x, tiles = inputs_of(weight_format, isa, widths)
         out = call_linear(isa, layer, epilogue, tiles, widths, inverse=inverse, zero=zero)
         got = written(isa, epilogue, out, widths)
         y = sums_of(layer, x) * layer.scale.astype(np.float64)[:, None] + layer.bias.astype(np.float64)[:, None]
@@ -163,23 +165,23 @@ def test_linear_kernels(isa: str, kind: str, epilogue: str) -> None:
 
 @pytest.mark.parametrize("isa", HERE)
 @pytest.mark.parametrize("width", [16, 32, 48, 64])
-@pytest.mark.parametrize("kind", INTEGER_KINDS)
-def test_sums_of_bytes_are_exact(kind: str, width: int, isa: str) -> None:
+@pytest.mark.parametrize("weight_format", INT8_FORMATS)
+def test_sums_of_bytes_are_exact(weight_format: str, width: int, isa: str) -> None:
     for density in (0.0, 0.1, 0.5, 1.0):
-        layer = layer_of(kind, seed=int(10 * density), density=density, plain=True)
-        x, tiles = inputs_of(kind, isa, (width,))
+        layer = layer_of(weight_format, seed=int(10 * density), density=density, plain=True)
+        x, tiles = inputs_of(weight_format, isa, (width,))
         got = written(isa, "store", call_linear(isa, layer, "store", tiles, (width,)), (width,))
         assert (got == sums_of(layer, x)).all()
-    extreme = pack(kind, np.full((OUTPUTS, INPUTS), -1, np.float32), np.zeros(OUTPUTS, np.float32))
+    extreme = pack(weight_format, np.full((OUTPUTS, INPUTS), -1, np.float32), np.zeros(OUTPUTS, np.float32))
     got = written(isa, "store", call_linear(isa, extreme, "store", tiles, (width,)), (width,))
     assert (got == np.float32(-127 * x.astype(np.int64).sum(0)) * extreme.scale[0]).all()
 
 
 @pytest.mark.parametrize("isa", HERE)
-@pytest.mark.parametrize("kind", [*INTEGER_KINDS, *FLOAT_KINDS])
-def test_a_call_keeps_to_its_tiles_and_groups(kind: str, isa: str) -> None:
-    layer = layer_of(kind)
-    _, x = inputs_of(kind, isa, WIDTHS)
+@pytest.mark.parametrize("weight_format", [*INT8_FORMATS, *FLOAT32_FORMATS])
+def test_a_call_keeps_to_its_tiles_and_groups(weight_format: str, isa: str) -> None:
+    layer = layer_of(weight_format)
+    _, x = inputs_of(weight_format, isa, WIDTHS)
     whole = call_linear(isa, layer, "store", x, WIDTHS)
     part = call_linear(isa, layer, "store", x, WIDTHS, tiles=(1, 3), groups=(1, 2))
     for tile, width in enumerate(WIDTHS):
@@ -194,10 +196,12 @@ def test_a_call_keeps_to_its_tiles_and_groups(kind: str, isa: str) -> None:
 
 @pytest.mark.parametrize("isa", DISTINCT)
 @pytest.mark.parametrize("activation", ["gelu", "gelu_tanh", "relu", "silu"])
-@pytest.mark.parametrize(("kind", "epilogue"), [("quads", "quantize_int8x4"), ("columns", "store")])
-def test_activations_come_before_what_is_stored(kind: str, epilogue: str, activation: str, isa: str) -> None:
-    layer = layer_of(kind)
-    x, tiles = inputs_of(kind, isa, WIDTHS)
+@pytest.mark.parametrize(
+    ("weight_format", "epilogue"), [("dense_int8x4", "quantize_int8x4"), ("group_sparse_float32", "store")]
+)
+def test_activations_come_before_what_is_stored(weight_format: str, epilogue: str, activation: str, isa: str) -> None:
+    layer = layer_of(weight_format)
+    x, tiles = inputs_of(weight_format, isa, WIDTHS)
     inverse, zero = np.full(OUTPUTS, 30, np.float32), 20.0
     got = written(
         isa, epilogue, call_linear(isa, layer, epilogue, tiles, WIDTHS, activation, None, (0, 3), inverse, zero), WIDTHS

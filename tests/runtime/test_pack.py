@@ -1,4 +1,4 @@
-"""Packed weights: records against loops, round trips, and the kind that is chosen."""
+"""Packed weights: records against loops, round trips, and the weight_format that is chosen."""
 
 from itertools import product
 
@@ -7,9 +7,9 @@ import pytest
 from harness import Array, keep
 
 from prunus.runtime.kernels.linear import RECORD
-from prunus.runtime.pack import FLOAT_KINDS, INTEGER_KINDS, choose_kind, pack, quantize_weight, unpack
+from prunus.runtime.pack import FLOAT32_FORMATS, INT8_FORMATS, choose_format, pack, quantize_weight, unpack
 
-KINDS = (*INTEGER_KINDS, *FLOAT_KINDS)
+KINDS = (*INT8_FORMATS, *FLOAT32_FORMATS)
 SHAPES = ((1, 1), (1, 9), (2, 3), (4, 4), (5, 7), (3, 16), (16, 3), (12, 30), (64, 33))
 DENSITIES = (0.0, 0.03, 0.2, 0.5, 1.0)
 
@@ -33,40 +33,40 @@ def rounded(weight: Array) -> tuple[Array, Array]:
     return np.array(numbers), np.array(scales, np.float32)
 
 
-def records_needed(kind: str, kept: Array) -> Array:
+def records_needed(weight_format: str, kept: Array) -> Array:
     """Records of each group, or of each output, counted one by one."""
     outputs, inputs = kept.shape
     rows = outputs + -outputs % 4
     padded = np.zeros((rows, inputs + -inputs % 4), bool)
     padded[:outputs, :inputs] = kept
-    if kind == "quads":
+    if weight_format == "dense_int8x4":
         return np.full(rows // 4, padded.shape[1] // 4)
-    if kind == "blocks":
+    if weight_format == "block_sparse_int8":
         return np.array([sum(row[i : i + 4].any() for i in range(0, len(row), 4)) for row in padded])
-    if kind == "singles":
+    if weight_format == "sparse_float32":
         return np.array([int(row.sum()) for row in padded])
     columns = np.array([padded[i : i + 4].any(0).sum() for i in range(0, rows, 4)])
-    return columns if kind == "columns" else -(-columns // 4)
+    return columns if weight_format == "group_sparse_float32" else -(-columns // 4)
 
 
 @pytest.mark.parametrize("density", DENSITIES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_is_packed_is_unpacked(kind: str, shape: tuple[int, int], density: float) -> None:
+@pytest.mark.parametrize("weight_format", KINDS)
+def test_what_is_packed_is_unpacked(weight_format: str, shape: tuple[int, int], density: float) -> None:
     weight, rows = weight_of(shape, density), shape[0] + -shape[0] % 4
     bias = np.random.default_rng(1).standard_normal(shape[0]).astype(np.float32)
-    layer = pack(kind, weight, bias, step=0.25, zero=7.0)
-    numbers, scales = (weight, np.ones(shape[0])) if kind in FLOAT_KINDS else rounded(weight)
+    layer = pack(weight_format, weight, bias, step=0.25, zero=7.0)
+    numbers, scales = (weight, np.ones(shape[0])) if weight_format in FLOAT32_FORMATS else rounded(weight)
     assert (unpack(layer) == numbers).all()
-    assert unpack(layer).dtype == (np.float32 if kind in FLOAT_KINDS else np.int8)
-    assert (layer.kind, layer.shape) == (kind, shape)
-    needed = records_needed(kind, numbers != 0)
+    assert unpack(layer).dtype == (np.float32 if weight_format in FLOAT32_FORMATS else np.int8)
+    assert (layer.weight_format, layer.shape) == (weight_format, shape)
+    needed = records_needed(weight_format, numbers != 0)
     assert (np.diff(layer.first.astype(int)) == needed).all()
     assert (layer.first[0], layer.first.dtype) == (0, np.uint32)
-    assert layer.records.size == RECORD[kind] * needed.sum()
+    assert layer.records.size == RECORD[weight_format] * needed.sum()
     assert (layer.scale.shape, layer.scale.dtype) == ((rows,), np.float32)
     assert (layer.bias.shape, layer.bias.dtype) == ((rows,), np.float32)
-    if kind in FLOAT_KINDS:
+    if weight_format in FLOAT32_FORMATS:
         assert (layer.scale == 1).all()
         assert (layer.bias == np.pad(bias, (0, rows - shape[0]))).all()
     else:
@@ -78,13 +78,13 @@ def test_what_is_packed_is_unpacked(kind: str, shape: tuple[int, int], density: 
     assert layer.bytes == sum(part.size * part.itemsize for part in parts)
 
 
-@pytest.mark.parametrize("kind", INTEGER_KINDS)
-def test_scale_and_bias_undo_the_bytes(kind: str) -> None:
+@pytest.mark.parametrize("weight_format", INT8_FORMATS)
+def test_scale_and_bias_undo_the_bytes(weight_format: str) -> None:
     # y of bytes, by scale and bias alone, is the layer of the numbers that the bytes stand for, times gain, plus shift.
     draw = np.random.default_rng(0)
     weight, bias = weight_of((10, 30), 0.4), draw.standard_normal(10).astype(np.float32)
     gain, shift, step, zero = draw.random(10).astype(np.float32) + 0.5, 128.0, 0.03, 100.0
-    layer = pack(kind, weight, bias, step, zero, gain, shift)
+    layer = pack(weight_format, weight, bias, step, zero, gain, shift)
     numbers, scales = rounded(weight)
     x = draw.integers(0, 256, (30, 50))
     y = (numbers @ x) * layer.scale[:10, None] + layer.bias[:10, None]
@@ -92,16 +92,16 @@ def test_scale_and_bias_undo_the_bytes(kind: str) -> None:
     assert y == pytest.approx(exact * gain[:, None] + shift, rel=1e-5, abs=1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_records_point_at_inputs_and_grow_within_a_group(kind: str) -> None:
-    if kind == "quads":
+@pytest.mark.parametrize("weight_format", KINDS)
+def test_records_point_at_inputs_and_grow_within_a_group(weight_format: str) -> None:
+    if weight_format == "dense_int8x4":
         return
-    layer = pack(kind, weight_of((16, 37), 0.3), np.zeros(16, np.float32))
-    raw = layer.records.reshape(-1, RECORD[kind])
-    width, dtype = (8, np.uint16) if kind == "gather" else (4, np.uint32)
+    layer = pack(weight_format, weight_of((16, 37), 0.3), np.zeros(16, np.float32))
+    raw = layer.records.reshape(-1, RECORD[weight_format])
+    width, dtype = (8, np.uint16) if weight_format == "group_sparse_int8" else (4, np.uint32)
     index = np.ascontiguousarray(raw[:, :width]).view(dtype)
-    assert index.max() < (10 if kind == "blocks" else 37)
-    if kind != "gather":  # what fills up the last quad of a group has weights of zero and any index
+    assert index.max() < (10 if weight_format == "block_sparse_int8" else 37)
+    if weight_format != "group_sparse_int8":  # what fills up the last quad of a group has weights of zero and any index
         for begin, end in zip(layer.first, layer.first[1:], strict=False):
             assert (np.diff(index[begin:end, 0].astype(int)) > 0).all()
 
@@ -131,29 +131,29 @@ def test_quantizing_extreme_weights(largest: float) -> None:
 @pytest.mark.parametrize(
     ("pattern", "sparsity", "integer", "floating"),
     [
-        ("4x1", 0.8, "gather", "columns"),
-        ("8x1", 0.8, "gather", "columns"),
-        ("16x1", 0.9, "gather", "columns"),
-        ("1x4", 0.8, "blocks", "singles"),
-        ("dense", 0.0, "quads", "columns"),
-        ("2:4", 0.5, "quads", None),
-        ("unstructured", 0.5, "quads", None),
-        ("unstructured", 0.95, None, "singles"),
+        ("4x1", 0.8, "group_sparse_int8", "group_sparse_float32"),
+        ("8x1", 0.8, "group_sparse_int8", "group_sparse_float32"),
+        ("16x1", 0.9, "group_sparse_int8", "group_sparse_float32"),
+        ("1x4", 0.8, "block_sparse_int8", "sparse_float32"),
+        ("dense", 0.0, "dense_int8x4", "group_sparse_float32"),
+        ("2:4", 0.5, "dense_int8x4", None),
+        ("unstructured", 0.5, "dense_int8x4", None),
+        ("unstructured", 0.95, None, "sparse_float32"),
         ("4x1", 1.0, None, None),
     ],
 )
 def test_the_kind_that_costs_least(pattern: str, sparsity: float, integer: str | None, floating: str | None) -> None:
     for shape, seed in product(((64, 64), (96, 384), (384, 96)), range(3)):
         kept = keep(pattern, shape, 1 - sparsity, np.random.default_rng(seed))
-        assert choose_kind(kept, True) == (integer or choose_kind(kept, True))
-        assert choose_kind(kept, False) == (floating or choose_kind(kept, False))
-        assert choose_kind(kept, True) in INTEGER_KINDS
-        assert choose_kind(kept, False) in FLOAT_KINDS
+        assert choose_format(kept, True) == (integer or choose_format(kept, True))
+        assert choose_format(kept, False) == (floating or choose_format(kept, False))
+        assert choose_format(kept, True) in INT8_FORMATS
+        assert choose_format(kept, False) in FLOAT32_FORMATS
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_a_kind_is_chosen_for_every_shape(shape: tuple[int, int]) -> None:
     for density in DENSITIES:
         kept = weight_of(shape, density) != 0
-        assert choose_kind(kept, True) in INTEGER_KINDS
-        assert choose_kind(kept, False) in FLOAT_KINDS
+        assert choose_format(kept, True) in INT8_FORMATS
+        assert choose_format(kept, False) in FLOAT32_FORMATS

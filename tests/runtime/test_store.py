@@ -25,13 +25,13 @@ from prunus.runtime.store import FILE, read_model, write_model
 
 SMALL = {"vocab_size": 12, "max_position_embeddings": 24, "num_hidden_layers": 1, "intermediate_size": 20}
 PRECISIONS = {"int8": True, "float32": False}
-# A family and a pattern whose layers are of each kind.
+# A family and a pattern whose layers are of each weight format.
 MADE_OF = {
-    "gather": ("bert", "4x1", True),
-    "quads": ("bert", "dense", True),
-    "blocks": ("bert", "1x4", True),
-    "columns": ("bert", "4x1", False),
-    "singles": ("bert", "unstructured", False),
+    "group_sparse_int8": ("bert", "4x1", True),
+    "dense_int8x4": ("bert", "dense", True),
+    "block_sparse_int8": ("bert", "1x4", True),
+    "group_sparse_float32": ("bert", "4x1", False),
+    "sparse_float32": ("bert", "unstructured", False),
     "biased": ("mpnet", "4x1", True),
     "narrow": ("narrow", "4x1", True),
 }
@@ -72,7 +72,7 @@ def test_what_is_written_is_read(family: str, pattern: str, integers: bool, tmp_
     for ours, theirs in zip(again.layers, model.layers, strict=True):
         assert list(ours) == list(theirs)
         for role, packed in theirs.items():
-            assert (ours[role].kind, ours[role].shape) == (packed.kind, packed.shape)
+            assert (ours[role].weight_format, ours[role].shape) == (packed.weight_format, packed.shape)
             for part in ("first", "records", "scale", "bias"):
                 one, other = getattr(ours[role], part), getattr(packed, part)
                 assert (one.dtype, one.tobytes()) == (other.dtype, other.tobytes())
@@ -96,11 +96,11 @@ def test_a_model_read_back_has_the_tensors_it_had(tmp_path: Path) -> None:
 def test_the_file_states_what_it_is(tmp_path: Path) -> None:
     model = model_of("bert", "4x1", True)
     arrays, metadata = contents(write(model, tmp_path))
-    assert (metadata["format"], metadata["version"], metadata["precision"]) == ("prunus-packed", "1", "int8")
+    assert (metadata["format"], metadata["version"], metadata["precision"]) == ("prunus-packed", "3", "int8")
     assert json.loads(metadata["config"]) == model.settings
-    assert json.loads(metadata["layers"])["layers.0.up"] == [model.layers[0]["up"].kind, 20, 32]
-    for name, kind in (("first", np.uint32), ("records", np.uint8), ("scale", np.float32), ("bias", np.float32)):
-        assert arrays[f"layers.0.query.{name}"].dtype == kind
+    assert json.loads(metadata["layers"])["layers.0.up"] == [model.layers[0]["up"].weight_format, 20, 32]
+    for name, dtype in (("first", np.uint32), ("records", np.uint8), ("scale", np.float32), ("bias", np.float32)):
+        assert arrays[f"layers.0.query.{name}"].dtype == dtype
 
 
 # damage: (arrays, metadata) -> None, each changes one thing
@@ -184,6 +184,7 @@ DAMAGE: dict[str, Change] = {
     "attention scale longer": partial(changed, "layers.0.attention.scale", lambda a: np.append(a, a)),
     "format": partial(stated, "format", "other"),
     "version": partial(stated, "version", "2"),
+    "no sentence": partial(stated, "sentence", None),
     "no version": partial(stated, "version", None),
     "precision": partial(stated, "precision", "int4"),
     "no precision": partial(stated, "precision", None),
@@ -200,19 +201,19 @@ DAMAGE: dict[str, Change] = {
     "config has a huge number": partial(stated, "config", '{"a": ' + "9" * 5000 + "}"),
     "no config": partial(stated, "config", None),
     "kind": partial(layer_stated, ["other", 20, 32]),
-    "kind is a list": partial(layer_stated, [["gather"], 20, 32]),
-    "kind is missing": partial(layer_stated, [20, 32]),
-    "a layer is a name": partial(layer_stated, "gather"),
+    "weight format is a list": partial(layer_stated, [["group_sparse_int8"], 20, 32]),
+    "weight format is missing": partial(layer_stated, [20, 32]),
+    "a layer is a name": partial(layer_stated, "group_sparse_int8"),
     "a layer is null": partial(layer_stated, None),
-    "outputs of another layer": partial(layer_stated, ["gather", 16, 32]),
-    "no outputs": partial(layer_stated, ["gather", 0, 32]),
-    "outputs below zero": partial(layer_stated, ["gather", -20, 32]),
-    "outputs as a text": partial(layer_stated, ["gather", "20", 32]),
-    "outputs as a fraction": partial(layer_stated, ["gather", 20.0, 32]),
-    "outputs are true": partial(layer_stated, ["gather", True, 32]),
-    "inputs of another layer": partial(layer_stated, ["gather", 20, 64]),
-    "too many inputs": partial(layer_stated, ["gather", 20, 2**16]),
-    "kind of the other precision": partial(layer_stated, ["columns", 20, 32]),
+    "outputs of another layer": partial(layer_stated, ["group_sparse_int8", 16, 32]),
+    "no outputs": partial(layer_stated, ["group_sparse_int8", 0, 32]),
+    "outputs below zero": partial(layer_stated, ["group_sparse_int8", -20, 32]),
+    "outputs as a text": partial(layer_stated, ["group_sparse_int8", "20", 32]),
+    "outputs as a fraction": partial(layer_stated, ["group_sparse_int8", 20.0, 32]),
+    "outputs are true": partial(layer_stated, ["group_sparse_int8", True, 32]),
+    "inputs of another layer": partial(layer_stated, ["group_sparse_int8", 20, 64]),
+    "too many inputs": partial(layer_stated, ["group_sparse_int8", 20, 2**16]),
+    "weight format of the other precision": partial(layer_stated, ["group_sparse_float32", 20, 32]),
     "another hidden size": partial(setting, "hidden_size", 48),
     "another number of heads": partial(setting, "num_attention_heads", 2),
     "another number of layers": partial(setting, "num_hidden_layers", 2),
@@ -242,38 +243,38 @@ def test_damage_is_an_engine_error(name: str, tmp_path: Path, shared_code: None)
 
 
 @pytest.mark.parametrize("role", ["query", "key", "value", "out", "up", "down"])
-@pytest.mark.parametrize("kind", RECORD)
-def test_an_index_out_of_range_is_an_engine_error(kind: str, role: str, tmp_path: Path) -> None:
-    model = model_of(*MADE_OF[kind])
+@pytest.mark.parametrize("weight_format", RECORD)
+def test_an_index_out_of_range_is_an_engine_error(weight_format: str, role: str, tmp_path: Path) -> None:
+    model = model_of(*MADE_OF[weight_format])
     packed = model.layers[0][role]
-    if packed.kind != kind:  # a small layer may be of another kind
+    if packed.weight_format != weight_format:  # a small layer may be of another weight format
         assert role in ("out", "down", "up")
         return
-    if kind == "quads":
+    if weight_format == "dense_int8x4":
         change = partial(changed, f"layers.0.{role}.first", lambda a: np.append(a[:1], a[1:] - (a[1:] < a[-1])))
         assert "records" in str(refused(tmp_path, model, change))
         return
-    limit = -(-packed.shape[1] // 4) if kind == "blocks" else packed.shape[1]
-    dtype: Any = np.uint16 if kind == "gather" else np.uint32
+    limit = -(-packed.shape[1] // 4) if weight_format == "block_sparse_int8" else packed.shape[1]
+    dtype: Any = np.uint16 if weight_format == "group_sparse_int8" else np.uint32
     for index in (limit, limit + 1, int(np.iinfo(dtype).max)):
 
         def change(arrays: dict[str, Array], *_: Any, index: int = index) -> None:
             records = arrays[f"layers.0.{role}.records"].copy()
-            records[-RECORD[kind] :][: dtype().nbytes] = np.array([index], dtype).view(np.uint8)
+            records[-RECORD[weight_format] :][: dtype().nbytes] = np.array([index], dtype).view(np.uint8)
             arrays[f"layers.0.{role}.records"] = records
 
         assert "records" in str(refused(tmp_path, model, change))
 
 
-@pytest.mark.parametrize("kind", ["columns", "singles"])
+@pytest.mark.parametrize("weight_format", ["group_sparse_float32", "sparse_float32"])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_weight_that_is_not_finite_is_an_engine_error(kind: str, value: float, tmp_path: Path) -> None:
+def test_a_weight_that_is_not_finite_is_an_engine_error(weight_format: str, value: float, tmp_path: Path) -> None:
     def change(arrays: dict[str, Array], *_: Any) -> None:
         records = arrays["layers.0.query.records"].copy()
         records[4:8] = np.array([value], np.float32).view(np.uint8)
         arrays["layers.0.query.records"] = records
 
-    assert "finite" in str(refused(tmp_path, model_of(*MADE_OF[kind]), change))
+    assert "finite" in str(refused(tmp_path, model_of(*MADE_OF[weight_format]), change))
 
 
 @pytest.mark.parametrize(
@@ -420,7 +421,7 @@ def survives(place: Path, data: bytes, whole: bytes) -> None:
         path.write_bytes(whole)
 
 
-@pytest.mark.parametrize("kind", MADE_OF)
+@pytest.mark.parametrize("weight_format", MADE_OF)
 @settings(
     max_examples=25,
     deadline=None,
@@ -438,8 +439,10 @@ def survives(place: Path, data: bytes, whole: bytes) -> None:
 @example(flips=[("records", 0.0, 255), ("records", 0.02, 255)])
 @example(flips=[("first", 0.0, 1)])
 @example(flips=[("header", 0.0, 255)])
-def test_flipped_bytes_never_crash(kind: str, flips: list[tuple[str, float, int]], places: dict[str, Path]) -> None:
-    place = places[kind]
+def test_flipped_bytes_never_crash(
+    weight_format: str, flips: list[tuple[str, float, int]], places: dict[str, Path]
+) -> None:
+    place = places[weight_format]
     whole = (place / FILE).read_bytes()
     begin = 8 + int.from_bytes(whole[:8], "little")
     header = json.loads(whole[8:begin])
@@ -455,7 +458,7 @@ def test_flipped_bytes_never_crash(kind: str, flips: list[tuple[str, float, int]
     survives(place, bytes(data), whole)
 
 
-@pytest.mark.parametrize("kind", MADE_OF)
+@pytest.mark.parametrize("weight_format", MADE_OF)
 @settings(max_examples=15, deadline=None, derandomize=True, database=None)
 @given(
     role=st.sampled_from(["query", "key", "value", "out", "up", "down"]),
@@ -463,9 +466,9 @@ def test_flipped_bytes_never_crash(kind: str, flips: list[tuple[str, float, int]
     places_=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 2**32 - 1)), min_size=1, max_size=6),
 )
 def test_other_numbers_never_crash(
-    kind: str, role: str, part: str, places_: list[tuple[float, int]], places: dict[str, Path]
+    weight_format: str, role: str, part: str, places_: list[tuple[float, int]], places: dict[str, Path]
 ) -> None:
-    place = places[kind]
+    place = places[weight_format]
     whole = (place / FILE).read_bytes()
     arrays, metadata = contents(place / FILE)
     raw = arrays[f"layers.0.{role}.{part}"].copy()

@@ -237,7 +237,7 @@ def layer_facts(dense: Dense, model: Model) -> list[dict[str, Any]]:
                     "name": name,
                     "shape": list(weight.shape),
                     "sparsity": zeros,
-                    "kind": packed.kind,
+                    "weight_format": packed.weight_format,
                     "bytes": packed.bytes,
                 }
             )

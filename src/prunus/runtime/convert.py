@@ -25,7 +25,7 @@ from prunus.errors import EngineError, Problem
 from prunus.grid import byte_step_and_zero, symmetric_step
 from prunus.runtime.families import Dense, Shape
 from prunus.runtime.learned import Learned
-from prunus.runtime.pack import Packed, choose_kind, pack
+from prunus.runtime.pack import Packed, choose_format, pack
 from prunus.runtime.reference import encode
 from prunus.runtime.sentences import Sentences
 
@@ -142,7 +142,7 @@ def convert(
         weights = {role: (t[f"{key}{role}.weight"], t[f"{key}{role}.bias"]) for role in ROLES}
         heads = len(weights["query"][0]) // s.size
         if ranges is None:
-            layers.append({role: pack(choose_kind(w != 0, False), w, b) for role, (w, b) in weights.items()})
+            layers.append({role: pack(choose_format(w != 0, False), w, b) for role, (w, b) in weights.items()})
             tensors[key + "attention.scale"] = np.full(heads, 1 / sqrt(s.size), np.float32)
             continue
         steps: dict[str, tuple[float, float, Array]] = {}
@@ -176,7 +176,7 @@ def convert(
             step, zero, factor = steps[role]
             gain = np.repeat(1 / by_head[role], s.size) if role in HEADED else None
             layer[role] = pack(
-                choose_kind(weight != 0, True),
+                choose_format(weight != 0, True),
                 weight * factor,
                 bias,
                 step,

@@ -32,7 +32,7 @@ ATTENDED = {"query": "queries", "key": "keys", "value": "values"}
 
 def layout_read(packed: Packed) -> str:
     """The layout of bytes that an int8 layer reads: ``rows`` or ``int8x4``."""
-    return "rows" if packed.kind == "gather" else "int8x4"
+    return "rows" if packed.weight_format == "group_sparse_int8" else "int8x4"
 
 
 def encoder_program(model: Model) -> list[Step]:
@@ -62,7 +62,7 @@ class _Writer:
         embed = Step(EmbedSpec(), {**size, **ids, **tables})
         if not narrow:
             return [embed, self._normalize("embeddings", "layers.0.input", readers)]
-        projection = pack("columns", t["projection.weight"], t["projection.bias"])
+        projection = pack("group_sparse_float32", t["projection.weight"], t["projection.bias"])
         steps = [embed, self._normalize("embeddings", x=x), self._linear(projection, "store", x, "x")]
         if self.model.integers:
             where: dict[str, Argument] = {"x": Address("x"), "x_step": Stride("x"), "features": self.shape.hidden}
@@ -136,7 +136,7 @@ class _Writer:
     ) -> Step:
         arguments: dict[str, Argument] = {"x": Address(x), "x_step": Stride(x), "y": Address(y), "y_step": Stride(y)}
         arguments |= {name: getattr(packed, name) for name in ("first", "records", "scale", "bias")}
-        spec = LinearSpec(packed.kind, epilogue, activation)
+        spec = LinearSpec(packed.weight_format, epilogue, activation)
         return Step(spec, arguments | more, padded(packed.shape[0]) // 4)
 
     def _source(self, name: str, reader: Packed) -> str:

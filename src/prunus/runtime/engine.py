@@ -89,18 +89,18 @@ class Engine:
         return self.model.shape.positions - self.model.shape.first_position
 
     def facts(self) -> dict[str, Any]:
-        """What was loaded: precision, kinds of layers, bytes, instruction set, threads."""
-        kinds: dict[str, int] = {}
+        """What was loaded: precision, layers of each weight format, bytes, instruction set, threads."""
+        formats: dict[str, int] = {}
         for layer in self.model.layers:
             for packed in layer.values():
-                kinds[packed.kind] = kinds.get(packed.kind, 0) + 1
+                formats[packed.weight_format] = formats.get(packed.weight_format, 0) + 1
         tensors = sum(tensor.nbytes for tensor in self.model.tensors.values())
         return {
             "architecture": self.architecture,
             "precision": "int8" if self.model.integers else "float32",
             "isa": self.encoder.isa.name,
             "threads": self.threads,
-            "kinds": kinds,
+            "weight_formats": formats,
             "bytes": {
                 "layers": sum(packed.bytes for layer in self.model.layers for packed in layer.values()),
                 "embeddings and head": tensors,

@@ -1,7 +1,7 @@
 """Sparse linear layers for a PyTorch model of any kind: ``accelerate(model)`` puts them in the place of its own.
 
 For models that have no fused engine. What is gained is the product alone: each call turns rows of features into tiles and back,
-and the rest of the model stays as slow as it was. A layer is replaced only where its zeros pay (``choose_kind``).
+and the rest of the model stays as slow as it was. A layer is replaced only where its zeros pay (``choose_format``).
 
     float32    agrees with the dense layer up to the order of sums
     int8       inputs are rounded to bytes, one step for all tokens of a call: (highest - lowest) / 255
@@ -24,7 +24,7 @@ from prunus.runtime.kernels.drive import DriveSpec
 from prunus.runtime.kernels.linear import LinearSpec
 from prunus.runtime.kernels.norm import EmbedSpec, QuantizeSpec, ReadSpec
 from prunus.runtime.kernels.step import TILE
-from prunus.runtime.pack import Packed, choose_kind, pack, unpack
+from prunus.runtime.pack import Packed, choose_format, pack, unpack
 from prunus.runtime.processors import processors
 from prunus.runtime.program import Address, Argument, BoundProgram, Step, Stride, kernels_of
 from prunus.runtime.thread_pool import ThreadPool, aligned
@@ -74,8 +74,8 @@ class SparseLinear(nn.Module):
         self._weight, self._bias = weight, bias
         numbers = weight.float().numpy()
         added = np.zeros(len(numbers), np.float32) if bias is None else bias.float().numpy()
-        kind = "gather" if self._integers else choose_kind(numbers != 0, self._integers)
-        self._packed: Packed = pack(kind, numbers, added)
+        weight_format = "group_sparse_int8" if self._integers else choose_format(numbers != 0, self._integers)
+        self._packed: Packed = pack(weight_format, numbers, added)
         self._added = self._packed.bias.copy()
         self._sums = np.zeros(len(self._added), np.float32)
         if self._integers:
@@ -137,8 +137,8 @@ class SparseLinear(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """As ``nn.Linear`` prints it, with the kind of its records."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, kind={self._packed.kind}"
+        """As ``nn.Linear`` prints it, with its weight format."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, weight_format={self._packed.weight_format}"
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in_features]`` -> ``[..., out_features]``.
@@ -227,7 +227,7 @@ def _linear_program(packed: Packed, integers: bool) -> list[Step]:
     product: dict[str, Argument] = {"x": Address(source), "x_step": Stride(source), "y": Address("y")}
     product |= {"y_step": Stride("y"), "first": packed.first, "records": packed.records}
     product |= {"scale": Address("scale"), "bias": Address("bias")}
-    steps.append(Step(LinearSpec(packed.kind, "store"), product, len(packed.scale) // 4))
+    steps.append(Step(LinearSpec(packed.weight_format, "store"), product, len(packed.scale) // 4))
     result: dict[str, Argument] = {"y": Address("result"), "y_row": Stride("result")}
     steps.append(Step(ReadSpec(), {"x": Address("y"), "x_step": Stride("y"), "features": wide_out, **result}))
     return steps

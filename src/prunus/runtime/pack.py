@@ -1,4 +1,4 @@
-"""Weights as the kernels read them: records of what is kept, and which kind of record suits a weight best.
+"""Weights as the kernels read them: records of what is kept, and which weight format suits a weight best.
 
     int8       s[o] = max |w[o]| / 127,  w_int = round(w / s)           per output, symmetric: a zero stays a zero
                scale = s s_x,  bias = b - z_x scale * sum of w_int      (see ``kernels.linear``)
@@ -18,25 +18,33 @@ from prunus.errors import EngineError, Problem
 from prunus.grid import largest, row_steps, to_integers
 from prunus.runtime.kernels.linear import RECORD
 
-__all__ = ["FLOAT_KINDS", "INTEGER_KINDS", "Packed", "choose_kind", "pack", "quantize_weight", "unpack"]
+__all__ = ["FLOAT32_FORMATS", "INT8_FORMATS", "Packed", "choose_format", "pack", "quantize_weight", "unpack"]
 
 Floats = NDArray[np.float32]
-INTEGER_KINDS = ("gather", "quads", "blocks")
-FLOAT_KINDS = ("columns", "singles")
+INT8_FORMATS = ("group_sparse_int8", "dense_int8x4", "block_sparse_int8")
+FLOAT32_FORMATS = ("group_sparse_float32", "sparse_float32")
 
 # Time of one record on 64 tokens, in cycles of a core that issues two vector products and two loads each: what was measured,
-# rounded; only the order matters. A quad of ``gather`` mixes bytes first; ``blocks`` and ``singles`` load for each output.
-COST = {"gather": 10.5, "quads": 8.5, "blocks": 2.7, "columns": 8.5, "singles": 2.7}
+# rounded; only the order matters. ``group_sparse_int8`` first mixes the bytes of four columns; formats of single outputs load
+# their inputs for each output.
+_COST = {
+    "group_sparse_int8": 10.5,
+    "dense_int8x4": 8.5,
+    "block_sparse_int8": 2.7,
+    "group_sparse_float32": 8.5,
+    "sparse_float32": 2.7,
+}
 
 
 @dataclass(frozen=True)
 class Packed:
     """One linear layer, ready for its kernel."""
 
-    kind: str
+    weight_format: str
+    """A key of ``kernels.linear.RECORDS``."""
     shape: tuple[int, int]
     first: NDArray[np.uint32]
-    """``[groups + 1]``, or ``[outputs + 1]`` of ``blocks`` and ``singles``: first record of each."""
+    """``[groups + 1]``, or ``[outputs + 1]`` of ``block_sparse_int8`` and ``sparse_float32``: first record of each."""
     records: NDArray[np.uint8]
     scale: Floats
     """``[outputs]``; ones of a float32 layer."""
@@ -59,34 +67,34 @@ def quantize_weight(weight: Floats, steps: Floats | None = None) -> tuple[NDArra
     return to_integers(weight, scale[:, None], -largest(), largest()).astype(np.int8), scale
 
 
-def choose_kind(kept: NDArray[np.bool_], integers: bool) -> str:
-    """The kind of record that costs least for this pattern of kept weights ``[outputs, inputs]``."""
+def choose_format(kept: NDArray[np.bool_], integers: bool) -> str:
+    """The weight format that takes the least time for this pattern of nonzero weights ``[outputs, inputs]``."""
     outputs, inputs = kept.shape
-    group = pad_outputs(kept).reshape(-1, 4, inputs).any(1)
+    group = _pad_outputs(kept).reshape(-1, 4, inputs).any(1)
     if not integers:
-        counts = {"columns": int(group.sum()), "singles": int(kept.sum())}
+        counts = {"group_sparse_float32": int(group.sum()), "sparse_float32": int(kept.sum())}
     else:
-        fours = pad_inputs(kept).reshape(outputs, -1, 4).any(2)
+        fours = _pad_inputs(kept).reshape(outputs, -1, 4).any(2)
         counts = {
-            "gather": int(np.ceil(group.sum(1) / 4).sum()),
-            "quads": -(-inputs // 4) * -(-outputs // 4),
-            "blocks": int(fours.sum()),
+            "group_sparse_int8": int(np.ceil(group.sum(1) / 4).sum()),
+            "dense_int8x4": -(-inputs // 4) * -(-outputs // 4),
+            "block_sparse_int8": int(fours.sum()),
         }
-    return min(counts, key=lambda kind: counts[kind] * COST[kind])
+    return min(counts, key=lambda weight_format: counts[weight_format] * _COST[weight_format])
 
 
-def pad_outputs(weight: NDArray[Any]) -> NDArray[Any]:
+def _pad_outputs(weight: NDArray[Any]) -> NDArray[Any]:
     extra = -weight.shape[0] % 4
     return np.pad(weight, ((0, extra), (0, 0))) if extra else weight
 
 
-def pad_inputs(weight: NDArray[Any]) -> NDArray[Any]:
+def _pad_inputs(weight: NDArray[Any]) -> NDArray[Any]:
     extra = -weight.shape[1] % 4
     return np.pad(weight, ((0, 0), (0, extra))) if extra else weight
 
 
 def pack(
-    kind: str,
+    weight_format: str,
     weight: Floats,
     bias: Floats,
     step: float = 1.0,
@@ -95,10 +103,10 @@ def pack(
     shift: float = 0.0,
     steps: Floats | None = None,
 ) -> Packed:
-    """A weight ``[outputs, inputs]`` as records of one kind.
+    """Packs a weight ``[outputs, inputs]`` into records of one weight format.
 
     Args:
-        kind: one of ``INTEGER_KINDS`` or ``FLOAT_KINDS``.
+        weight_format: one of ``INT8_FORMATS`` or ``FLOAT32_FORMATS``.
         weight: float32; per-input factors are already in it.
         bias: ``[outputs]``.
         step: s_x of the input bytes.
@@ -111,27 +119,27 @@ def pack(
     outputs, inputs = weight.shape
     if max(outputs, inputs) >= 2**16:
         raise EngineError(Problem("weight", f"{outputs} x {inputs}", "have fewer than 65536 outputs and inputs"))
-    weight = pad_outputs(weight)
+    weight = _pad_outputs(weight)
     bias = np.pad(bias.astype(np.float32), (0, len(weight) - outputs))
     scale = np.ones(len(weight), np.float32)
-    if kind in FLOAT_KINDS:
+    if weight_format in FLOAT32_FORMATS:
         numbers: NDArray[Any] = weight.astype(np.float32)
     else:
-        numbers, own = quantize_weight(weight, steps)
-        scale = (own * step).astype(np.float32)
+        numbers, weight_steps = quantize_weight(weight, steps)
+        scale = (weight_steps * step).astype(np.float32)
         bias = (bias - zero * scale * numbers.astype(np.int64).sum(1)).astype(np.float32)
     if gain is not None:
         padded = np.pad(gain.astype(np.float32), (0, len(weight) - outputs))
         scale, bias = scale * padded, bias * padded + np.float32(shift)
-    first, records = WRITERS[kind](numbers)
-    return Packed(kind, (outputs, inputs), first, records, scale, bias.astype(np.float32))
+    first, records = _WRITERS[weight_format](numbers)
+    return Packed(weight_format, (outputs, inputs), first, records, scale, bias.astype(np.float32))
 
 
-def starts(counts: NDArray[np.int64]) -> NDArray[np.uint32]:
+def _starts(counts: NDArray[np.int64]) -> NDArray[np.uint32]:
     return np.concatenate([[0], np.cumsum(counts)]).astype(np.uint32)
 
 
-def together(*fields: NDArray[Any]) -> NDArray[np.uint8]:
+def _side_by_side(*fields: NDArray[Any]) -> NDArray[np.uint8]:
     """Fields ``[records, ...]`` side by side, as bytes."""
     if not len(fields[0]):
         return np.zeros(0, np.uint8)
@@ -139,7 +147,7 @@ def together(*fields: NDArray[Any]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.concatenate(raw, axis=1)).reshape(-1)
 
 
-def gather(numbers: NDArray[np.int8]) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+def _group_sparse_int8(numbers: NDArray[np.int8]) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
     inputs = numbers.shape[1]
     grouped = numbers.reshape(-1, 4, inputs)
     kept = (grouped != 0).any(1)
@@ -152,40 +160,40 @@ def gather(numbers: NDArray[np.int8]) -> tuple[NDArray[np.uint32], NDArray[np.ui
     weights = np.take_along_axis(grouped, order[:, None, :], axis=2) * real[:, None, :]
     inside = np.arange(order.shape[1] // 4) < counts[:, None]
     indices = order.astype(np.uint16).reshape(len(order), -1, 4)[inside]
-    quads_ = weights.astype(np.int8).reshape(len(order), 4, -1, 4).transpose(0, 2, 1, 3)[inside]
-    return starts(counts), together(indices, quads_)
+    four_by_four = weights.astype(np.int8).reshape(len(order), 4, -1, 4).transpose(0, 2, 1, 3)[inside]
+    return _starts(counts), _side_by_side(indices, four_by_four)
 
 
-def quads(numbers: NDArray[np.int8]) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-    padded = pad_inputs(numbers)
+def _dense_int8x4(numbers: NDArray[np.int8]) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+    padded = _pad_inputs(numbers)
     groups, count = len(padded) // 4, padded.shape[1] // 4
     records = padded.reshape(groups, 4, count, 4).transpose(0, 2, 1, 3)
-    return starts(np.full(groups, count)), together(records.reshape(groups * count, 16))
+    return _starts(np.full(groups, count)), _side_by_side(records.reshape(groups * count, 16))
 
 
-def blocks(numbers: NDArray[np.int8]) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
-    fours = pad_inputs(numbers).reshape(len(numbers), -1, 4)
+def _block_sparse_int8(numbers: NDArray[np.int8]) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+    fours = _pad_inputs(numbers).reshape(len(numbers), -1, 4)
     kept = (fours != 0).any(2)
-    return starts(kept.sum(1)), together(np.nonzero(kept)[1].astype(np.uint32), fours[kept])
+    return _starts(kept.sum(1)), _side_by_side(np.nonzero(kept)[1].astype(np.uint32), fours[kept])
 
 
-def columns(numbers: Floats) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+def _group_sparse_float32(numbers: Floats) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
     grouped = numbers.reshape(-1, 4, numbers.shape[1])
     kept = (grouped != 0).any(1)
-    return starts(kept.sum(1)), together(np.nonzero(kept)[1].astype(np.uint32), grouped.transpose(0, 2, 1)[kept])
+    return _starts(kept.sum(1)), _side_by_side(np.nonzero(kept)[1].astype(np.uint32), grouped.transpose(0, 2, 1)[kept])
 
 
-def singles(numbers: Floats) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+def _sparse_float32(numbers: Floats) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
     kept = numbers != 0
-    return starts(kept.sum(1)), together(np.nonzero(kept)[1].astype(np.uint32), numbers[kept])
+    return _starts(kept.sum(1)), _side_by_side(np.nonzero(kept)[1].astype(np.uint32), numbers[kept])
 
 
-WRITERS: dict[str, Callable[[NDArray[Any]], tuple[NDArray[np.uint32], NDArray[np.uint8]]]] = {
-    "gather": gather,
-    "quads": quads,
-    "blocks": blocks,
-    "columns": columns,
-    "singles": singles,
+_WRITERS: dict[str, Callable[[NDArray[Any]], tuple[NDArray[np.uint32], NDArray[np.uint8]]]] = {
+    "group_sparse_int8": _group_sparse_int8,
+    "dense_int8x4": _dense_int8x4,
+    "block_sparse_int8": _block_sparse_int8,
+    "group_sparse_float32": _group_sparse_float32,
+    "sparse_float32": _sparse_float32,
 }
 
 
@@ -193,25 +201,27 @@ def unpack(layer: Packed) -> NDArray[Any]:
     """The numbers of a packed weight ``[outputs, inputs]``: int8, or float32."""
     outputs, inputs = layer.shape
     rows = len(layer.scale)
-    whole: NDArray[Any] = np.zeros((rows, inputs + -inputs % 4), np.float32 if layer.kind in FLOAT_KINDS else np.int8)
+    weight: NDArray[Any] = np.zeros(
+        (rows, inputs + -inputs % 4), np.float32 if layer.weight_format in FLOAT32_FORMATS else np.int8
+    )
     owner = np.repeat(np.arange(len(layer.first) - 1), np.diff(layer.first.astype(np.int64)).astype(np.int64))
-    raw = layer.records.reshape(len(owner), RECORD[layer.kind])
-    if layer.kind == "gather":
+    raw = layer.records.reshape(len(owner), RECORD[layer.weight_format])
+    if layer.weight_format == "group_sparse_int8":
         index = np.ascontiguousarray(raw[:, :8]).view(np.uint16).astype(np.int64)
         weights = np.ascontiguousarray(raw[:, 8:]).view(np.int8).reshape(-1, 4, 4)
         for output in range(4):
-            np.add.at(whole, (4 * owner[:, None] + output, index), weights[:, output])
-    elif layer.kind == "quads":
-        whole[:] = raw.view(np.int8).reshape(rows // 4, -1, 4, 4).transpose(0, 2, 1, 3).reshape(rows, -1)
-    elif layer.kind == "blocks":
+            np.add.at(weight, (4 * owner[:, None] + output, index), weights[:, output])
+    elif layer.weight_format == "dense_int8x4":
+        weight[:] = raw.view(np.int8).reshape(rows // 4, -1, 4, 4).transpose(0, 2, 1, 3).reshape(rows, -1)
+    elif layer.weight_format == "block_sparse_int8":
         index = np.ascontiguousarray(raw[:, :4]).view(np.uint32)[:, 0].astype(np.int64)
-        whole.reshape(rows, -1, 4)[owner, index] = np.ascontiguousarray(raw[:, 4:]).view(np.int8)
-    elif layer.kind == "columns":
+        weight.reshape(rows, -1, 4)[owner, index] = np.ascontiguousarray(raw[:, 4:]).view(np.int8)
+    elif layer.weight_format == "group_sparse_float32":
         index = np.ascontiguousarray(raw[:, :4]).view(np.uint32)[:, 0].astype(np.int64)
         weights = np.ascontiguousarray(raw[:, 4:]).view(np.float32)
         for output in range(4):
-            whole[4 * owner + output, index] = weights[:, output]
+            weight[4 * owner + output, index] = weights[:, output]
     else:
         index = np.ascontiguousarray(raw[:, :4]).view(np.uint32)[:, 0].astype(np.int64)
-        whole[owner, index] = np.ascontiguousarray(raw[:, 4:]).view(np.float32)[:, 0]
-    return whole[:outputs, :inputs]
+        weight[owner, index] = np.ascontiguousarray(raw[:, 4:]).view(np.float32)[:, 0]
+    return weight[:outputs, :inputs]

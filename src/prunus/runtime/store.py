@@ -1,8 +1,8 @@
 """A packed model on disk: one directory, loaded by ``prunus.runtime.load``.
 
     packed.safetensors     all arrays; ``__metadata__`` holds ``format``, ``version``, ``precision``, and as JSON ``config``
-                           (the model's config.json, with the defaults that it leaves out), ``layers`` (name -> kind of its
-                           records, outputs, inputs) and, in version 2, ``sentence`` (see ``sentences``)
+                           (the model's config.json, with the defaults that it leaves out), ``layers`` (name -> weight
+                           format, outputs, inputs) and ``sentence`` (see ``sentences``; null where there is none)
     config.json            of the model, as it was: for transformers, not read here
     tokenizer files        as the tokenizer itself saves them
     prunus.json            the facts of the run that made the model, where there were any
@@ -10,8 +10,8 @@
 Arrays, by name (N counts layers from 0, ROLE is query, key, value, out, up or down):
 
     embeddings.word, .position, .type     float32 [rows, features]      embeddings.gamma, .beta     float32 [features]
-    layers.N.ROLE.first        uint32     first record of each group of four outputs (``blocks``, ``singles``: of each output)
-    layers.N.ROLE.records      uint8      see ``kernels.linear``; the kind is in the name's metadata ``layers.N.ROLE``
+    layers.N.ROLE.first        uint32     first record of each group of four outputs, or of each output (see ``pack``)
+    layers.N.ROLE.records      uint8      see ``kernels.linear``
     layers.N.ROLE.scale, .bias float32    one number an output
     layers.N.attention.scale   float32    one number a head; int8 also ``.gain``, one a feature, and ``.zero``
     layers.N.{input,middle,inner}.{inverse,zero}      float32, int8 only: bytes of the activations
@@ -36,7 +36,7 @@ from prunus.errors import EngineError, Problem
 from prunus.runtime.convert import ROLES, Model
 from prunus.runtime.families import Shape, shape_of
 from prunus.runtime.kernels.linear import RECORD
-from prunus.runtime.pack import FLOAT_KINDS, INTEGER_KINDS, Packed
+from prunus.runtime.pack import FLOAT32_FORMATS, INT8_FORMATS, Packed
 from prunus.runtime.sentences import sentences_of
 
 __all__ = ["FILE", "FORMAT", "VERSION", "read_model", "write_model"]
@@ -44,9 +44,8 @@ __all__ = ["FILE", "FORMAT", "VERSION", "read_model", "write_model"]
 Array = NDArray[Any]
 FILE = "packed.safetensors"
 FORMAT = "prunus-packed"
-VERSION = "1"
-SENTENCES = "2"
-"""The version of files that describe sentence embeddings: a reader that does not know them must not guess."""
+VERSION = "3"
+"""Versions 1 and 2 had other names of weight formats."""
 PARTS = ("first", "records", "scale", "bias")
 
 
@@ -54,20 +53,19 @@ def write_model(model: Model, place: Path) -> None:
     """Writes a packed model to a file, or as ``packed.safetensors`` into a directory (beside, then moved into place)."""
     path = place / FILE if place.is_dir() else place
     arrays = dict(model.tensors)
-    kinds = {}
+    formats = {}
     for i, layer in enumerate(model.layers):
         for role, packed in layer.items():
-            kinds[f"layers.{i}.{role}"] = [packed.kind, *packed.shape]
+            formats[f"layers.{i}.{role}"] = [packed.weight_format, *packed.shape]
             arrays |= {f"layers.{i}.{role}.{part}": getattr(packed, part) for part in PARTS}
     metadata = {
         "format": FORMAT,
         "version": VERSION,
         "precision": "int8" if model.integers else "float32",
         "config": json.dumps(model.settings),
-        "layers": json.dumps(kinds),
+        "layers": json.dumps(formats),
+        "sentence": json.dumps(None if model.sentences is None else model.sentences.json()),
     }
-    if model.sentences is not None:
-        metadata |= {"version": SENTENCES, "sentence": json.dumps(model.sentences.json())}
     partial = path.with_name(path.name + ".partial")
     save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial, metadata=metadata)
     partial.replace(path)
@@ -91,7 +89,7 @@ def read_model(place: Path) -> Model:
         raise EngineError(
             Problem(str(path), str(error), "be a whole safetensors file", "exporting the model again")
         ) from None
-    if metadata.get("format") != FORMAT or metadata.get("version") not in {VERSION, SENTENCES}:
+    if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
         got = f"{metadata.get('format')} {metadata.get('version')}"
         raise EngineError(Problem(str(path), got, f"be {FORMAT} {VERSION}", "exporting the model with this version"))
     return Check(arrays, metadata).model()
@@ -112,10 +110,10 @@ class Check:
         precision = self.metadata.get("precision")
         if precision not in {"int8", "float32"}:
             raise EngineError(Problem("precision", precision, "be int8 or float32"))
-        integers, kinds = precision == "int8", self.json("layers")
-        kinds = kinds if isinstance(kinds, dict) else {}
+        integers, formats = precision == "int8", self.json("layers")
+        formats = formats if isinstance(formats, dict) else {}
         layers = [
-            {role: self.packed(f"layers.{i}.{role}", kinds, integers) for role in ROLES} for i in range(shape.layers)
+            {role: self.packed(f"layers.{i}.{role}", formats, integers) for role in ROLES} for i in range(shape.layers)
         ]
         self.agree(shape, layers)
         if not self.problems:
@@ -126,7 +124,7 @@ class Check:
         tensors = {n: a for n, a in self.arrays.items() if n not in parts and a.dtype == np.float32}
         whole = [{role: packed for role, packed in layer.items() if packed is not None} for layer in layers]
         sentences = None
-        if self.metadata.get("version") == SENTENCES:
+        if self.metadata.get("sentence") != "null":
             sentences = sentences_of(self.json("sentence"), shape.hidden, tensors)
         return Model(shape, integers, whole, tensors, settings, sentences)
 
@@ -150,44 +148,50 @@ class Check:
             return value
         return None
 
-    def packed(self, name: str, kinds: Mapping[str, Any], integers: bool) -> Packed | None:
+    def packed(self, name: str, formats: Mapping[str, Any], integers: bool) -> Packed | None:
         """One linear layer: its records are whole, their order and their indices are in range."""
-        stated, allowed = kinds.get(name), INTEGER_KINDS if integers else FLOAT_KINDS
-        kind, outputs, inputs = stated if isinstance(stated, list) and len(stated) == 3 else ("", 0, 0)
+        stated, allowed = formats.get(name), INT8_FORMATS if integers else FLOAT32_FORMATS
+        weight_format, outputs, inputs = stated if isinstance(stated, list) and len(stated) == 3 else ("", 0, 0)
         sizes = all(type(size) is int and 0 < size < 2**16 for size in (outputs, inputs))
-        if not sizes or kind not in allowed:
+        if not sizes or weight_format not in allowed:
             self.problems.append(Problem(name, stated, f"be one of {', '.join(allowed)}, and two sizes below 65536"))
             return None
         rows = outputs + -outputs % 4
         scale, bias = self.floats(f"{name}.scale", rows), self.floats(f"{name}.bias", rows)
         first, records = self.arrays.get(f"{name}.first"), self.arrays.get(f"{name}.records")
-        entries = (rows if kind in {"blocks", "singles"} else rows // 4) + 1
+        entries = (rows if weight_format in {"block_sparse_int8", "sparse_float32"} else rows // 4) + 1
         if first is None or first.dtype != np.uint32 or first.shape != (entries,):
             self.problems.append(Problem(f"{name}.first", describe(first), f"be a uint32 array ({entries},)"))
             return None
-        if records is None or records.dtype != np.uint8 or records.ndim != 1 or records.size % RECORD[kind]:
-            self.problems.append(Problem(f"{name}.records", describe(records), f"be bytes, {RECORD[kind]} a record"))
+        if records is None or records.dtype != np.uint8 or records.ndim != 1 or records.size % RECORD[weight_format]:
+            self.problems.append(
+                Problem(f"{name}.records", describe(records), f"be bytes, {RECORD[weight_format]} a record")
+            )
             return None
-        count = records.size // RECORD[kind]
+        count = records.size // RECORD[weight_format]
         steps = np.diff(first.astype(np.int64))
         if first[0] != 0 or first[-1] != count or (steps < 0).any():
             self.problems.append(Problem(f"{name}.first", "a list out of order", f"grow from 0 to {count}"))
             return None
-        raw = records.reshape(count, RECORD[kind])
-        limit = -(-inputs // 4) if kind == "blocks" else inputs
-        if kind == "quads":
+        raw = records.reshape(count, RECORD[weight_format])
+        limit = -(-inputs // 4) if weight_format == "block_sparse_int8" else inputs
+        if weight_format == "dense_int8x4":
             fine = bool((steps == -(-inputs // 4)).all())
         else:
-            index = raw[:, :8].copy().view(np.uint16) if kind == "gather" else raw[:, :4].copy().view(np.uint32)
+            index = (
+                raw[:, :8].copy().view(np.uint16)
+                if weight_format == "group_sparse_int8"
+                else raw[:, :4].copy().view(np.uint32)
+            )
             fine = not index.size or int(index.max()) < limit
         if not fine:
             self.problems.append(Problem(f"{name}.records", "an index out of range", f"point at inputs below {limit}"))
-        weights = raw[:, 4:].copy().view(np.float32) if kind in FLOAT_KINDS else np.zeros(0, np.float32)
+        weights = raw[:, 4:].copy().view(np.float32) if weight_format in FLOAT32_FORMATS else np.zeros(0, np.float32)
         if not np.isfinite(weights).all():
             self.problems.append(Problem(f"{name}.records", "NaN or infinity", "hold finite numbers alone"))
         if scale is None or bias is None:
             return None
-        return Packed(kind, (outputs, inputs), first, records, scale, bias)
+        return Packed(weight_format, (outputs, inputs), first, records, scale, bias)
 
     def agree(self, shape: Shape, layers: list[dict[str, Packed | None]]) -> None:
         """Sizes of the layers fit each other."""

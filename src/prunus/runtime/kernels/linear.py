@@ -7,21 +7,21 @@ Vector lanes run over tokens, so a column of inputs is one contiguous load where
 skip. Weights come as one stream of records, four outputs (a *group*) at a time; ``first[g]`` is a group's first record. The
 weight format says what a record is:
 
-    gather     4 column indices (uint16), then 4 outputs x 4 columns (int8)                      24 bytes
-    quads      4 outputs x 4 consecutive columns (int8), column after column, none left out      16 bytes
-    blocks     one output alone: index of 4 consecutive columns (uint32), their weights (int8)    8 bytes
-    columns    float32: one column index (uint32), 4 outputs (float32)                           20 bytes
-    singles    float32: one output alone: one column index (uint32), its weight (float32)         8 bytes
+    group_sparse_int8       4 column indices (uint16), then 4 outputs x 4 columns (int8)                     24 bytes
+    dense_int8x4            4 outputs x 4 consecutive columns (int8), column after column, none left out     16 bytes
+    block_sparse_int8       one output alone: index of 4 consecutive columns (uint32), their weights (int8)   8 bytes
+    group_sparse_float32    one column index (uint32), 4 outputs (float32)                                   20 bytes
+    sparse_float32          one output alone: one column index (uint32), its weight (float32)                 8 bytes
 
-``gather`` reads rows of bytes; ``quads`` and ``blocks`` read bytes packed int8x4 (four features of a token in one 32-bit word);
-``columns`` and ``singles`` read floats.
+``group_sparse_int8`` reads rows of bytes; the other int8 formats read bytes packed int8x4 (four features of a token in one 32-bit
+word); the float32 formats read floats.
 
 The *epilogue* says what is done to y before it is stored, and where:
 
     add                x[o] += act(y)                               float tile: the residual
     store              x[o] = act(y)                                float tile
-    quantize_rows      x[o] = byte of act(y) * inverse[o] + zero    tile of rows of bytes, for ``gather``
-    quantize_int8x4    the same bytes packed int8x4                 for ``quads`` and ``blocks``
+    quantize_rows      x[o] = byte of act(y) * inverse[o] + zero    tile of rows of bytes, for ``group_sparse_int8``
+    quantize_int8x4    the same bytes packed int8x4                 for the other int8 formats
     queries            bytes of y, which has 128 added, packed int8x4, all tiles in one matrix
     keys               signed bytes of y, packed int8x4, all tiles in one matrix
     values             signed bytes of y in rows, all tiles in one matrix
@@ -42,16 +42,16 @@ from prunus.runtime.kernels.step import PARAMETERS, TILE, Arguments, DType, Step
 __all__ = ["EPILOGUES", "RECORD", "RECORDS", "LinearSpec"]
 
 RECORDS: dict[str, DType] = {
-    "gather": np.dtype([("columns", np.uint16, 4), ("weights", np.int8, (4, 4))]),
-    "quads": np.dtype([("weights", np.int8, (4, 4))]),
-    "blocks": np.dtype([("columns", np.uint32), ("weights", np.int8, 4)]),
-    "columns": np.dtype([("columns", np.uint32), ("weights", np.float32, 4)]),
-    "singles": np.dtype([("columns", np.uint32), ("weights", np.float32)]),
+    "group_sparse_int8": np.dtype([("columns", np.uint16, 4), ("weights", np.int8, (4, 4))]),
+    "dense_int8x4": np.dtype([("weights", np.int8, (4, 4))]),
+    "block_sparse_int8": np.dtype([("columns", np.uint32), ("weights", np.int8, 4)]),
+    "group_sparse_float32": np.dtype([("columns", np.uint32), ("weights", np.float32, 4)]),
+    "sparse_float32": np.dtype([("columns", np.uint32), ("weights", np.float32)]),
 }
 """One record of each weight format."""
 RECORD = {name: record.itemsize for name, record in RECORDS.items()}
 """Bytes of a record."""
-FLOAT_FORMATS = ("columns", "singles")
+FLOAT32_FORMATS = ("group_sparse_float32", "sparse_float32")
 EPILOGUES = {
     "int8": ("add", "store", "quantize_rows", "quantize_int8x4", "queries", "keys", "values"),
     "float32": ("add", "store", "matrix"),
@@ -79,7 +79,7 @@ class LinearSpec(StepSpec):
     def __post_init__(self) -> None:
         if self.weights not in RECORDS:
             raise ValueError(f"the weight format must be one of {', '.join(RECORDS)}, got {self.weights!r}")
-        possible = EPILOGUES["float32" if self.weights in FLOAT_FORMATS else "int8"]
+        possible = EPILOGUES["float32" if self.weights in FLOAT32_FORMATS else "int8"]
         if self.epilogue not in possible:
             rule = f"the epilogue of {self.weights} must be one of {', '.join(possible)}"
             raise ValueError(f"{rule}, got {self.epilogue!r}")
@@ -120,25 +120,27 @@ def _values(sums: list[list[Variable]]) -> Sums:
     return [[variable.get() for variable in row] for row in sums]
 
 
-def _gather(
+def _group_sparse_int8(
     k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value, records: Value, group: Value
 ) -> Sums:
     sums = [k.variables(isa.vectors(block), I32 * isa.lanes) for _ in range(4)]
-    begin, end = _record_span(k, first, group, RECORD["gather"], records)
+    begin, end = _record_span(k, first, group, RECORD["group_sparse_int8"], records)
     x = x + start
-    with k.loop(begin, end, RECORD["gather"]) as at:
+    with k.loop(begin, end, RECORD["group_sparse_int8"]) as at:
         (at + AHEAD).prefetch()
         rows = [(x + (at + 2 * i).load(I16).convert_unsigned(I64) * TILE).load(I8 * block) for i in range(4)]
         outer(isa, sums, quads_of(isa, rows), [(at + 8 + 4 * output).load(I32) for output in range(4)])
     return _values(sums)
 
 
-def _quads(k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value, records: Value, group: Value) -> Sums:
+def _dense_int8x4(
+    k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value, records: Value, group: Value
+) -> Sums:
     sums = [k.variables(isa.vectors(block), I32 * isa.lanes) for _ in range(4)]
-    begin, end = _record_span(k, first, group, RECORD["quads"], records)
+    begin, end = _record_span(k, first, group, RECORD["dense_int8x4"], records)
     place = k.variable(I64)
     place.set(x + start * 4)
-    with k.loop(begin, end, RECORD["quads"]) as at:
+    with k.loop(begin, end, RECORD["dense_int8x4"]) as at:
         (at + AHEAD).prefetch()
         row = place.get()
         words = [(row + 4 * isa.lanes * v).load(I32 * isa.lanes) for v in range(isa.vectors(block))]
@@ -151,7 +153,7 @@ def _single_outputs(
     number: Type, k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value, records: Value, group: Value
 ) -> Sums:
     """Four outputs one after the other, each with its records, two at a time so that sums do not wait for each other."""
-    vectors, size, done = isa.vectors(block), RECORD["singles" if number.floating else "blocks"], []
+    vectors, size, done = isa.vectors(block), RECORD["sparse_float32" if number.floating else "block_sparse_int8"], []
     x = x + start * 4
 
     def step(at: Value, sums: list[Variable]) -> None:
@@ -173,13 +175,13 @@ def _single_outputs(
     return done
 
 
-def _columns(
+def _group_sparse_float32(
     k: Kernel, isa: Isa, block: int, x: Value, start: Value, first: Value, records: Value, group: Value
 ) -> Sums:
     sums = [k.variables(isa.vectors(block), F32 * isa.lanes) for _ in range(4)]
-    begin, end = _record_span(k, first, group, RECORD["columns"], records)
+    begin, end = _record_span(k, first, group, RECORD["group_sparse_float32"], records)
     x = x + start * 4
-    with k.loop(begin, end, RECORD["columns"]) as at:
+    with k.loop(begin, end, RECORD["group_sparse_float32"]) as at:
         (at + AHEAD).prefetch()
         row = x + at.load(I32).convert_unsigned(I64) * (4 * TILE)
         loaded = [(row + 4 * isa.lanes * v).load(F32 * isa.lanes) for v in range(isa.vectors(block))]
@@ -188,11 +190,11 @@ def _columns(
 
 
 ACCUMULATE: dict[str, Callable[..., Sums]] = {
-    "gather": _gather,
-    "quads": _quads,
-    "blocks": partial(_single_outputs, I32),
-    "columns": _columns,
-    "singles": partial(_single_outputs, F32),
+    "group_sparse_int8": _group_sparse_int8,
+    "dense_int8x4": _dense_int8x4,
+    "block_sparse_int8": partial(_single_outputs, I32),
+    "group_sparse_float32": _group_sparse_float32,
+    "sparse_float32": partial(_single_outputs, F32),
 }
 CLIPPED = {"queries": (1.0, 255.0), "keys": (-127.0, 127.0), "values": (-127.0, 127.0)}
 
