@@ -13,8 +13,8 @@ weight format says what a record is:
     group_sparse_float32    one column index (uint32), 4 outputs (float32)                                   20 bytes
     sparse_float32          one output alone: one column index (uint32), its weight (float32)                 8 bytes
 
-``group_sparse_int8`` reads rows of bytes; the other int8 formats read bytes packed int8x4 (four features of a token in one 32-bit
-word); the float32 formats read floats.
+``group_sparse_int8`` reads rows of bytes; the other int8 formats read bytes packed int8x4 (four features of a token in one
+32-bit word); the float32 formats read floats.
 
 The *epilogue* says what is done to y before it is stored, and where:
 
