@@ -65,14 +65,14 @@ def test_a_packed_model_answers_like_the_dense_one(
     expected = dense_logits(classifier)
     assert np.abs(found.numpy() - expected).max() <= tolerance * np.abs(expected).max()
     assert {layer["sparsity"] for layer in facts["layers"]} == {0.75}
-    assert {layer["kind"] for layer in facts["layers"]} == {"columns" if precision == "float32" else "gather"}
+    assert {layer["weight_format"] for layer in facts["layers"]} == {"columns" if precision == "float32" else "gather"}
     assert facts["bytes"]["packed"] == (tmp_path / "packed" / "packed.safetensors").stat().st_size
     assert json.loads((tmp_path / "packed" / "packed.json").read_text()) == facts
     engine.close()
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "words"),
+    ("weight_format", "options", "words"),
     [
         (CheckpointError, {"precision": "int4"}, "precision must be int8 or float32"),
         (CheckpointError, {"calibration": Calibration(Path("nowhere.txt"))}, "texts must be a file"),

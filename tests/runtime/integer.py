@@ -110,6 +110,6 @@ def one(model: Model, ids: Array, kinds: Array) -> Array:
         x = x + linear(layer["out"], context.transpose(1, 0, 2).reshape(count, -1))
         x = normalized(x, t[f"{key}attention_norm.gamma"], t[f"{key}attention_norm.beta"], s.epsilon)
         inner = ACTIVATIONS[s.activation](linear(layer["up"], stored(key + "middle", x)))
-        x = x + linear(layer["down"], stored(key + "inner", inner))
+        x = x + linear(layer["down"], stored(key + "intermediate", inner))
         x = normalized(x, t[f"{key}output_norm.gamma"], t[f"{key}output_norm.beta"], s.epsilon)
     return x

@@ -196,7 +196,7 @@ def test_what_is_divided_out_of_the_bytes_is_in_the_weights(smooth: float) -> No
         steps = {role: seen[key + role].reshape(4, 8).max(1) / 127 for role in ("query", "key", "value")}
         assert model.tensors[f"{key}attention.scale"] == pytest.approx(steps["query"] * steps["key"] / 8**0.5, rel=1e-4)
         wide = {role: step.repeat(8) for role, step in steps.items()}
-        factors = {name: model.tensors[f"{key}{name}.inverse"] for name in ("input", "middle", "inner")}
+        factors = {name: model.tensors[f"{key}{name}.inverse"] for name in ("input", "middle", "intermediate")}
         factors["context"] = model.tensors[f"{key}attention.gain"] / wide["value"]
         readers = {
             "query": "input",
@@ -204,7 +204,7 @@ def test_what_is_divided_out_of_the_bytes_is_in_the_weights(smooth: float) -> No
             "value": "input",
             "out": "context",
             "up": "middle",
-            "down": "inner",
+            "down": "intermediate",
         }
         for role, name in readers.items():
             packed, weight = layer[role], t[f"{key}{role}.weight"]

@@ -262,7 +262,7 @@ def call_attention(
         outputs = {"floats": floats, "y_step": floats[0].nbytes}
     biased: dict[str, Array | int] = {}
     if bias is not None:
-        biased = {"bias": bias, "bias_row": bias[0].nbytes, "reach": (bias.shape[1] - 64) // 2}
+        biased = {"bias": bias, "bias_row": bias[0].nbytes, "max_distance": (bias.shape[1] - 64) // 2}
     call(
         isa,
         AttentionSpec(integers, bias is not None),
@@ -430,7 +430,10 @@ def test_embed_and_read(isa: str) -> None:
     x = room((len(WIDTHS), FEATURES, TILE), np.float32, 77)
     widths = np.array(WIDTHS)
     named = dict(zip(("word", "position", "type"), tables, strict=True))
-    named |= {name: np.ascontiguousarray(one) for name, one in zip(("words", "positions", "types"), laid, strict=True)}
+    named |= {
+        name: np.ascontiguousarray(one)
+        for name, one in zip(("word_ids", "position_ids", "type_ids"), laid, strict=True)
+    }
     sizes: dict[str, Array | int] = {"widths": widths, "x": x, "x_step": x[0].nbytes, "features": FEATURES}
     call(isa, EmbedSpec(), (0, len(WIDTHS)), (0, 1), **sizes, **named)
     expected = sum(rows[one].astype(np.float64) for rows, one in zip(tables, ids, strict=True))

@@ -229,7 +229,7 @@ INTEGER_DAMAGE: dict[str, Change] = {
     "no gain": partial(without, "layers.0.attention.gain"),
     "one gain a head": partial(changed, "layers.0.attention.gain", lambda a: a[::8]),
     "no zero": partial(without, "layers.0.middle.zero"),
-    "no inverse": partial(without, "layers.0.inner.inverse"),
+    "no inverse": partial(without, "layers.0.intermediate.inverse"),
     "inverse cut": partial(changed, "layers.0.input.inverse", lambda a: a[:-1]),
     "inverse of NaN": partial(put, "layers.0.input.inverse", 0, np.nan),
     "two zeros": partial(changed, "layers.0.input.zero", lambda a: np.append(a, a)),

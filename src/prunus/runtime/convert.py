@@ -34,7 +34,7 @@ __all__ = ["ROLES", "Model", "Ranges", "calibrate", "chunks", "convert"]
 Array = NDArray[Any]
 ROLES = ("query", "key", "value", "out", "up", "down")
 HEADED = ("query", "key", "value")
-INPUTS = {"input": HEADED, "context": ("out",), "middle": ("up",), "inner": ("down",)}
+INPUTS = {"input": HEADED, "context": ("out",), "middle": ("up",), "intermediate": ("down",)}
 """What is stored as bytes, and which layers read it."""
 SMOOTH = 0.85
 FLOOR = 0.2

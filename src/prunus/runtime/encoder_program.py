@@ -54,13 +54,17 @@ class _Writer:
         return [*steps, Step(ReadSpec(), {"x": Address("x"), "x_step": Stride("x"), **hidden})]
 
     def _embeddings(self, readers: Sequence[Packed]) -> list[Step]:
-        narrow, t = self.shape.embedding_size, self.tensors
-        x = "narrow" if narrow else "x"
-        ids: dict[str, Argument] = {name: Address(name) for name in ("words", "positions", "types")}
+        embedding_size, t = self.shape.embedding_size, self.tensors
+        x = "embeddings" if embedding_size else "x"
+        ids: dict[str, Argument] = {name: Address(name) for name in ("word_ids", "position_ids", "type_ids")}
         tables = {name: t[f"embeddings.{name}"] for name in ("word", "position", "type")}
-        size: dict[str, Argument] = {"x": Address(x), "x_step": Stride(x), "features": narrow or self.shape.hidden}
+        size: dict[str, Argument] = {
+            "x": Address(x),
+            "x_step": Stride(x),
+            "features": embedding_size or self.shape.hidden,
+        }
         embed = Step(EmbedSpec(), {**size, **ids, **tables})
-        if not narrow:
+        if not embedding_size:
             return [embed, self._normalize("embeddings", "layers.0.input", readers)]
         projection = pack("group_sparse_float32", t["projection.weight"], t["projection.bias"])
         steps = [embed, self._normalize("embeddings", x=x), self._linear(projection, "store", x, "x")]
@@ -93,7 +97,7 @@ class _Writer:
         if model.integers:
             arguments |= {"gain": t[key + "attention.gain"], "zero": t[key + "attention.zero"]}
         if s.max_distance:
-            arguments |= {"bias": t["relative"], "bias_row": t["relative"][0].nbytes, "reach": s.max_distance}
+            arguments |= {"bias": t["relative"], "bias_row": t["relative"][0].nbytes, "max_distance": s.max_distance}
         heads = layer["query"].shape[0] // s.size
         attend = Step(AttentionSpec(model.integers, bool(s.max_distance)), arguments, heads, barrier=True)
         return [*steps, attend, self._linear(out, "add", context, "x")]
@@ -104,11 +108,11 @@ class _Writer:
         epilogue, scales = "store", dict[str, Argument]()
         if self.model.integers:
             epilogue = f"quantize_{layout_read(down)}"
-            scales = {"inverse": t[key + "inner.inverse"], "zero": t[key + "inner.zero"]}
+            scales = {"inverse": t[key + "intermediate.inverse"], "zero": t[key + "intermediate.zero"]}
         return [
             self._normalize(key + "attention_norm", key + "middle", [up]),
-            self._linear(up, epilogue, self._source("x", up), "inner", self.shape.activation, **scales),
-            self._linear(down, "add", "inner", "x"),
+            self._linear(up, epilogue, self._source("x", up), "intermediate", self.shape.activation, **scales),
+            self._linear(down, "add", "intermediate", "x"),
             self._normalize(key + "output_norm", f"layers.{i + 1}.input", following),
         ]
 

@@ -23,7 +23,7 @@ __all__ = ["RANGES", "Learned", "read_learned"]
 
 Array = NDArray[Any]
 RANGES = "ranges.safetensors"
-READS = {"query": "input", "out": "context", "up": "middle", "down": "inner"}
+READS = {"query": "input", "out": "context", "up": "middle", "down": "intermediate"}
 """Which of a layer's tensors a role reads; key and value read what query reads."""
 
 
@@ -34,7 +34,7 @@ class Learned:
     weights: dict[str, Array]
     """``layers.N.ROLE`` -> ``[outputs]``."""
     inputs: dict[str, tuple[float, float]]
-    """``layers.N.`` and ``input``, ``context``, ``middle``, ``inner`` -> step and zero."""
+    """``layers.N.`` and ``input``, ``context``, ``middle``, ``intermediate`` -> step and zero."""
     outputs: dict[str, float]
     """``layers.N.query`` and ``key``."""
 

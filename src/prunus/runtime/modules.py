@@ -216,7 +216,7 @@ def _linear_program(packed: Packed, integers: bool) -> list[Step]:
     """Rows of features -> tiles -> (bytes ->) the product -> rows; the buffers are those of ``SparseLinear._run``."""
     wide_out, wide_in = map(_rounded, packed.shape)
     x: dict[str, Argument] = {"x": Address("x"), "x_step": Stride("x"), "features": wide_in}
-    ids = {"words": Address("row_numbers"), "positions": Address("zero_ids"), "types": Address("zero_ids")}
+    ids = {"word_ids": Address("row_numbers"), "position_ids": Address("zero_ids"), "type_ids": Address("zero_ids")}
     tables = {"word": Address("rows"), "position": Address("zero_row"), "type": Address("zero_row")}
     steps = [Step(EmbedSpec(), {**x, **ids, **tables})]
     source = "x"

@@ -75,7 +75,7 @@ def encode(
         sequences: token ids of each.
         types: token types of each; zeros without it.
         watch: called with the name and the value (all tokens of all sequences) of what int8 stores as bytes:
-            ``layers.N.`` and ``input``, ``query``, ``key``, ``value``, ``context``, ``middle``, ``inner``.
+            ``layers.N.`` and ``input``, ``query``, ``key``, ``value``, ``context``, ``middle``, ``intermediate``.
 
     """
     watch = watch or (lambda name, value: None)
@@ -98,18 +98,18 @@ def encode(
     for i in range(shape.layers):
         key = f"layers.{i}."
         watch(key + "input", x)
-        whole = {role: linear(key + role, x) for role in ("query", "key", "value")}
-        for role, value in whole.items():
+        projected = {role: linear(key + role, x) for role in ("query", "key", "value")}
+        for role, value in projected.items():
             watch(key + role, value)
-        heads = whole["query"].shape[1] // shape.size
-        parts = zip(*(np.split(value, cuts) for value in whole.values()), strict=True)
+        heads = projected["query"].shape[1] // shape.size
+        parts = zip(*(np.split(value, cuts) for value in projected.values()), strict=True)
         context = np.concatenate([attention(q, k, v, heads, bias(len(q))) for q, k, v in parts])
         watch(key + "context", context)
         gamma, beta = (t[f"{key}attention_norm.{name}"] for name in ("gamma", "beta"))
         x = normalized(x + linear(key + "out", context), gamma, beta, shape.epsilon)
         watch(key + "middle", x)
-        inner = ACTIVATIONS[shape.activation](linear(key + "up", x))
-        watch(key + "inner", inner)
+        intermediate = ACTIVATIONS[shape.activation](linear(key + "up", x))
+        watch(key + "intermediate", intermediate)
         gamma, beta = (t[f"{key}output_norm.{name}"] for name in ("gamma", "beta"))
-        x = normalized(x + linear(key + "down", inner), gamma, beta, shape.epsilon)
+        x = normalized(x + linear(key + "down", intermediate), gamma, beta, shape.epsilon)
     return np.split(x, cuts)

@@ -14,7 +14,7 @@ Arrays, by name (N counts layers from 0, ROLE is query, key, value, out, up or d
     layers.N.ROLE.records      uint8      see ``kernels.linear``
     layers.N.ROLE.scale, .bias float32    one number an output
     layers.N.attention.scale   float32    one number a head; int8 also ``.gain``, one a feature, and ``.zero``
-    layers.N.{input,middle,inner}.{inverse,zero}      float32, int8 only: bytes of the activations
+    layers.N.{input,middle,intermediate}.{inverse,zero}      float32, int8 only: bytes of the activations
     head.*                     float32    dense layers of the task
     sentence.N.weight, .bias   float32    modules after the pooling of a sentence-transformers model
 
@@ -122,11 +122,11 @@ class Check:
             raise EngineError(*self.problems[:20])
         parts = {f"layers.{i}.{role}.{part}" for i in range(shape.layers) for role in ROLES for part in PARTS}
         tensors = {n: a for n, a in self.arrays.items() if n not in parts and a.dtype == np.float32}
-        whole = [{role: packed for role, packed in layer.items() if packed is not None} for layer in layers]
+        checked = [{role: packed for role, packed in layer.items() if packed is not None} for layer in layers]
         sentences = None
         if self.metadata.get("sentence") != "null":
             sentences = sentences_of(self.json("sentence"), shape.hidden, tensors)
-        return Model(shape, integers, whole, tensors, settings, sentences)
+        return Model(shape, integers, checked, tensors, settings, sentences)
 
     def json(self, name: str) -> Any:
         """Metadata that is written as JSON; None where it is not."""
@@ -199,9 +199,13 @@ class Check:
             if any(packed is None for packed in layer.values()):
                 continue
             sizes = {role: packed.shape for role, packed in layer.items() if packed is not None}
-            heads, inner = sizes["query"][0], sizes["up"][0]
+            heads, intermediate_size = sizes["query"][0], sizes["up"][0]
             expected = dict.fromkeys(("query", "key", "value"), (heads, shape.hidden))
-            expected |= {"out": (shape.hidden, heads), "up": (inner, shape.hidden), "down": (shape.hidden, inner)}
+            expected |= {
+                "out": (shape.hidden, heads),
+                "up": (intermediate_size, shape.hidden),
+                "down": (shape.hidden, intermediate_size),
+            }
             for role, size in expected.items():
                 if sizes[role] != size or heads % shape.size:
                     self.problems.append(
@@ -224,16 +228,20 @@ class Check:
             query, up = layer["query"], layer["up"]
             if query is None or up is None:
                 continue
-            heads, inner = query.shape[0] // shape.size, up.shape[0] + -up.shape[0] % 4
+            heads, intermediate_size = query.shape[0] // shape.size, up.shape[0] + -up.shape[0] % 4
             for norm in ("attention_norm", "output_norm"):
                 for name in ("gamma", "beta"):
                     self.floats(f"layers.{i}.{norm}.{name}", shape.hidden)
             self.floats(f"layers.{i}.attention.scale", heads)
             if integers:
                 self.floats(f"layers.{i}.attention.gain", query.shape[0])
-                for name, size in (("input", shape.hidden), ("middle", shape.hidden), ("inner", inner)):
+                for name, size in (
+                    ("input", shape.hidden),
+                    ("middle", shape.hidden),
+                    ("intermediate", intermediate_size),
+                ):
                     self.floats(f"layers.{i}.{name}.inverse", size)
-                for name in ("input", "middle", "inner", "attention"):
+                for name in ("input", "middle", "intermediate", "attention"):
                     self.floats(f"layers.{i}.{name}.zero", 1)
         for name in self.arrays:
             if name.startswith("head."):

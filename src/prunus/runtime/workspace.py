@@ -1,12 +1,12 @@
 """The working memory of an encoder: buffers for a number of tokens, and the batch that lies in them.
 
-x, narrow             float32 [tiles, features, 64]     hidden states, and embeddings narrower than them
+x, embeddings         float32 [tiles, features, 64]     hidden states, and embeddings narrower than them
 x_rows, x_int8x4      uint8   [tiles, features, 64]     bytes of x, in the layouts that linear layers read
 context, context_*    the same of the attention's outputs; float32 models have ``context`` alone
-inner                 the same of the inner activations of the feed-forward layers
+intermediate          the same of the intermediate activations of the feed-forward layers
 queries_N, keys_N     [features / 4, tokens, 4] of bytes or [features, tokens] of float32, for layers of parity N
 values_N              [features, tokens]
-words, positions, types     int32 [tiles, 64]           inputs
+word_ids, position_ids, type_ids     int32 [tiles, 64]           inputs
 widths, starts, spans, segments                         see ``batch_plan``
 output                float32 [tokens, features]
 """
@@ -39,7 +39,7 @@ class Workspace:
         self.capacity, self._threads = capacity, threads
         tiles = max(threads, capacity // TILE + 1)
         hidden = model.shape.hidden
-        inner = max(padded(layer["up"].shape[0]) for layer in model.layers)
+        intermediate_size = max(padded(layer["up"].shape[0]) for layer in model.layers)
         attended = max(layer["query"].shape[0] for layer in model.layers)
         row = capacity + TILE + 16  # tokens of queries, keys, values: never a multiple of a large power of two
         number = np.uint8 if model.integers else np.float32
@@ -49,11 +49,11 @@ class Workspace:
             **{name: np.zeros(tiles, np.int64) for name in ("widths", "starts")},
             "spans": np.zeros(tiles + 1, np.int64),
             "segments": np.zeros(capacity + tiles, SEGMENT),
-            **dict(zip(("words", "positions", "types"), self._ids, strict=True)),
+            **dict(zip(("word_ids", "position_ids", "type_ids"), self._ids, strict=True)),
             "output": self.output,
             "x": aligned((tiles, hidden, TILE), np.float32),
-            "inner": aligned((tiles, inner, TILE), number),
-            "narrow": aligned((tiles, model.shape.embedding_size, TILE), np.float32),
+            "intermediate": aligned((tiles, intermediate_size, TILE), number),
+            "embeddings": aligned((tiles, model.shape.embedding_size, TILE), np.float32),
         }
         for layout in ("rows", "int8x4") if model.integers else ():
             self.buffers[f"x_{layout}"] = aligned((tiles, hidden, TILE), np.uint8)
@@ -78,7 +78,7 @@ class Workspace:
 
         Args:
             lengths: ``[sequences]``, each at least one, ``capacity`` together.
-            inputs: ``[3, tokens]``: words, positions, types.
+            inputs: ``[3, tokens]``: ids of words, positions and types.
 
         """
         changed = lengths.tobytes() != self._lengths

@@ -9,7 +9,7 @@ padding; a *segment* is the part of a sequence whose queries lie in one tile: (f
     float32   the same without rounding
 
 ``scale`` has s_q s_k / sqrt(size of a head) in it, one number a head; ``gain`` s_v / s_y, one number a feature. ``bias``
-(relative positions; MPNet) is one number for each distance: bias[head, query - key + reach].
+(relative positions; MPNet) is one number for each distance: bias[head, query - key + max_distance].
 """
 
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class AttentionSpec(StepSpec):
 
     arguments = arguments_dtype(
         *("widths", "starts", "spans", "segments", "q", "k", "v", "row", "v_row", "size"),
-        *("scale", "gain", "zero", "rows", "int8x4", "floats", "y_step", "bias", "bias_row", "reach"),
+        *("scale", "gain", "zero", "rows", "int8x4", "floats", "y_step", "bias", "bias_row", "max_distance"),
     )
     integers: bool
     """Whether q, k, v and y are bytes; else float32."""
@@ -143,7 +143,7 @@ class _Part:
             for v, cell in enumerate(cells):
                 score = cell.get().convert_signed(F32) * scale
                 if self.spec.biased:
-                    distance = query + isa.lanes * v - (self.first + key + i) + a.load("reach")
+                    distance = query + isa.lanes * v - (self.first + key + i) + a.load("max_distance")
                     score = (
                         (a.load("bias") + self.head * a.load("bias_row") + distance * 4)
                         .load(score.type)

@@ -127,10 +127,10 @@ def _statistics(
 
 @dataclass(frozen=True)
 class EmbedSpec(StepSpec):
-    """x[f, t] = word[words[t], f] + position[positions[t], f] + type[types[t], f]; features are a multiple of 16."""
+    """x[f, t] = word[word_ids[t], f] + position[position_ids[t], f] + type[type_ids[t], f]; features are a multiple of 16."""
 
     arguments = arguments_dtype(
-        *("widths", "x", "x_step", "features", "words", "positions", "types", "word", "position", "type")
+        *("widths", "x", "x_step", "features", "word_ids", "position_ids", "type_ids", "word", "position", "type")
     )
 
     def build(self, isa: Isa) -> Kernel:
@@ -145,7 +145,7 @@ class EmbedSpec(StepSpec):
                 sources = []
                 for lane in range(isa.lanes):
                     at = (tile * TILE + token + lane) * 4
-                    ids = [a.load(name) for name in ("words", "positions", "types")]
+                    ids = [a.load(name) for name in ("word_ids", "position_ids", "type_ids")]
                     indices = [(base + at).load(I32).convert_unsigned(I64) for base in ids]
                     tables = [a.load(name) for name in ("word", "position", "type")]
                     sources.append([table + i * row_bytes for table, i in zip(tables, indices, strict=True)])
