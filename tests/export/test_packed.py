@@ -65,14 +65,14 @@ def test_a_packed_model_answers_like_the_dense_one(
     expected = dense_logits(classifier)
     assert np.abs(found.numpy() - expected).max() <= tolerance * np.abs(expected).max()
     assert {layer["sparsity"] for layer in facts["layers"]} == {0.75}
-    assert {layer["weight_format"] for layer in facts["layers"]} == {"columns" if precision == "float32" else "gather"}
+    assert {layer["weight_format"] for layer in facts["layers"]} == {"group_sparse_" + precision}
     assert facts["bytes"]["packed"] == (tmp_path / "packed" / "packed.safetensors").stat().st_size
     assert json.loads((tmp_path / "packed" / "packed.json").read_text()) == facts
     engine.close()
 
 
 @pytest.mark.parametrize(
-    ("weight_format", "options", "words"),
+    ("kind", "options", "words"),
     [
         (CheckpointError, {"precision": "int4"}, "precision must be int8 or float32"),
         (CheckpointError, {"calibration": Calibration(Path("nowhere.txt"))}, "texts must be a file"),
@@ -100,7 +100,7 @@ def test_the_command_line_packs_and_says_how(classifier: Path, texts: Path, tmp_
     arguments = ["export", str(classifier), "--to", "prunus", "--texts", str(texts), "-o", str(target)]
     ran = CliRunner().invoke(app, arguments)
     assert ran.exit_code == 0, ran.output
-    assert "12 layers as gather (4x1 blocks, zeros skipped), 75% to 75% zeros" in ran.stdout
+    assert "12 layers as group_sparse_int8 (4x1 blocks, zeros skipped), 75% to 75% zeros" in ran.stdout
     assert CliRunner().invoke(app, arguments).exit_code == 2
     again = CliRunner().invoke(app, [*arguments, "--overwrite", "--json"])
     assert json.loads(again.stdout)["calibration"]["sequences"] == len(TEXTS)
