@@ -29,11 +29,11 @@ from safetensors.torch import save_file
 
 from headers import header
 from prunus import Pruning, PrunusError
+from prunus.checkpoint.bank_io import read_states, write_states
 from prunus.checkpoint.huggingface import PrunusLayout
-from prunus.checkpoint.state import read_masks, read_tensors, write_masks
-from prunus.checkpoint.states import read_states, write_states
+from prunus.checkpoint.tensor_io import read_masks, read_tensors, write_masks
+from prunus.converters import convert_file
 from prunus.export.archive import ARCHIVE, read_archive, write_archive
-from prunus.foreign import convert_file
 from prunus.recipe import SHIPPED, load_recipe
 from prunus.report.card import model_card
 from prunus.report.facts import FACTS_FILE, read_facts

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from prunus import __version__
-from prunus.checkpoint.state import read_masks
+from prunus.checkpoint.tensor_io import read_masks
 from prunus.cli import app
 from prunus.plan_view import plan_lines
 from prunus.recipe import SHIPPED, load_recipe, shipped_recipes

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-import prunus.foreign
+import prunus.converters
 from prunus import CheckpointError, RecipeError
 from prunus.cache import cache_directory, cache_or_temporary
 from prunus.cli import app
@@ -195,7 +195,7 @@ def raising(error: BaseException) -> Callable[..., Any]:
 
 def test_a_fault_of_ours_is_one_line_and_its_traceback_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(prunus.foreign, "convert_file", raising(KeyError("odd \ud83d")))
+    monkeypatch.setattr(prunus.converters, "convert_file", raising(KeyError("odd \ud83d")))
     monkeypatch.delenv("PRUNUS_DEBUG", raising=False)
     code, said = called("convert", tmp_path / "a.json")
     assert code == 1
@@ -219,7 +219,7 @@ def test_a_fault_of_ours_is_one_line_and_its_traceback_a_file(tmp_path: Path, mo
 def test_what_the_system_refuses_is_told(
     error: OSError, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prunus.foreign, "convert_file", raising(error))
+    monkeypatch.setattr(prunus.converters, "convert_file", raising(error))
     code, said = called("convert", tmp_path / "a.json")
     assert code == 2
     assert told in said

@@ -21,7 +21,7 @@ from prunus.errors import (
     TargetError,
     TrainingError,
 )
-from prunus.watch import when_imported
+from prunus.import_hook import when_imported
 
 if TYPE_CHECKING:
     from prunus.checkpoint.huggingface import compact

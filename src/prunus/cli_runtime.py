@@ -288,7 +288,7 @@ def convert(
     with errors(err):
         import yaml
 
-        from prunus.foreign import convert_file
+        from prunus.converters import convert_file
 
         file = readable(file, "file")
         output = None if output is None else writable(output)

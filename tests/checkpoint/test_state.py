@@ -16,7 +16,7 @@ from torch import Tensor
 
 from prunus import CheckpointError
 from prunus.checkpoint import state
-from prunus.checkpoint.state import read_masks, read_tensors, write_masks, write_tensors
+from prunus.checkpoint.tensor_io import read_masks, read_tensors, write_masks, write_tensors
 from small import no_space
 
 

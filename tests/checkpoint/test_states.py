@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from prunus import CheckpointError
-from prunus.checkpoint.states import read_states, write_states
+from prunus.checkpoint.bank_io import read_states, write_states
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from prunus.checkpoint.state import read_masks
+from prunus.checkpoint.tensor_io import read_masks
 
 HERE = Path(__file__).parent
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from prunus.checkpoint.state import RANGES_FILE, write_tensors
+from prunus.checkpoint.tensor_io import RANGES_FILE, write_tensors
 from prunus.cli import app
 from prunus.errors import CheckpointError
 from prunus.export.archive import ARCHIVE, read_archive, restore_archive, write_archive

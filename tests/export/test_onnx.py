@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
-from prunus.checkpoint.state import RANGES_FILE, read_tensors, write_tensors
+from prunus.checkpoint.tensor_io import RANGES_FILE, read_tensors, write_tensors
 from prunus.cli import app
 from prunus.errors import EngineError
 from prunus.export import graph

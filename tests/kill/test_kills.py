@@ -20,7 +20,7 @@ from kill_worker import KINDS
 from safetensors.torch import load_file
 
 from prunus.bench.command import versions
-from prunus.checkpoint.state import read_masks
+from prunus.checkpoint.tensor_io import read_masks
 from prunus.environment import processor
 from prunus.report.facts import read_facts
 from small import TEXT_FILE, save_tiny_bert, write_texts

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from prunus.checkpoint.state import read_tensors, write_tensors
+from prunus.checkpoint.tensor_io import read_tensors, write_tensors
 from prunus.errors import TargetError
 from prunus.quantization import Quantization, QuantLinear, quantize, restore, to_float
 from prunus.quantization.fake import asymmetric, symmetric

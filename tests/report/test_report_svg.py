@@ -5,7 +5,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from prunus.report.style import CSS, HEAT, INK, contrast, heat_step
-from prunus.report.svg import Bar, Cell, HeatRow, Line, Scale, bars, escape, heat_grid, line_chart, thin
+from prunus.report.svg import Bar, HeatCell, HeatRow, Line, Scale, bars, escape, heat_grid, line_chart, thin
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 399, 400, 401, 402, 801, 5000])
@@ -121,7 +121,14 @@ def test_bars_are_as_long_as_their_values() -> None:
 
 
 def test_the_grid_shows_each_number_on_its_shade() -> None:
-    cells = [Cell(0.0, "n0"), Cell(0.5, "n1"), Cell(0.8123, "n2"), None, Cell(None, "n4"), Cell(7.0, "n5")]
+    cells = [
+        HeatCell(0.0, "n0"),
+        HeatCell(0.5, "n1"),
+        HeatCell(0.8123, "n2"),
+        None,
+        HeatCell(None, "n4"),
+        HeatCell(7.0, "n5"),
+    ]
     root = ET.fromstring(heat_grid("t", list("abcdef"), [HeatRow("layer 0", cells, 0.25)], 780))
     found = [(g[0].text, g[1].get("class"), g[2].text, (g[2].get("class") or "").split()[-1]) for g in root.iter("g")]
     assert found == [

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from prunus.report.facts_file import clean
 from prunus.report.layers import fraction_of_zeros, layer_grid
-from prunus.report.words import count, duration, fraction, megabytes, recipe_text, short, signed
+from prunus.report.wording import count, duration, fraction, megabytes, recipe_text, short, signed
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from prunus.runtime.families import Dense, Shape, places, shape_of
+from prunus.runtime.families import DenseEncoder, Shape, places, shape_of
 from prunus.runtime.ir_builder import Kernel
 from prunus.runtime.isa import ISAS, Isa, available
 from prunus.runtime.jit import Code, compile_kernels
@@ -209,7 +209,7 @@ def keep(pattern: str, shape: tuple[int, int], density: float, draw: np.random.G
 
 def small_dense(
     family: str = "bert", pattern: str = "dense", seed: int = 0, heads: Sequence[int] = (), **more: Any
-) -> Dense:
+) -> DenseEncoder:
     """A random encoder under canonical names; ``heads`` states how many heads each layer has left."""
     settings = settings_of(family, **more)
     shape = shape_of(settings)
@@ -249,10 +249,10 @@ def small_dense(
             normal(f"layers.{i}.{role}.bias", size[0], scale=0.2)
         norm(f"layers.{i}.attention_norm", hidden)
         norm(f"layers.{i}.output_norm", hidden)
-    return Dense(shape, tensors, settings)
+    return DenseEncoder(shape, tensors, settings)
 
 
-def in_float64(dense: Dense) -> dict[str, Array]:
+def in_float64(dense: DenseEncoder) -> dict[str, Array]:
     return {name: value.astype(np.float64) for name, value in dense.tensors.items()}
 
 

@@ -21,7 +21,7 @@ from harness import (
 
 from prunus.runtime.convert import Model, calibrate, convert
 from prunus.runtime.encoder import Encoder
-from prunus.runtime.families import Dense
+from prunus.runtime.families import DenseEncoder
 from prunus.runtime.isa import ISAS
 from prunus.runtime.pack import unpack
 from prunus.runtime.reference import encode
@@ -66,7 +66,9 @@ EXACT = 2e-6  # of the norm
 
 
 @cache
-def dense_of(family: str, pattern: str = "dense", activation: str = "gelu", heads: tuple[int, ...] = ()) -> Dense:
+def dense_of(
+    family: str, pattern: str = "dense", activation: str = "gelu", heads: tuple[int, ...] = ()
+) -> DenseEncoder:
     return small_dense(family, pattern, heads=heads, hidden_act=activation)
 
 
@@ -101,7 +103,7 @@ def bench(shared_code: None) -> Iterator[Bench]:
         encoder.pool.close()
 
 
-def check_floats(dense: Dense, got: Sequence[Array], ids: Sequence[Array], types: Sequence[Array]) -> None:
+def check_floats(dense: DenseEncoder, got: Sequence[Array], ids: Sequence[Array], types: Sequence[Array]) -> None:
     expected = encode(dense.shape, in_float64(dense), ids, types)
     for ours, exact in zip(got, expected, strict=True):
         assert ours.dtype == np.float32

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from prunus.checkpoint.state import write_tensors
+from prunus.checkpoint.tensor_io import write_tensors
 from prunus.errors import EngineError
 from prunus.quantization import Quantization, quantize, to_float
 from prunus.quantization.layers import RANGES

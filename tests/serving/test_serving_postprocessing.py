@@ -9,7 +9,7 @@ import pytest
 
 from prunus.errors import EngineError
 from prunus.serving.postprocessing import (
-    Span,
+    AnswerSpan,
     Window,
     answer,
     as_base64,
@@ -114,14 +114,14 @@ def test_an_answer_out_of_two_windows_by_hand() -> None:
     second[2:4] = np.log([[6, 1], [2, 4]])
     # starts 1 1 6 2, ends 1 2 1 4: the best is 6 x 4, of 10 and of 8
     found = answer(context, windows, [first, second], 30)
-    assert found == Span("bc def", pytest.approx(0.6 * 0.5), 2, 8)
+    assert found == AnswerSpan("bc def", pytest.approx(0.6 * 0.5), 2, 8)
     far = answer(context, windows, [first + 5000, second + 5000], 30)
-    assert far == Span("bc def", pytest.approx(0.6 * 0.5), 2, 8)
+    assert far == AnswerSpan("bc def", pytest.approx(0.6 * 0.5), 2, 8)
     # of one token alone: starts and ends 1 x 1, 1 x 2, 6 x 1, 2 x 4; it is the last
-    assert answer(context, windows, [first, second], 1) == Span("def", pytest.approx(0.2 * 0.5), 5, 8)
+    assert answer(context, windows, [first, second], 1) == AnswerSpan("def", pytest.approx(0.2 * 0.5), 5, 8)
 
 
 def test_an_answer_has_no_space_around_it_and_may_be_nothing() -> None:
     spaced = window([1], [(1, 4)])
-    assert answer("a bc def", [spaced], [np.zeros((3, 2))], 30) == Span("bc", 1.0, 2, 4)
-    assert answer("\u200b", [window([], [])], [np.zeros((2, 2))], 30) == Span("", 0.0, 0, 0)
+    assert answer("a bc def", [spaced], [np.zeros((3, 2))], 30) == AnswerSpan("bc", 1.0, 2, 4)
+    assert answer("\u200b", [window([], [])], [np.zeros((2, 2))], 30) == AnswerSpan("", 0.0, 0, 0)

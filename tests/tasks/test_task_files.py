@@ -10,16 +10,16 @@ import pytest
 
 from prunus.errors import DataError
 from prunus.tasks import files, lines
-from prunus.tasks.files import Complaints, Layout, check_columns, read_rows, text_of
+from prunus.tasks.files import ColumnLayout, FileProblems, check_columns, read_rows, text_of
 
-LAYOUT = Layout({"text": ("sentence", "text"), "target": ("label",)}, {"pair": ("other",)})
+LAYOUT = ColumnLayout({"text": ("sentence", "text"), "target": ("label",)}, {"pair": ("other",)})
 BOM = b"\xef\xbb\xbf"
 
 
-def rows_of(path: Path, layout: Layout = LAYOUT) -> list[tuple[int, dict[str, object]]]:
-    complaints = Complaints()
-    rows = [(row.line, dict(row.values)) for row in read_rows(path, layout, complaints)]
-    complaints.close()
+def rows_of(path: Path, layout: ColumnLayout = LAYOUT) -> list[tuple[int, dict[str, object]]]:
+    file_problems = FileProblems()
+    rows = [(row.line, dict(row.values)) for row in read_rows(path, layout, file_problems)]
+    file_problems.close()
     return rows
 
 
@@ -82,12 +82,12 @@ def test_squad_layout(tmp_path: Path) -> None:
         {"context": "me too", "qas": [question]},
     ]
     document = {"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]}
-    complaints = Complaints()
-    layout = Layout({"context": ("context",), "answer": ("answers",)})
-    found = list(read_rows(plain(tmp_path / "a.json", json.dumps(document).encode()), layout, complaints))
+    file_problems = FileProblems()
+    layout = ColumnLayout({"context": ("context",), "answer": ("answers",)})
+    found = list(read_rows(plain(tmp_path / "a.json", json.dumps(document).encode()), layout, file_problems))
     assert [row.values["context"] for row in found] == ["me", "me", "me too"]
     assert found[2].where == f"{tmp_path / 'a.json'} line 1 data[0].paragraphs[1].qas[0]"
-    assert not complaints.found
+    assert not file_problems.found
 
 
 @pytest.mark.parametrize(
@@ -99,18 +99,20 @@ def test_squad_layout(tmp_path: Path) -> None:
     ],
 )
 def test_headerless(tmp_path: Path, data: bytes, texts: list[str]) -> None:
-    layout = Layout({"text": ("sentence",), "target": ("label",)}, headerless=("source", "label", "mark", "sentence"))
+    layout = ColumnLayout(
+        {"text": ("sentence",), "target": ("label",)}, headerless=("source", "label", "mark", "sentence")
+    )
     assert [row["text"] for _, row in rows_of(plain(tmp_path / "a.tsv", data), layout)] == texts
 
 
 def test_skip_short_rows(tmp_path: Path) -> None:
     data = b"sentence\tlabel\textra\nx\t1\t\ncut in\ntwo\t1\ny\t0\t\n"
-    complaints = Complaints()
-    layout = Layout(LAYOUT.required, skip_short=True)
-    rows = list(read_rows(plain(tmp_path / "a.tsv", data), layout, complaints))
+    file_problems = FileProblems()
+    layout = ColumnLayout(LAYOUT.required, skip_short=True)
+    rows = list(read_rows(plain(tmp_path / "a.tsv", data), layout, file_problems))
     assert [row.values["text"] for row in rows] == ["x", "y"]
-    assert complaints.skipped == 2
-    assert not complaints.found
+    assert file_problems.skipped == 2
+    assert not file_problems.found
 
 
 @pytest.mark.parametrize(
@@ -279,12 +281,13 @@ def test_half_a_character_is_told_with_its_line(tmp_path: Path, role: str) -> No
     rows = [good, good | {role: "cut \ud83d"}]
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    complaints = Complaints()
-    layout = Layout({"text": ("sentence",), "text_pair": ("text_pair",), "target": ("label",)})
+    file_problems = FileProblems()
+    layout = ColumnLayout({"text": ("sentence",), "text_pair": ("text_pair",), "target": ("label",)})
     texts = [
-        text_of(row, "text" if role == "sentence" else role, complaints) for row in read_rows(path, layout, complaints)
+        text_of(row, "text" if role == "sentence" else role, file_problems)
+        for row in read_rows(path, layout, file_problems)
     ]
     assert texts == ["a" if role == "sentence" else "b", None]
-    (problem,) = complaints.found
+    (problem,) = file_problems.found
     assert problem.key == f"{path} line 2"
     assert problem.value == "half a character, U+D83D, at 4"

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from prunus.errors import DataError, MissingExtra, RecipeError
 from prunus.tasks import TASKS, Collate, TaskSpec, check_task, load_task
 from prunus.tasks.classification import ClassificationTask
-from prunus.tasks.collate import Rows
+from prunus.tasks.collate import TokenizedRows
 from prunus.tasks.question_answering import QuestionAnsweringTask
 
 pytestmark = pytest.mark.usefixtures("no_environment")
@@ -258,7 +258,7 @@ def test_collate_without_padding_token(
 
 
 def test_rows_give_back_what_they_got() -> None:
-    rows = Rows()
+    rows = TokenizedRows()
     features = [
         {**ROWS[0], "offsets": [None, (0, 4), (5, 9)], "score": 0.5},
         {**ROWS[1], "offsets": [None], "score": 1.5},
@@ -284,7 +284,7 @@ def test_rows_give_back_what_they_got() -> None:
     ],
 )
 def test_rows_are_all_alike(feature: dict[str, object]) -> None:
-    rows = Rows()
+    rows = TokenizedRows()
     rows.append(ROWS[0])
     with pytest.raises(ValueError, match=r"keys|entries"):
         rows.append(feature)

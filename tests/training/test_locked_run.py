@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prunus import RecipeError
-from prunus.checkpoint.state import MASKS_FILE
+from prunus.checkpoint.tensor_io import MASKS_FILE
 from prunus.recipe import read_recipe
 from prunus.training import dense as dense_module
 from prunus.training.plan import plan_facts

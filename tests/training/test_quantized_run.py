@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, read_masks
+from prunus.checkpoint.tensor_io import MASKS_FILE, RANGES_FILE, read_masks
 from prunus.quantization import restore
 from prunus.recipe import Recipe, read_recipe
 from prunus.report.facts import read_facts

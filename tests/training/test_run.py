@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from prunus import CheckpointError, TrainingError
-from prunus.checkpoint.state import MASKS_FILE, read_masks
+from prunus.checkpoint.tensor_io import MASKS_FILE, read_masks
 from prunus.models.loading import load_model
 from prunus.recipe import Recipe, read_recipe
 from prunus.report.facts import read_facts

@@ -15,7 +15,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from prunus import CheckpointError, Distillation, Masker, PrunusTrainer, Schedule, Span, TrainingError
 from prunus.distillation.hidden import Inside
-from prunus.tasks.collate import Collate, Rows
+from prunus.tasks.collate import Collate, TokenizedRows
 from prunus.training.callback import STATE_FILE
 from small import (
     arguments,
@@ -218,7 +218,7 @@ def test_masks_are_on_disk_before_on_save(tmp_path: Path) -> None:
 
 
 def ragged(count: int) -> list[dict[str, Any]]:
-    """Rows of 5 to 12 tokens."""
+    """TokenizedRows of 5 to 12 tokens."""
     return [
         {
             "input_ids": row["input_ids"][: 5 + index % 8],
@@ -378,7 +378,7 @@ def test_processes_that_resume_within_an_epoch_see_its_rows(tmp_path: Path) -> N
     from accelerate.data_loader import BatchSamplerShard, DataLoaderShard, skip_first_batches
     from torch.utils.data import BatchSampler
 
-    features = Rows()
+    features = TokenizedRows()
     for row in rows(32):
         features.append(row)
     trainer = PrunusTrainer(tiny_model(), arguments(tmp_path), train_dataset=features, data_collator=list)

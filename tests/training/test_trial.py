@@ -33,7 +33,7 @@ from prunus.tasks.base import HeadKind
 from prunus.training.plan import plan_facts
 from prunus.training.prepare import prepare
 from prunus.training.run import run
-from prunus.training.trial import trial_model, trial_of
+from prunus.training.trial_batch import trial_model, trial_of
 from small import CONFIGS, TOKENS, save_tiny_bert, small_recipe, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

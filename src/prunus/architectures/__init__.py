@@ -26,7 +26,7 @@ from prunus.architectures.table import (
     Attention,
     Classifier,
     ConfigKeys,
-    Encoder,
+    EncoderNames,
     FeedForward,
 )
 
@@ -43,7 +43,7 @@ __all__ = [
     "Attention",
     "Classifier",
     "ConfigKeys",
-    "Encoder",
+    "EncoderNames",
     "FeedForward",
     "attentions",
     "feed_forwards",

@@ -19,7 +19,7 @@ __all__ = [
     "Attention",
     "Classifier",
     "ConfigKeys",
-    "Encoder",
+    "EncoderNames",
     "FeedForward",
 ]
 
@@ -107,7 +107,7 @@ KEYS: Final = ConfigKeys()
 
 
 @dataclass(frozen=True)
-class Encoder:
+class EncoderNames:
     """What else the fused engine needs: a post-norm encoder. Names of norms are relative to the layer, others to the body."""
 
     attention_norm: str = "attention.output.LayerNorm"
@@ -142,7 +142,7 @@ class Architecture:
     attention: Attention
     feed_forward: FeedForward
     keys: ConfigKeys = KEYS
-    encoder: Encoder | None = None
+    encoder: EncoderNames | None = None
     """None: no fused engine."""
 
 
@@ -160,7 +160,7 @@ _ROBERTA: Final = Architecture(
     layer=_BERT_LAYER,
     attention=_BERT_ATTENTION,
     feed_forward=_BERT_FEED_FORWARD,
-    encoder=Encoder(positions_from_padding=True, padding=1),
+    encoder=EncoderNames(positions_from_padding=True, padding=1),
 )
 
 ARCHITECTURES: Final[dict[str, Architecture]] = {
@@ -169,7 +169,7 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         layer=_BERT_LAYER,
         attention=_BERT_ATTENTION,
         feed_forward=_BERT_FEED_FORWARD,
-        encoder=Encoder(classifier=Classifier("pooler.dense", "tanh", "classifier")),
+        encoder=EncoderNames(classifier=Classifier("pooler.dense", "tanh", "classifier")),
     ),
     "roberta": _ROBERTA,
     "xlm-roberta": _ROBERTA,
@@ -180,7 +180,7 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         attention=_BERT_ATTENTION,
         feed_forward=_BERT_FEED_FORWARD,
         keys=ConfigKeys(embedding_size="embedding_size"),
-        encoder=Encoder(projection="embeddings_project", classifier=Classifier(activation="gelu")),
+        encoder=EncoderNames(projection="embeddings_project", classifier=Classifier(activation="gelu")),
     ),
     "distilbert": Architecture(
         prefix="distilbert",
@@ -200,7 +200,7 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
             layers="n_layers",
             activation="activation",
         ),
-        encoder=Encoder(
+        encoder=EncoderNames(
             attention_norm="sa_layer_norm",
             output_norm="output_layer_norm",
             type_embeddings="",
@@ -223,7 +223,7 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
         keys=ConfigKeys(
             embedding_size="embedding_size", layer_groups="num_hidden_groups", layers_per_group="inner_group_num"
         ),
-        encoder=Encoder(
+        encoder=EncoderNames(
             attention_norm="attention.LayerNorm",
             output_norm="full_layer_layer_norm",
             projection="encoder.embedding_hidden_mapping_in",
@@ -243,7 +243,7 @@ ARCHITECTURES: Final[dict[str, Architecture]] = {
             output="attention.attn.o",
         ),
         feed_forward=_BERT_FEED_FORWARD,
-        encoder=Encoder(
+        encoder=EncoderNames(
             attention_norm="attention.LayerNorm",
             type_embeddings="",
             relative_positions="encoder.relative_attention_bias.weight",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from prunus.checkpoint.sentence_files import read_object
-from prunus.checkpoint.state import read_tensors
+from prunus.checkpoint.tensor_io import read_tensors
 from prunus.errors import CheckpointError, Problem, first_line
 
 __all__ = ["read_file", "read_weights", "weight_files"]

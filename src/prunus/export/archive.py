@@ -34,7 +34,7 @@ from torch import Tensor
 from prunus._version import __version__
 from prunus.checkpoint.sentence_files import find_sentence_files, model_directory
 from prunus.checkpoint.staged import copy_files, staged
-from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, read_tensors, write_tensors
+from prunus.checkpoint.tensor_io import MASKS_FILE, RANGES_FILE, read_tensors, write_tensors
 from prunus.checkpoint.weights import read_weights, weight_files
 from prunus.errors import CheckpointError, Problem
 from prunus.export.packed import COPIED

@@ -27,7 +27,7 @@ from prunus._version import __version__
 from prunus.architectures import KEYS, split_layer
 from prunus.checkpoint.sentence_files import find_sentence_files, model_directory
 from prunus.checkpoint.staged import copy_files, staged
-from prunus.checkpoint.state import RANGES_FILE, read_tensors
+from prunus.checkpoint.tensor_io import RANGES_FILE, read_tensors
 from prunus.checkpoint.weights import weight_files
 from prunus.errors import CheckpointError, DataError, EngineError, Problem, first_line
 from prunus.export.onnx import export_onnx, whole_weight

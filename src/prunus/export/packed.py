@@ -29,7 +29,7 @@ from prunus.export.source import carry_tokenizer, read_dense
 from prunus.progress import Bars
 from prunus.runtime.convert import Model, Ranges, calibrate, convert
 from prunus.runtime.engine import Engine
-from prunus.runtime.families import Dense
+from prunus.runtime.families import DenseEncoder
 from prunus.runtime.learned import read_learned
 from prunus.runtime.store import FILE, read_model, write_model
 from prunus.tasks.base import Feature, Split, Task
@@ -206,7 +206,7 @@ def texts_of(
     return [dict(features[int(i)]) for i in chosen.permutation(len(features))[: calibration.samples]]
 
 
-def seen(dense: Dense, directory: Path, calibration: Calibration, task: Task | None, bars: Bars) -> Ranges:
+def seen(dense: DenseEncoder, directory: Path, calibration: Calibration, task: Task | None, bars: Bars) -> Ranges:
     """Ranges of the activations on real text."""
     longest = dense.shape.positions - dense.shape.first_position
     rows = texts_of(directory, calibration, task, tokenizer_of(directory), longest, bars)
@@ -224,7 +224,7 @@ def seen(dense: Dense, directory: Path, calibration: Calibration, task: Task | N
     return ranges
 
 
-def layer_facts(dense: Dense, model: Model) -> list[dict[str, Any]]:
+def layer_facts(dense: DenseEncoder, model: Model) -> list[dict[str, Any]]:
     """Each linear layer: its zeros, how it is packed, its bytes."""
     facts = []
     for i, layer in enumerate(model.layers):
@@ -245,7 +245,7 @@ def layer_facts(dense: Dense, model: Model) -> list[dict[str, Any]]:
 
 
 def measured(
-    dense: Dense, output: Path, task: Task, directory: Path, threads: int | None, bars: Bars
+    dense: DenseEncoder, output: Path, task: Task, directory: Path, threads: int | None, bars: Bars
 ) -> dict[str, Any]:
     """The task's metrics of the packed model, and of the same model in float32, on the whole validation split."""
     tokenizer = tokenizer_of(directory)

@@ -17,7 +17,7 @@ from prunus.checkpoint.sentence_files import CONFIGS, SentenceFiles, SentenceMod
 from prunus.checkpoint.weights import read_weights
 from prunus.errors import CheckpointError, Problem
 from prunus.runtime.convert import Model
-from prunus.runtime.sentences import DENSE_ACTIVATIONS, MODES, Sentences, Step, sentences_of
+from prunus.runtime.sentences import DENSE_ACTIVATIONS, MODES, EmbeddingStep, Sentences, sentences_of
 
 __all__ = ["SentenceModel", "cross_encoder_settings", "read_sentences"]
 
@@ -179,9 +179,9 @@ def features_of(settings: Mapping[str, Any]) -> int | None:
     return stated
 
 
-def read_steps(files: SentenceFiles, begin: int) -> tuple[list[Step], dict[str, Array]]:
+def read_steps(files: SentenceFiles, begin: int) -> tuple[list[EmbeddingStep], dict[str, Array]]:
     """The modules after the pooling, and their tensors."""
-    steps: list[Step] = []
+    steps: list[EmbeddingStep] = []
     tensors: dict[str, Array] = {}
     for module in files.modules[begin:]:
         kind, place = kind_of(module), files.root / module.path
@@ -194,15 +194,15 @@ def read_steps(files: SentenceFiles, begin: int) -> tuple[list[Step], dict[str, 
                 where = f"modules.json: module {module.name}: {key}"
                 raise CheckpointError(Problem(where, settings[key], "be sentence_embedding", FIX))
         if kind == "Normalize":
-            steps.append(Step("normalize"))
+            steps.append(EmbeddingStep("normalize"))
             continue
         held, name = read_weights(place), f"sentence.{len(steps)}"
         parts = {"norm.weight": "weight", "norm.bias": "bias"}
         if kind == "Dense":
             parts = {"linear.weight": "weight", "linear.bias": "bias", "residual.weight": "residual"}
-            steps.append(Step("dense", activation_of(settings), bool(settings.get("use_residual"))))
+            steps.append(EmbeddingStep("dense", activation_of(settings), bool(settings.get("use_residual"))))
         else:
-            steps.append(Step("norm"))
+            steps.append(EmbeddingStep("norm"))
         own = {f"{name}.{to}": held[part].float().numpy().copy() for part, to in parts.items() if part in held}
         if kind == "Dense" and f"{name}.bias" not in own and f"{name}.weight" in own:
             own[f"{name}.bias"] = np.zeros(len(own[f"{name}.weight"]), np.float32)

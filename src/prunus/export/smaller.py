@@ -28,7 +28,7 @@ from prunus.architectures import KEYS
 from prunus.checkpoint.huggingface import compact
 from prunus.checkpoint.sentence_files import find_sentence_files, model_directory
 from prunus.checkpoint.staged import staged
-from prunus.checkpoint.state import RANGES_FILE
+from prunus.checkpoint.tensor_io import RANGES_FILE
 from prunus.errors import CheckpointError, Problem, first_line
 from prunus.export.source import carry_tokenizer
 from prunus.report.facts import FACTS_FILE, RunFacts, read_facts, write_facts

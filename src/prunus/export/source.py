@@ -16,7 +16,7 @@ from prunus.checkpoint.sentence_files import SentenceFiles, find_sentence_files
 from prunus.checkpoint.staged import copy_files
 from prunus.checkpoint.weights import read_weights
 from prunus.errors import CheckpointError, EngineError, Problem, first_line
-from prunus.runtime.families import Dense, Settings, canonical, read_settings, shape_of
+from prunus.runtime.families import DenseEncoder, Settings, canonical, read_settings, shape_of
 
 __all__ = ["carry_sentence_files", "carry_tokenizer", "full_settings", "read_dense"]
 
@@ -57,7 +57,7 @@ def full_settings(directory: Path) -> Settings:
     return complete | own
 
 
-def read_dense(directory: Path, more: Mapping[str, Any] | None = None) -> Dense:
+def read_dense(directory: Path, more: Mapping[str, Any] | None = None) -> DenseEncoder:
     """The encoder of a Hugging Face directory, from weights of any form; ``more`` are settings beside ``config.json``.
 
     Raises:

@@ -28,7 +28,7 @@ from transformers.models.auto.modeling_auto import (
 from prunus.architectures import POOLER
 from prunus.checkpoint.huggingface import shrink_as_saved
 from prunus.checkpoint.sentence_files import model_directory
-from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, read_tensors, write_tensors
+from prunus.checkpoint.tensor_io import MASKS_FILE, RANGES_FILE, read_tensors, write_tensors
 from prunus.checkpoint.weights import read_weights
 from prunus.errors import CheckpointError, DataError, MissingExtra, Problem, RecipeError, first_line
 from prunus.paths import expanded, readable

@@ -9,7 +9,7 @@ from typing import Final
 
 from prunus.report.facts import ModelResults, RunFacts
 from prunus.report.facts_file import clean
-from prunus.report.words import count, fraction, only_dense, recipe_text, summary_rows
+from prunus.report.wording import count, fraction, only_dense, recipe_text, summary_rows
 
 __all__ = ["model_card"]
 

@@ -11,8 +11,8 @@ from typing import Any, Final
 from prunus.report.facts import History, RunFacts
 from prunus.report.facts_file import clean, number, numbers, section, text
 from prunus.report.layers import fraction_of_zeros, layer_grid
-from prunus.report.svg import Bar, Cell, HeatRow, Line, Scale, bars, escape, heat_grid, line_chart
-from prunus.report.words import NOT_MEASURED, count, fraction, megabytes, metric_names, only_dense
+from prunus.report.svg import Bar, HeatCell, HeatRow, Line, Scale, bars, escape, heat_grid, line_chart
+from prunus.report.wording import NOT_MEASURED, count, fraction, megabytes, metric_names, only_dense
 
 __all__ = ["loss_figures", "progress_figure", "size_figure", "speed_figures", "tensor_figures"]
 
@@ -199,8 +199,8 @@ def _note(tensor: Mapping[str, Any]) -> str:
     return f"{text(tensor, 'name') or 'unnamed'}: sparsity {fraction(number(tensor, 'sparsity'))}, {counted}"
 
 
-def _cell(tensor: Mapping[str, Any]) -> Cell:
-    return Cell(fraction_of_zeros([tensor]), _note(tensor))
+def _cell(tensor: Mapping[str, Any]) -> HeatCell:
+    return HeatCell(fraction_of_zeros([tensor]), _note(tensor))
 
 
 def _bar(tensor: Mapping[str, Any]) -> Bar:

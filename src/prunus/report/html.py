@@ -15,7 +15,7 @@ from prunus.report.facts_file import clean, number, numbers, section, text
 from prunus.report.layers import fraction_of_zeros
 from prunus.report.style import CSS
 from prunus.report.svg import escape
-from prunus.report.words import (
+from prunus.report.wording import (
     DEFINITIONS,
     NOT_MEASURED,
     SummaryRow,

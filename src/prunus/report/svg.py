@@ -16,9 +16,9 @@ from itertools import pairwise
 from typing import Final, Literal
 
 from prunus.report.facts_file import clean
-from prunus.report.words import short
+from prunus.report.wording import short
 
-__all__ = ["Bar", "Cell", "HeatRow", "Line", "Scale", "bars", "escape", "heat_grid", "line_chart", "thin"]
+__all__ = ["Bar", "HeatCell", "HeatRow", "Line", "Scale", "bars", "escape", "heat_grid", "line_chart", "thin"]
 
 Point = tuple[float, float]
 
@@ -93,7 +93,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Cell:
+class HeatCell:
     """One cell of a heat grid: a fraction in [0, 1] and what a pointer shows."""
 
     value: float | None
@@ -105,7 +105,7 @@ class HeatRow:
     """One row: a cell for each column (None leaves a gap) and a bar for the row as a whole."""
 
     label: str
-    cells: Sequence[Cell | None]
+    cells: Sequence[HeatCell | None]
     total: float | None
 
 
@@ -253,7 +253,7 @@ def heat_grid(title: str, columns: Sequence[str], rows: Sequence[HeatRow], width
     return _svg(title, width, y + 16, parts)
 
 
-def _heat(cell: Cell, x: float, y: float, *, width: float, height: float, digits: int) -> str:
+def _heat(cell: HeatCell, x: float, y: float, *, width: float, height: float, digits: int) -> str:
     box = f'x="{x:.1f}" y="{y}" width="{width:.1f}" height="{height}" rx="2"'
     note = f"<title>{escape(cell.note)}</title>"
     if cell.value is None:

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prunus.report.facts import RunFacts
-from prunus.report.words import NOT_MEASURED, summary_rows
+from prunus.report.wording import NOT_MEASURED, summary_rows
 
 __all__ = ["summary_table"]
 

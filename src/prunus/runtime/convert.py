@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from prunus.errors import EngineError, Problem
 from prunus.grid import byte_step_and_zero, symmetric_step
-from prunus.runtime.families import Dense, Shape
+from prunus.runtime.families import DenseEncoder, Shape
 from prunus.runtime.learned import Learned
 from prunus.runtime.pack import Packed, choose_format, pack
 from prunus.runtime.reference import encode
@@ -95,7 +95,7 @@ class Model:
     """What sentence-transformers does with the states; None where the model does not say."""
 
 
-def calibrate(dense: Dense, sequences: Sequence[Array], types: Sequence[Array] | None = None) -> Ranges:
+def calibrate(dense: DenseEncoder, sequences: Sequence[Array], types: Sequence[Array] | None = None) -> Ranges:
     """Runs real sequences through the float32 encoder."""
     if not len(sequences) or not all(map(len, sequences)):
         raise EngineError(Problem("sequences", f"{len(sequences)}", "be at least one, none of them empty"))
@@ -123,7 +123,7 @@ def chunks(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
 
 
 def convert(
-    dense: Dense,
+    dense: DenseEncoder,
     ranges: Ranges | None = None,
     coverage: float = 1.0,
     smooth: float = SMOOTH,

@@ -18,14 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from prunus.architectures import ARCHITECTURES, KEYS, Architecture
-from prunus.architectures import Encoder as EncoderNames
+from prunus.architectures import ARCHITECTURES, KEYS, Architecture, EncoderNames
 from prunus.errors import EngineError, Problem, nearest
-from prunus.runtime.layout import filled, layout_of
+from prunus.runtime.compacted import filled, layout_of
 
 __all__ = [
     "ENCODERS",
-    "Dense",
+    "DenseEncoder",
     "Shape",
     "canonical",
     "encoder_of",
@@ -116,7 +115,7 @@ def layer_prefix(shape: Shape, number: int) -> str:
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseEncoder:
     """An encoder in float32, under canonical names, and what came with it."""
 
     shape: Shape
@@ -254,7 +253,7 @@ class _Reader:
         return default if weight is None or weight.ndim != 2 else len(weight)
 
 
-def canonical(settings: Settings, state: dict[str, Array]) -> Dense:
+def canonical(settings: Settings, state: dict[str, Array]) -> DenseEncoder:
     """Tensors of a Hugging Face checkpoint under canonical names, as float32.
 
     Layers that share their weights share the arrays.
@@ -279,7 +278,7 @@ def canonical(settings: Settings, state: dict[str, Array]) -> Dense:
         raise EngineError(*read.problems[:20])
     if names.relative_positions:
         read.tensors["relative"] = relative_table(read.tensors["relative"], shape.heads, shape.max_distance)
-    return Dense(shape, read.tensors | head_tensors(architecture, read.prefix, state), settings)
+    return DenseEncoder(shape, read.tensors | head_tensors(architecture, read.prefix, state), settings)
 
 
 def _read_embeddings(read: _Reader, shape: Shape, names: EncoderNames) -> None:
@@ -375,7 +374,7 @@ def read_settings(path: Path) -> Settings:
     return settings
 
 
-def read_checkpoint(directory: Path) -> Dense:
+def read_checkpoint(directory: Path) -> DenseEncoder:
     """Reads ``config.json`` and ``model.safetensors`` of a Hugging Face directory.
 
     Raises:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from prunus.errors import EngineError, Problem
 from prunus.runtime.reference import ACTIVATIONS, normalized
 
-__all__ = ["DENSE_ACTIVATIONS", "MEAN", "MODES", "Sentences", "Step", "sentences_of", "unit"]
+__all__ = ["DENSE_ACTIVATIONS", "MEAN", "MODES", "EmbeddingStep", "Sentences", "sentences_of", "unit"]
 
 Array = NDArray[Any]
 MODES: Final = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -37,7 +37,7 @@ LARGEST: Final = 2**24
 
 
 @dataclass(frozen=True)
-class Step:
+class EmbeddingStep:
     """One module after the pooling."""
 
     kind: str
@@ -56,7 +56,7 @@ class Sentences:
     """Names of ``MODES``; the results of several are joined."""
     include_prompt: bool = True
     """Whether the tokens of a prompt are pooled too."""
-    steps: tuple[Step, ...] = ()
+    steps: tuple[EmbeddingStep, ...] = ()
     max_length: int | None = None
     """Tokens that a sentence is cut to; None: what the tokenizer's own settings say."""
     lower: bool = False
@@ -192,7 +192,7 @@ def sentences_of(stated: Any, hidden: int, tensors: Mapping[str, Array]) -> Sent
     found = Sentences(
         tuple(stated["pooling"]),
         stated["include_prompt"],
-        tuple(Step(step["kind"], step["activation"], step["residual"]) for step in stated["steps"]),
+        tuple(EmbeddingStep(step["kind"], step["activation"], step["residual"]) for step in stated["steps"]),
         stated["max_length"],
         stated["lower"],
         tuple(stated["prompts"].items()),

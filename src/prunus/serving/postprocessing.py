@@ -19,7 +19,7 @@ from prunus.errors import EngineError, Problem
 from prunus.serving.options import Array
 
 __all__ = [
-    "Span",
+    "AnswerSpan",
     "Window",
     "answer",
     "as_base64",
@@ -140,7 +140,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Span:
+class AnswerSpan:
     """An answer: ``text`` is ``context[start:end]``."""
 
     text: str
@@ -149,7 +149,7 @@ class Span:
     end: int
 
 
-def answer(context: str, windows: Sequence[Window], logits: Sequence[Array], longest: int) -> Span:
+def answer(context: str, windows: Sequence[Window], logits: Sequence[Array], longest: int) -> AnswerSpan:
     """The best span of all windows.
 
     Args:
@@ -163,7 +163,7 @@ def answer(context: str, windows: Sequence[Window], logits: Sequence[Array], lon
         (w, np.asarray(z, np.float64)[w.places, :2]) for w, z in zip(windows, logits, strict=True) if len(w.places)
     ]
     if not pairs:  # a context of characters that the tokenizer drops
-        return Span("", 0.0, 0, 0)
+        return AnswerSpan("", 0.0, 0, 0)
     whole = np.concatenate([z for _, z in pairs])
     highest = whole.max(0)
     weight = float((highest + np.log(np.exp(whole - highest).sum(0))).sum())
@@ -173,4 +173,4 @@ def answer(context: str, windows: Sequence[Window], logits: Sequence[Array], lon
     text = context[start:end]
     start += len(text) - len(text.lstrip())  # some tokens hold the space before their word
     text = text.strip()
-    return Span(text, float(np.exp(total - weight)), start, start + len(text))
+    return AnswerSpan(text, float(np.exp(total - weight)), start, start + len(text))

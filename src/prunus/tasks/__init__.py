@@ -14,7 +14,7 @@ from prunus.errors import DataError, Problem, RecipeError, nearest
 from prunus.tasks import classification, masked_language, questions
 from prunus.tasks.base import Feature, HeadKind, Metrics, Split, Task
 from prunus.tasks.collate import Collate
-from prunus.tasks.files import Layout, check_columns
+from prunus.tasks.files import ColumnLayout, check_columns
 from prunus.tasks.question_answering import MIN_LENGTH, QuestionAnsweringTask
 from prunus.tasks.sources import Origin, Places, locate
 from prunus.tasks.spec import TaskSpec
@@ -151,7 +151,7 @@ def _answers_questions(spec: TaskSpec) -> bool:
     return _LOADERS[spec.name] is _questions or spec.name == "pydocs-qa"
 
 
-def _layout(spec: TaskSpec) -> Layout:
+def _layout(spec: TaskSpec) -> ColumnLayout:
     return questions.layout_of(spec) if _answers_questions(spec) else classification.layout_of(spec)
 
 

@@ -25,9 +25,9 @@ from transformers import PreTrainedTokenizerBase
 
 from prunus.errors import Problem, TrainingError, nearest
 from prunus.tasks.base import HeadKind, Metrics, Split
-from prunus.tasks.collate import TOKEN_KEYS, Rows
+from prunus.tasks.collate import TOKEN_KEYS, TokenizedRows
 from prunus.tasks.examples import TextExample
-from prunus.tasks.files import Complaints, Layout, Row, lone_surrogate, text_of
+from prunus.tasks.files import ColumnLayout, FileProblems, Row, lone_surrogate, text_of
 from prunus.tasks.metrics import accuracy, f1, macro_f1, matthews, pearson, spearman
 from prunus.tasks.sources import Origin, Places, open_rows, subset, subset_notes
 from prunus.tasks.spec import TaskSpec
@@ -94,10 +94,10 @@ class ClassificationTask:
 
     def features(
         self, split: Split, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int, int], None] | None = None
-    ) -> Rows:
+    ) -> TokenizedRows:
         """One row an example, cut to ``max_length`` tokens (the longer text of a pair first), with its ``labels``."""
         length = min(self.max_length, int(tokenizer.model_max_length))
-        examples, rows = self._examples(split), Rows()
+        examples, rows = self._examples(split), TokenizedRows()
         for first in range(0, len(examples), _CHUNK):
             chunk = examples[first : first + _CHUNK]
             texts = [example.text for example in chunk]
@@ -144,7 +144,7 @@ class ClassificationTask:
 
 @dataclass(frozen=True)
 class Glue:
-    """A GLUE task. ``labels`` is empty for regression, ``text_pair`` for one sentence; columns as in ``Layout``."""
+    """A GLUE task. ``labels`` is empty for regression, ``text_pair`` for one sentence; columns as in ``ColumnLayout``."""
 
     folder: str
     labels: tuple[str, ...]
@@ -204,20 +204,20 @@ def places_of(spec: TaskSpec) -> Places:
     return Places(folders, {"train": ("train",), "validation": glue.dev}, hub_splits, f"nyu-mll/glue:{glue.hub}")
 
 
-def layout_of(spec: TaskSpec) -> Layout:
+def layout_of(spec: TaskSpec) -> ColumnLayout:
     """The columns of the task's files."""
     glue = GLUE.get(spec.name)
     if glue is not None:
         required = {"text": glue.text, "target": glue.target} | (
             {"text_pair": glue.text_pair} if glue.text_pair else {}
         )
-        return Layout(required, headerless=glue.headerless, skip_short=glue.skip_short)
+        return ColumnLayout(required, headerless=glue.headerless, skip_short=glue.skip_short)
     columns = spec.columns
     target = columns["score"] if "score" in columns else columns.get("label", "label")
     required = {"text": (columns.get("text", "text"),), "target": (target,)}
     if "text_pair" in columns:
-        return Layout(required | {"text_pair": (columns["text_pair"],)})
-    return Layout(required, {"text_pair": ("text_pair",)})
+        return ColumnLayout(required | {"text_pair": (columns["text_pair"],)})
+    return ColumnLayout(required, {"text_pair": ("text_pair",)})
 
 
 @dataclass(frozen=True)
@@ -237,19 +237,19 @@ def load_classification(
     ``labels`` are the classes of own files whose training split is not read.
     """
     glue = GLUE.get(spec.name)
-    complaints, layout = Complaints(), layout_of(spec)
-    train = _parse(origins["train"], layout, complaints) if "train" in origins else []
-    skipped = complaints.skipped
-    validation = _parse(origins["validation"], layout, complaints) if "validation" in origins else []
+    file_problems, layout = FileProblems(), layout_of(spec)
+    train = _parse(origins["train"], layout, file_problems) if "train" in origins else []
+    skipped = file_problems.skipped
+    validation = _parse(origins["validation"], layout, file_problems) if "validation" in origins else []
     if train and validation and (train[0].text_pair is None) != (validation[0].text_pair is None):
         where = (train if train[0].text_pair is None else validation)[0].row.where
-        complaints.add(where, "no column text_pair", "have a text_pair, as the other split has")
+        file_problems.add(where, "no column text_pair", "have a text_pair, as the other split has")
     if glue is not None:
         labels, metrics = glue.labels, glue.metrics
     elif "score" in spec.columns:
         labels, metrics = (), ("pearson", "spearman")
     else:
-        labels = labels if labels and "train" not in origins else _classes(train, complaints)
+        labels = labels if labels and "train" not in origins else _classes(train, file_problems)
         metrics = ("accuracy", "macro_f1")
 
     def examples(parsed: Sequence[_Parsed]) -> list[TextExample]:
@@ -257,17 +257,17 @@ def load_classification(
         for item in parsed:
             label: int | float | None
             if labels:
-                label = _class_id(item.row, labels, complaints, by_id=glue is not None)
+                label = _class_id(item.row, labels, file_problems, by_id=glue is not None)
             else:
-                label = _number(item.row, complaints, highest=math.inf if glue is None else 5.0)
+                label = _number(item.row, file_problems, highest=math.inf if glue is None else 5.0)
             if label is not None:
                 found.append(TextExample(item.text, item.text_pair, label))
         return found
 
     trained, validated = examples(train), examples(validation)
-    complaints.close()
+    file_problems.close()
     notes = subset_notes(spec, len(trained), len(validated))
-    for split, count in (("training", skipped), ("validation", complaints.skipped - skipped)):
+    for split, count in (("training", skipped), ("validation", file_problems.skipped - skipped)):
         if count:
             notes += (f"{count:,} incomplete rows of the {split} file were left out",)
     return ClassificationTask(
@@ -281,11 +281,11 @@ def load_classification(
     )
 
 
-def _parse(origin: Origin, layout: Layout, complaints: Complaints) -> list[_Parsed]:
+def _parse(origin: Origin, layout: ColumnLayout, file_problems: FileProblems) -> list[_Parsed]:
     parsed = []
-    for row in open_rows(origin, layout, complaints):
-        text = text_of(row, "text", complaints)
-        text_pair = text_of(row, "text_pair", complaints) if "text_pair" in row.values else None
+    for row in open_rows(origin, layout, file_problems):
+        text = text_of(row, "text", file_problems)
+        text_pair = text_of(row, "text_pair", file_problems) if "text_pair" in row.values else None
         if text is not None:
             parsed.append(_Parsed(row, text, text_pair))
     return parsed
@@ -317,28 +317,28 @@ def _is_fraction(name: str) -> bool:
     return math.isfinite(number) and not number.is_integer()
 
 
-def _classes(train: Iterable[_Parsed], complaints: Complaints) -> tuple[str, ...]:
+def _classes(train: Iterable[_Parsed], file_problems: FileProblems) -> tuple[str, ...]:
     names: dict[str, None] = {}
     for item in train:
         value = item.row.values["target"]
         name = class_name(value)
         half = lone_surrogate(name) if name is not None else None
         if half is not None:
-            complaints.add(item.row.where, half, "hold whole characters as label")
+            file_problems.add(item.row.where, half, "hold whole characters as label")
         elif name is None or _is_fraction(name):
             fix = "columns: {score: NAME} for a target that is a number" if name or isinstance(value, float) else ""
-            complaints.add(item.row.where, value, "hold a class as label, a string or a whole number", fix)
+            file_problems.add(item.row.where, value, "hold a class as label, a string or a whole number", fix)
         else:
             names[name] = None
     if len(names) == 1:
-        complaints.fatal("the training labels", next(iter(names)), "be at least two classes")
-    complaints.close()
+        file_problems.fatal("the training labels", next(iter(names)), "be at least two classes")
+    file_problems.close()
     if all(name.removeprefix("-").isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
 
 
-def _class_id(row: Row, labels: tuple[str, ...], complaints: Complaints, *, by_id: bool) -> int | None:
+def _class_id(row: Row, labels: tuple[str, ...], file_problems: FileProblems, *, by_id: bool) -> int | None:
     """The id of a class that is given by its name or, with ``by_id``, as a number."""
     value = row.values["target"]
     name = class_name(value)
@@ -348,11 +348,11 @@ def _class_id(row: Row, labels: tuple[str, ...], complaints: Complaints, *, by_i
         return int(name)
     fix = nearest(name or "", labels) if len(labels) <= 20 else ""
     known = f"have one of the {len(labels)} labels of " + ("the task, or its number" if by_id else "the training split")
-    complaints.add(row.where, value, known, fix)
+    file_problems.add(row.where, value, known, fix)
     return None
 
 
-def _number(row: Row, complaints: Complaints, *, highest: float) -> float | None:
+def _number(row: Row, file_problems: FileProblems, *, highest: float) -> float | None:
     """A finite score; from 0 to ``highest`` where that is finite."""
     value = row.values["target"]
     try:
@@ -363,5 +363,5 @@ def _number(row: Row, complaints: Complaints, *, highest: float) -> float | None
     if math.isfinite(number) and (not bounded or 0 <= number <= highest):
         return number
     rule = f"have a score from 0 to {highest:g}" if bounded else "have a finite number as score"
-    complaints.add(row.where, value, rule)
+    file_problems.add(row.where, value, rule)
     return None

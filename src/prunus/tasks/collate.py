@@ -1,6 +1,6 @@
 """Tokenised rows, packed while they wait and padded when they are used.
 
-A row of Python lists costs about 50 bytes a token; ``Rows`` keeps the same row in typed arrays (6 bytes a token) and
+A row of Python lists costs about 50 bytes a token; ``TokenizedRows`` keeps the same row in typed arrays (6 bytes a token) and
 hands it out as the dictionary of lists that ``prunus.tasks.base`` describes. ``Collate`` pads a batch to its longest
 row.
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunus.tasks.base import Feature
 
-__all__ = ["IGNORED", "TOKEN_KEYS", "Collate", "Rows"]
+__all__ = ["IGNORED", "TOKEN_KEYS", "Collate", "TokenizedRows"]
 
 TOKEN_KEYS: Final = {"input_ids": "i", "attention_mask": "b", "token_type_ids": "b"}
 """Lists with one entry a token that a model takes -> the array type that holds them."""
@@ -31,7 +31,7 @@ _OFFSETS: Final = "offsets"
 _NOTHING: Final = -1
 
 
-class Rows(Sequence[Feature]):
+class TokenizedRows(Sequence[Feature]):
     """A sequence of features with the same keys, in little memory.
 
     Lists are those of ``TOKEN_KEYS`` and ``offsets`` (character ranges, or None outside the context); every other value

@@ -28,12 +28,12 @@ from prunus._version import __version__
 from prunus.cache import cache_or_temporary
 from prunus.errors import DataError, Problem
 from prunus.tasks.base import Split
-from prunus.tasks.files import Complaints, Layout, read_lines, read_rows, text_of
+from prunus.tasks.files import ColumnLayout, FileProblems, read_lines, read_rows, text_of
 from prunus.tasks.sources import HubSplit, Origin, open_rows
 
 __all__ = ["Choices", "Corpus", "TokenRows", "read_documents", "stored"]
 
-LAYOUT: Final = Layout({"text": ("text", "content", "document")})
+LAYOUT: Final = ColumnLayout({"text": ("text", "content", "document")})
 AT_ONCE: Final = 2**18
 """Characters that are tokenised together, or one document: a tokenizer takes some hundred bytes a token."""
 TOLD: Final = 256
@@ -93,10 +93,10 @@ class Corpus:
 
 def read_documents(origin: Origin) -> Iterator[list[str]]:
     """Paragraphs of each document. Raises ``DataError`` for a file that cannot be read or holds no text."""
-    complaints, found = Complaints(), False
+    file_problems, found = FileProblems(), False
     if isinstance(origin, Path) and origin.name.lower().removesuffix(".gz").endswith(".txt"):
         paragraphs: list[str] = []
-        for _, line in read_lines(origin, complaints):
+        for _, line in read_lines(origin, file_problems):
             if line.strip():
                 paragraphs.append(line.strip())
             elif paragraphs:
@@ -108,19 +108,19 @@ def read_documents(origin: Origin) -> Iterator[list[str]]:
             yield paragraphs
     else:
         rows = (
-            open_rows(origin, LAYOUT, complaints)
+            open_rows(origin, LAYOUT, file_problems)
             if isinstance(origin, HubSplit)
-            else read_rows(origin, LAYOUT, complaints)
+            else read_rows(origin, LAYOUT, file_problems)
         )
         for row in rows:
-            text = text_of(row, "text", complaints)
+            text = text_of(row, "text", file_problems)
             if text is None:
                 continue
             paragraphs = [line.strip() for line in text.splitlines() if line.strip()]
             if paragraphs:
                 found = True
                 yield paragraphs
-    complaints.close()
+    file_problems.close()
     if not found:
         raise DataError(Problem(str(origin), "no text", "hold at least one paragraph", "a file with text"))
 

@@ -6,7 +6,7 @@
     any of them .gz
 
 Files are UTF-8, with or without a byte order mark; lines end in LF, CRLF, or (old spreadsheets) CR alone. A tab-separated file
-has no quoting at all, as GLUE's files need it: a quotation mark is a character. Mistakes are gathered in a ``Complaints`` and
+has no quoting at all, as GLUE's files need it: a quotation mark is a character. Mistakes are gathered in a ``FileProblems`` and
 raised together as one DataError.
 
 Lengths are bounded, so that a wrong file (or a small ``.gz`` that grows) fails early: a line has at most
@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from prunus.errors import DataError, Problem, nearest
-from prunus.tasks.lines import BOM, MAX_ROW, Complaints, lone_surrogate, opened, read_lines
+from prunus.tasks.lines import BOM, MAX_ROW, FileProblems, lone_surrogate, opened, read_lines
 
 __all__ = [
     "KINDS",
-    "Complaints",
-    "Layout",
+    "ColumnLayout",
+    "FileProblems",
     "Row",
     "check_columns",
     "file_kind",
@@ -59,7 +59,7 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class ColumnLayout:
     """Which columns fill which roles.
 
     ``required`` and ``optional`` map a role to the column names that may hold it, the preferred one first. A table
@@ -87,43 +87,47 @@ def file_kind(path: Path) -> str | None:
     return kind if (kind := name.rpartition(".")[2]) in KINDS and "." in name else None
 
 
-def read_rows(path: Path, layout: Layout, complaints: Complaints) -> Generator[Row, None, None]:
+def read_rows(path: Path, layout: ColumnLayout, file_problems: FileProblems) -> Generator[Row, None, None]:
     """The rows of a file, in order. Raises DataError for a file that cannot be read or has no row."""
     kind = file_kind(path)
     if kind is None:
-        complaints.fatal(str(path), path.suffix, f"end in {', '.join('.' + k for k in KINDS)}, or one of these and .gz")
+        file_problems.fatal(
+            str(path), path.suffix, f"end in {', '.join('.' + k for k in KINDS)}, or one of these and .gz"
+        )
     source, count = f"{path} line", 0
-    for record in KINDS[kind](path, layout, complaints):
+    for record in KINDS[kind](path, layout, file_problems):
         count += 1
-        values = select(record.values, layout, f"{source} {record.line}{record.place}", complaints)
+        values = select(record.values, layout, f"{source} {record.line}{record.place}", file_problems)
         if values is not None:
             yield Row(source, record.line, record.place, values)
-    if not count and not complaints.found:
-        complaints.fatal(str(path), "no rows", "hold at least one row")
+    if not count and not file_problems.found:
+        file_problems.fatal(str(path), "no rows", "hold at least one row")
 
 
-def check_columns(path: Path, layout: Layout) -> list[Problem]:
+def check_columns(path: Path, layout: ColumnLayout) -> list[Problem]:
     """What is wrong with a file as far as its first row; nothing of a ``.json`` file, which has to be read whole."""
     if file_kind(path) == "json":
         return []
-    complaints = Complaints()
+    file_problems = FileProblems()
     try:
-        with closing(read_rows(path, layout, complaints)) as rows:
+        with closing(read_rows(path, layout, file_problems)) as rows:
             next(rows, None)
     except DataError as error:
         return list(error.problems)
-    return complaints.found
+    return file_problems.found
 
 
 def select(
-    values: Mapping[str, object], layout: Layout, where: str, complaints: Complaints
+    values: Mapping[str, object], layout: ColumnLayout, where: str, file_problems: FileProblems
 ) -> dict[str, object] | None:
     """The values of a row by role, or None after a complaint about each required column that is not there."""
-    found = _columns(values, layout, where, complaints)
+    found = _columns(values, layout, where, file_problems)
     return None if found is None else {role: values[name] for role, name in found.items()}
 
 
-def _columns(names: Collection[str], layout: Layout, where: str, complaints: Complaints) -> dict[str, str] | None:
+def _columns(
+    names: Collection[str], layout: ColumnLayout, where: str, file_problems: FileProblems
+) -> dict[str, str] | None:
     columns = {}
     for role, accepted in {**layout.required, **layout.optional}.items():
         for name in accepted:
@@ -133,34 +137,36 @@ def _columns(names: Collection[str], layout: Layout, where: str, complaints: Com
     for role in (missing := [role for role in layout.required if role not in columns]):
         wanted = " or ".join(layout.required[role])
         fix = f"{nearest(layout.required[role][0], names)} (columns: {{{role}: NAME}} names a column of own files)"
-        complaints.add(where, "columns " + ", ".join(names), f"have a column {wanted}", fix if names else "")
+        file_problems.add(where, "columns " + ", ".join(names), f"have a column {wanted}", fix if names else "")
     return None if missing else columns
 
 
-def text_of(row: Row, role: str, complaints: Complaints) -> str | None:
+def text_of(row: Row, role: str, file_problems: FileProblems) -> str | None:
     """The value of a role if it is a string; otherwise None, after a complaint."""
     value = row.values.get(role)
     if not isinstance(value, str):
-        complaints.add(row.where, value, f"hold a string as {role}")
+        file_problems.add(row.where, value, f"hold a string as {role}")
         return None
     half = lone_surrogate(value)
     if half is not None:
-        complaints.add(row.where, half, f"hold whole characters as {role}", "the text before it was cut, or without it")
+        file_problems.add(
+            row.where, half, f"hold whole characters as {role}", "the text before it was cut, or without it"
+        )
         return None
     return value
 
 
-def _tsv(path: Path, layout: Layout, complaints: Complaints) -> Iterator[_Record]:
-    lines = ((number, text.rstrip("\r\n")) for number, text in read_lines(path, complaints))
-    return _table(path, ((number, text.split("\t")) for number, text in lines if text), layout, complaints)
+def _tsv(path: Path, layout: ColumnLayout, file_problems: FileProblems) -> Iterator[_Record]:
+    lines = ((number, text.rstrip("\r\n")) for number, text in read_lines(path, file_problems))
+    return _table(path, ((number, text.split("\t")) for number, text in lines if text), layout, file_problems)
 
 
-def _csv(path: Path, layout: Layout, complaints: Complaints) -> Iterator[_Record]:
-    return _table(path, _csv_cells(path, complaints), layout, complaints)
+def _csv(path: Path, layout: ColumnLayout, file_problems: FileProblems) -> Iterator[_Record]:
+    return _table(path, _csv_cells(path, file_problems), layout, file_problems)
 
 
-def _csv_cells(path: Path, complaints: Complaints) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader((text for _, text in read_lines(path, complaints)), strict=True)
+def _csv_cells(path: Path, file_problems: FileProblems) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader((text for _, text in read_lines(path, file_problems)), strict=True)
     while True:
         line = reader.line_num + 1
         limit = csv.field_size_limit(MAX_ROW)  # 131,072 by default, for the whole process
@@ -172,8 +178,8 @@ def _csv_cells(path: Path, complaints: Complaints) -> Iterator[tuple[int, list[s
             where, told = f"{path} line {line}", str(error)
             if "field limit" in told:
                 got = f"a field of more than {MAX_ROW:,} characters"
-                complaints.fatal(where, got, "have shorter fields", "closing a quotation mark, or shorter texts")
-            complaints.fatal(where, told, "be a well-formed CSV row", "an even number of quotation marks")
+                file_problems.fatal(where, got, "have shorter fields", "closing a quotation mark, or shorter texts")
+            file_problems.fatal(where, told, "be a well-formed CSV row", "an even number of quotation marks")
         finally:
             csv.field_size_limit(limit)
         if cells:
@@ -181,85 +187,85 @@ def _csv_cells(path: Path, complaints: Complaints) -> Iterator[tuple[int, list[s
 
 
 def _table(
-    path: Path, lines: Iterator[tuple[int, list[str]]], layout: Layout, complaints: Complaints
+    path: Path, lines: Iterator[tuple[int, list[str]]], layout: ColumnLayout, file_problems: FileProblems
 ) -> Iterator[_Record]:
     names: tuple[str, ...] | None = None
     for number, cells in lines:
         where = f"{path} line {number}"
         if names is None:
-            names = _header(cells, layout, where, complaints)
+            names = _header(cells, layout, where, file_problems)
             if names is not layout.headerless:
                 continue
         if len(cells) == len(names):
             yield _Record(number, "", dict(zip(names, cells, strict=True)))
         elif layout.skip_short and len(cells) < len(names):
-            complaints.skipped += 1
+            file_problems.skipped += 1
         else:
-            complaints.add(where, f"{len(cells)} columns", f"have {len(names)} columns, as the first row")
+            file_problems.add(where, f"{len(cells)} columns", f"have {len(names)} columns, as the first row")
 
 
-def _header(cells: list[str], layout: Layout, where: str, complaints: Complaints) -> tuple[str, ...]:
+def _header(cells: list[str], layout: ColumnLayout, where: str, file_problems: FileProblems) -> tuple[str, ...]:
     known = {name for accepted in layout.required.values() for name in accepted}
     if len(cells) == len(layout.headerless) and not known & set(cells):
         return layout.headerless
     names = tuple(cell.strip() for cell in cells)
     twice = sorted({name for name in names if names.count(name) > 1 and name in known})
     if twice:
-        complaints.fatal(where, ", ".join(names), f"name the column {twice[0]} once")
-    if _columns(names, layout, where, complaints) is None:
-        complaints.close()
+        file_problems.fatal(where, ", ".join(names), f"name the column {twice[0]} once")
+    if _columns(names, layout, where, file_problems) is None:
+        file_problems.close()
     return names
 
 
-def _jsonl(path: Path, _: Layout, complaints: Complaints) -> Iterator[_Record]:
-    for number, text in read_lines(path, complaints):
+def _jsonl(path: Path, _: ColumnLayout, file_problems: FileProblems) -> Iterator[_Record]:
+    for number, text in read_lines(path, file_problems):
         if not text.strip():
             continue
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            complaints.add(f"{path} line {number}", text.strip(), f"be a JSON object ({error})")
+            file_problems.add(f"{path} line {number}", text.strip(), f"be a JSON object ({error})")
             continue
         if isinstance(value, dict):
             yield _Record(number, "", value)
         else:
-            complaints.add(f"{path} line {number}", text.strip(), "be a JSON object")
+            file_problems.add(f"{path} line {number}", text.strip(), "be a JSON object")
 
 
-def _json(path: Path, _: Layout, complaints: Complaints) -> Iterator[_Record]:
-    with opened(path, complaints) as file:
+def _json(path: Path, _: ColumnLayout, file_problems: FileProblems) -> Iterator[_Record]:
+    with opened(path, file_problems) as file:
         data = file.read(MAX_JSON + 1)
     if len(data) > MAX_JSON:
-        complaints.fatal(str(path), f"more than {MAX_JSON:,} bytes", f"have at most {MAX_JSON:,} bytes", "JSONL")
+        file_problems.fatal(str(path), f"more than {MAX_JSON:,} bytes", f"have at most {MAX_JSON:,} bytes", "JSONL")
     try:
         text = data.removeprefix(BOM).decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.removeprefix(BOM).count(b"\n", 0, error.start) + 1
-        complaints.fatal(f"{path} line {line}", f"byte 0x{error.object[error.start]:02x}", "be UTF-8", "iconv")
+        file_problems.fatal(f"{path} line {line}", f"byte 0x{error.object[error.start]:02x}", "be UTF-8", "iconv")
     if not text.strip():
-        complaints.fatal(str(path), "an empty file", "hold at least one row")
+        file_problems.fatal(str(path), "an empty file", "hold at least one row")
     try:
-        yield from _items(path, text, complaints)
+        yield from _items(path, text, file_problems)
     except json.JSONDecodeError as error:
-        complaints.fatal(f"{path} line {error.lineno}", f"{error.msg} at column {error.colno}", "be JSON")
+        file_problems.fatal(f"{path} line {error.lineno}", f"{error.msg} at column {error.colno}", "be JSON")
     except (ValueError, RecursionError) as error:
-        complaints.fatal(str(path), str(error), "be JSON")
+        file_problems.fatal(str(path), str(error), "be JSON")
 
 
-def _items(path: Path, text: str, complaints: Complaints) -> Iterator[_Record]:
+def _items(path: Path, text: str, file_problems: FileProblems) -> Iterator[_Record]:
     """The objects of the list, SQuAD's articles cut into questions."""
-    for line, index, item in _elements(path, text, complaints):
+    for line, index, item in _elements(path, text, file_problems):
         place = f" item {index}"
         if not isinstance(item, dict):
-            complaints.add(f"{path} line {line}{place}", str(item), "be a JSON object")
+            file_problems.add(f"{path} line {line}{place}", str(item), "be a JSON object")
         elif "paragraphs" in item:
-            for inner, question in _questions(item, f"{path} line {line} data[{index}]", complaints):
+            for inner, question in _questions(item, f"{path} line {line} data[{index}]", file_problems):
                 yield _Record(line, f" data[{index}]{inner}", question)
         else:
             yield _Record(line, place, item)
 
 
-def _elements(path: Path, text: str, complaints: Complaints) -> Iterator[tuple[int, int, object]]:
+def _elements(path: Path, text: str, file_problems: FileProblems) -> Iterator[tuple[int, int, object]]:
     """Line, index and value of each element of the outer list, or of the list under "data" of the outer object."""
     decode = json.JSONDecoder().raw_decode
 
@@ -275,7 +281,7 @@ def _elements(path: Path, text: str, complaints: Complaints) -> Iterator[tuple[i
         at = _find_data(text, skip(at, "{"), skip)
     if at < 0 or text[at : at + 1] != "[":
         rule = 'be a list of objects, or an object with such a list under "data"'
-        complaints.fatal(str(path), text[:40].strip(), rule)
+        file_problems.fatal(str(path), text[:40].strip(), rule)
     at = skip(at, "[")
     line, counted, index = 1, 0, 0
     while text[at : at + 1] != "]":
@@ -309,12 +315,12 @@ def _find_data(text: str, at: int, skip: Callable[[int, str], int]) -> int:
 
 
 def _questions(
-    article: Mapping[str, object], where: str, complaints: Complaints
+    article: Mapping[str, object], where: str, file_problems: FileProblems
 ) -> Iterator[tuple[str, dict[str, object]]]:
     """Place and columns of each question of one article in SQuAD's layout."""
-    for i, paragraph in enumerate(_objects(article, "paragraphs", where, complaints)):
+    for i, paragraph in enumerate(_objects(article, "paragraphs", where, file_problems)):
         inner = f".paragraphs[{i}]"
-        for j, qa in enumerate(_objects(paragraph, "qas", where + inner, complaints)):
+        for j, qa in enumerate(_objects(paragraph, "qas", where + inner, file_problems)):
             columns = {
                 "context": paragraph.get("context"),
                 "question": qa.get("question"),
@@ -323,15 +329,17 @@ def _questions(
             yield f"{inner}.qas[{j}]", columns | ({"id": qa["id"]} if "id" in qa else {})
 
 
-def _objects(parent: Mapping[str, object], key: str, where: str, complaints: Complaints) -> list[Mapping[str, object]]:
+def _objects(
+    parent: Mapping[str, object], key: str, where: str, file_problems: FileProblems
+) -> list[Mapping[str, object]]:
     value = parent.get(key)
     if isinstance(value, list) and all(isinstance(item, dict) for item in value):
         return value
-    complaints.add(where, str(value), f"hold a list of objects as {key}")
+    file_problems.add(where, str(value), f"hold a list of objects as {key}")
     return []
 
 
-KINDS: Final[Mapping[str, Callable[[Path, Layout, Complaints], Iterator[_Record]]]] = {
+KINDS: Final[Mapping[str, Callable[[Path, ColumnLayout, FileProblems], Iterator[_Record]]]] = {
     "tsv": _tsv,
     "json": _json,
     "jsonl": _jsonl,

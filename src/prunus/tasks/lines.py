@@ -15,7 +15,7 @@ from typing import Final, NoReturn
 
 from prunus.errors import DataError, Problem, nearest
 
-__all__ = ["BOM", "MAX_ROW", "Complaints", "lone_surrogate", "opened", "read_lines"]
+__all__ = ["BOM", "MAX_ROW", "FileProblems", "lone_surrogate", "opened", "read_lines"]
 
 MAX_ROW: Final = 4 * 2**20
 MAX_PROBLEMS: Final = 10
@@ -23,7 +23,7 @@ BOM: Final = b"\xef\xbb\xbf"
 _PEEK: Final = 2**13
 
 
-class Complaints:
+class FileProblems:
     """Mistakes found so far, and the number of rows that were left out; raises at the tenth mistake."""
 
     def __init__(self) -> None:
@@ -58,17 +58,17 @@ def lone_surrogate(text: str) -> str | None:
 
 
 @contextmanager
-def opened(path: Path, complaints: Complaints) -> Iterator[gzip.GzipFile | BufferedReader]:
+def opened(path: Path, file_problems: FileProblems) -> Iterator[gzip.GzipFile | BufferedReader]:
     """The (decompressed) bytes of a file; everything that can fail while reading becomes a complaint."""
     try:
         with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
             yield file
     except FileNotFoundError:
-        complaints.fatal(str(path), "no such file", "be an existing file", _neighbour(path))
+        file_problems.fatal(str(path), "no such file", "be an existing file", _neighbour(path))
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        complaints.fatal(str(path), str(error), "be a whole gzip file", "gzip -t, and fetch the file again")
+        file_problems.fatal(str(path), str(error), "be a whole gzip file", "gzip -t, and fetch the file again")
     except (OSError, ValueError) as error:
-        complaints.fatal(str(path), str(error), "be a readable file")
+        file_problems.fatal(str(path), str(error), "be a readable file")
 
 
 def _neighbour(path: Path) -> str:
@@ -79,21 +79,21 @@ def _neighbour(path: Path) -> str:
     return nearest(path.name, names[:20]) if names else f"another directory: {path.parent} holds no files"
 
 
-def read_lines(path: Path, complaints: Complaints) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, file_problems: FileProblems) -> Iterator[tuple[int, str]]:
     """Number and text of each line, with its line end."""
-    with opened(path, complaints) as file:
+    with opened(path, file_problems) as file:
         whole = partial(file.readline, MAX_ROW + 1)
         lines = _by_carriage_return(file) if _has_bare_returns(file) else iter(whole, b"")
         for number, line in enumerate(lines, start=1):
             where = f"{path} line {number}"
             if len(line) > MAX_ROW:
-                complaints.fatal(where, f"{MAX_ROW:,} bytes and more", f"have at most {MAX_ROW:,} bytes")
+                file_problems.fatal(where, f"{MAX_ROW:,} bytes and more", f"have at most {MAX_ROW:,} bytes")
             data = line.removeprefix(BOM) if number == 1 else line
             try:
                 text = data.decode("utf-8")
             except UnicodeDecodeError as error:
                 text = data.decode("utf-8", errors="replace")
-                complaints.add(where, f"byte 0x{data[error.start]:02x} in {text.strip()[:40]}", "be UTF-8", "iconv")
+                file_problems.add(where, f"byte 0x{data[error.start]:02x} in {text.strip()[:40]}", "be UTF-8", "iconv")
             yield number, text
 
 

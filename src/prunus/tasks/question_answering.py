@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from prunus.errors import DataError, Problem, RecipeError, TrainingError
 from prunus.tasks.base import Feature, HeadKind, Metrics, Split
-from prunus.tasks.collate import TOKEN_KEYS, Rows
+from prunus.tasks.collate import TOKEN_KEYS, TokenizedRows
 from prunus.tasks.examples import QAExample
 from prunus.tasks.metrics import exact_match, squad_f1
 
@@ -80,7 +80,7 @@ class QuestionAnsweringTask:
 
     def features(
         self, split: Split, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int, int], None] | None = None
-    ) -> Rows:
+    ) -> TokenizedRows:
         """One row a window; ``example`` is the index of its question.
 
         Training rows carry ``start_positions`` and ``end_positions``, validation rows ``offsets``: the characters
@@ -90,7 +90,7 @@ class QuestionAnsweringTask:
         length = min(self.max_length, int(tokenizer.model_max_length))
         _check_tokenizer(tokenizer, length)
         stride = min(self.doc_stride, length // 2)
-        examples, rows = self._examples(split), Rows()
+        examples, rows = self._examples(split), TokenizedRows()
         for first in range(0, len(examples), _CHUNK):
             chunk = examples[first : first + _CHUNK]
             for example, windows in _windows(tokenizer, chunk, length, stride):

@@ -11,7 +11,7 @@ from typing import Final
 
 from prunus.tasks.base import Split
 from prunus.tasks.examples import QAExample
-from prunus.tasks.files import Complaints, Layout, Row, text_of
+from prunus.tasks.files import ColumnLayout, FileProblems, Row, text_of
 from prunus.tasks.question_answering import QuestionAnsweringTask
 from prunus.tasks.sources import Origin, Places, open_rows, subset, subset_notes
 from prunus.tasks.spec import TaskSpec
@@ -37,21 +37,23 @@ def places_of(spec: TaskSpec) -> Places:
     return Places((".",), {"train": ("train",), "validation": ("validation", "dev")}, hub_splits)
 
 
-def layout_of(spec: TaskSpec) -> Layout:
+def layout_of(spec: TaskSpec) -> ColumnLayout:
     """The columns of the task's files; ``columns`` of the recipe name those of own files."""
     usual = {role: ("answer", "answers") if role == "answer" else (role,) for role in OWN_ROLES}
     named = {role: (column,) for role, column in spec.columns.items()}
     required = {role: named.get(role, usual[role]) for role in ("question", "context", "answer")}
     required |= {role: names for role, names in named.items() if role in ("answer_start", "id")}
-    return Layout(required, {role: usual[role] for role in ("answer_start", "id") if role not in required})
+    return ColumnLayout(required, {role: usual[role] for role in ("answer_start", "id") if role not in required})
 
 
 def load_questions(spec: TaskSpec, origins: Mapping[Split, Origin]) -> QuestionAnsweringTask:
     """The task with the splits of ``origins`` read. Raises DataError with the line of each mistake in either file."""
-    complaints, layout = Complaints(), layout_of(spec)
-    train = _examples(origins["train"], "train", layout, complaints) if "train" in origins else []
-    validation = _examples(origins["validation"], "validation", layout, complaints) if "validation" in origins else []
-    complaints.close()
+    file_problems, layout = FileProblems(), layout_of(spec)
+    train = _examples(origins["train"], "train", layout, file_problems) if "train" in origins else []
+    validation = (
+        _examples(origins["validation"], "validation", layout, file_problems) if "validation" in origins else []
+    )
+    file_problems.close()
     notes = (REBUILT,) if spec.name == "squad" and train and train[0].id.startswith("tr") else ()
     return QuestionAnsweringTask(
         name=spec.name,
@@ -65,33 +67,33 @@ def load_questions(spec: TaskSpec, origins: Mapping[Split, Origin]) -> QuestionA
     )
 
 
-def _examples(origin: Origin, split: Split, layout: Layout, complaints: Complaints) -> list[QAExample]:
+def _examples(origin: Origin, split: Split, layout: ColumnLayout, file_problems: FileProblems) -> list[QAExample]:
     found: list[QAExample] = []
     places: dict[str, str] = {}
-    for index, row in enumerate(open_rows(origin, layout, complaints)):
-        name = _id(row, f"{split}-{index}", complaints)
+    for index, row in enumerate(open_rows(origin, layout, file_problems)):
+        name = _id(row, f"{split}-{index}", file_problems)
         if name in places:
-            complaints.add(row.where, name, f"have an id of its own, not that of {places[name]}")
+            file_problems.add(row.where, name, f"have an id of its own, not that of {places[name]}")
         places[name] = row.where
-        question, context = text_of(row, "question", complaints), text_of(row, "context", complaints)
-        answers = _answers(row, complaints)
+        question, context = text_of(row, "question", file_problems), text_of(row, "context", file_problems)
+        answers = _answers(row, file_problems)
         if question is None or context is None or answers is None:
             continue
-        spans = [_located(row, context, text, start, complaints) for text, start in answers]
+        spans = [_located(row, context, text, start, file_problems) for text, start in answers]
         good = [span for span in spans if span is not None]
         if len(good) == len(spans):
             found.append(QAExample(name, question, context, tuple(t for t, _ in good), tuple(s for _, s in good)))
     return found
 
 
-def _id(row: Row, default: str, complaints: Complaints) -> str:
+def _id(row: Row, default: str, file_problems: FileProblems) -> str:
     value = row.values.get("id", default)
     if not isinstance(value, str | int) or value == "":
-        complaints.add(row.where, value, "hold a string as id")
+        file_problems.add(row.where, value, "hold a string as id")
     return str(value)
 
 
-def _answers(row: Row, complaints: Complaints) -> list[tuple[str, int | None]] | None:
+def _answers(row: Row, file_problems: FileProblems) -> list[tuple[str, int | None]] | None:
     """Text and start (None: to be found) of each answer; None after a complaint."""
     value, starts = row.values.get("answer"), row.values.get("answer_start")
     if isinstance(value, dict):
@@ -104,40 +106,42 @@ def _answers(row: Row, complaints: Complaints) -> list[tuple[str, int | None]] |
     if not isinstance(starts, list):
         starts = [starts] + [None] * (len(texts) - 1)
     if not texts:
-        complaints.add(
+        file_problems.add(
             row.where, "no answer", "have an answer", "SQuAD v1.1, version 2.0 has questions without answers"
         )
         return None
     if len(starts) != len(texts):
-        complaints.add(row.where, f"{len(starts)} starts, {len(texts)} answers", "have one answer_start an answer")
+        file_problems.add(row.where, f"{len(starts)} starts, {len(texts)} answers", "have one answer_start an answer")
         return None
     pairs: list[tuple[str, int | None]] = []
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not text.strip():
-            complaints.add(row.where, text, "hold a string as answer")
+            file_problems.add(row.where, text, "hold a string as answer")
             return None
         if start is None or start == "":
             pairs.append((text, None))
         elif not isinstance(start, bool) and str(start).isascii() and str(start).isdecimal() and len(str(start)) < 10:
             pairs.append((text, int(str(start))))
         else:
-            complaints.add(row.where, start, "hold a count of characters as answer_start")
+            file_problems.add(row.where, start, "hold a count of characters as answer_start")
             return None
     return pairs
 
 
-def _located(row: Row, context: str, answer: str, start: int | None, complaints: Complaints) -> tuple[str, int] | None:
+def _located(
+    row: Row, context: str, answer: str, start: int | None, file_problems: FileProblems
+) -> tuple[str, int] | None:
     """The answer without outer white space, and where it starts."""
     text = answer.strip()
     if start is None:
         at = context.find(text)
         if at < 0:
-            complaints.add(row.where, text, "have an answer that stands in the context, letter by letter")
+            file_problems.add(row.where, text, "have an answer that stands in the context, letter by letter")
             return None
         return text, at
     if context[start : start + len(answer)] != answer:
         there = context[start : start + len(answer)]
         fix = f"a file without answer_start, which takes the first occurrence; at {start} stands {there[:40]!r}"
-        complaints.add(row.where, answer, f"have its answer at character {start} of the context", fix)
+        file_problems.add(row.where, answer, f"have its answer at character {start} of the context", fix)
         return None
     return text, start + len(answer) - len(answer.lstrip())

@@ -17,7 +17,7 @@ import numpy as np
 from prunus.errors import DataError, MissingExtra, Problem, RecipeError, nearest
 from prunus.paths import expanded
 from prunus.tasks.base import Split
-from prunus.tasks.files import KINDS, Complaints, Layout, Row, file_kind, read_rows, select
+from prunus.tasks.files import KINDS, ColumnLayout, FileProblems, Row, file_kind, read_rows, select
 from prunus.tasks.spec import TaskSpec
 
 __all__ = ["HubSplit", "Origin", "Places", "locate", "open_rows", "subset", "subset_notes"]
@@ -145,14 +145,14 @@ def _search(folder: Path, places: Places, splits: Sequence[Split]) -> dict[Split
     return best
 
 
-def open_rows(origin: Origin, layout: Layout, complaints: Complaints) -> Iterator[Row]:
+def open_rows(origin: Origin, layout: ColumnLayout, file_problems: FileProblems) -> Iterator[Row]:
     """The rows of a split. Raises DataError, and MissingExtra where the Hub is asked without ``datasets``."""
     if isinstance(origin, Path):
-        return read_rows(origin, layout, complaints)
-    return _hub_rows(origin, layout, complaints)
+        return read_rows(origin, layout, file_problems)
+    return _hub_rows(origin, layout, file_problems)
 
 
-def _hub_rows(origin: HubSplit, layout: Layout, complaints: Complaints) -> Iterator[Row]:
+def _hub_rows(origin: HubSplit, layout: ColumnLayout, file_problems: FileProblems) -> Iterator[Row]:
     try:
         import datasets
     except ImportError as error:
@@ -175,11 +175,11 @@ def _hub_rows(origin: HubSplit, layout: Layout, complaints: Complaints) -> Itera
         for key, labels in names.items():
             if isinstance(record[key], int) and 0 <= record[key] < len(labels):
                 record[key] = labels[record[key]]
-        values = select(record, layout, f"{source} {number}", complaints)
+        values = select(record, layout, f"{source} {number}", file_problems)
         if values is not None:
             yield Row(source, number, "", values)
     if not count:
-        complaints.fatal(source, "no rows", "be at least one")
+        file_problems.fatal(source, "no rows", "be at least one")
 
 
 def subset(rows: Sequence[T], count: int | None, seed: int) -> Sequence[T]:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from prunus.checkpoint.state import read_tensors, write_tensors
+from prunus.checkpoint.tensor_io import read_tensors, write_tensors
 from prunus.distributed.processes import barrier, is_main_process
 from prunus.sparsity.measure import whole
 from prunus.training.session import Session

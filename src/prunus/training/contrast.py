@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
-from prunus.checkpoint.states import read_states, write_states
+from prunus.checkpoint.bank_io import read_states, write_states
 from prunus.distillation.banks import Bank, draw, filled
 from prunus.distillation.contrastive import Contrastive, Representation, contrastive_loss, sets_of
 from prunus.errors import CheckpointError, Problem, TargetError, TrainingError

@@ -35,11 +35,11 @@ from prunus.training.fit import Interrupted, drop_checkpoints, fit
 from prunus.training.run_facts import plain, size_on_disk
 from prunus.training.run_plan import RunPlan
 
-__all__ = ["Dense", "dense_model"]
+__all__ = ["DenseModel", "dense_model"]
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseModel:
     """A fine-tuned dense model, the seconds its training took, whether it was kept, and the bytes of its weights."""
 
     model: PreTrainedModel
@@ -91,7 +91,7 @@ def _said(spec: Any, default: Any) -> dict[str, Any]:
     return {name: value for name, value in plain(spec).items() if value != usual[name]}
 
 
-def dense_model(plan: RunPlan, collate: Collate, bars: Bars, say: Callable[[str], None]) -> Dense:
+def dense_model(plan: RunPlan, collate: Collate, bars: Bars, say: Callable[[str], None]) -> DenseModel:
     """The dense model of a recipe, fine-tuned now or kept from an earlier run."""
     kept = cache_or_temporary("dense", _digest(plan))
     head = plan.task.head
@@ -101,7 +101,7 @@ def dense_model(plan: RunPlan, collate: Collate, bars: Bars, say: Callable[[str]
     if there:
         say(f"dense model: kept from an earlier run in {kept}")
         model = load_model(str(kept), plan.dense_config, head)
-        return Dense(model, float(read_json(kept)["seconds"]), True, size_on_disk(kept))
+        return DenseModel(model, float(read_json(kept)["seconds"]), True, size_on_disk(kept))
     train = plan.recipe.dense_training
     set_seed(train.seed)
     revision, rows = plan.recipe.model.revision, plan.train_features
@@ -135,4 +135,4 @@ def dense_model(plan: RunPlan, collate: Collate, bars: Bars, say: Callable[[str]
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     say(f"dense model: kept for the next run in {kept}")
-    return Dense(model, result.seconds, False, size_on_disk(kept))
+    return DenseModel(model, result.seconds, False, size_on_disk(kept))

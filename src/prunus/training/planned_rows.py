@@ -13,7 +13,7 @@ from prunus.tasks import check_task, row_length, shortened
 from prunus.tasks.base import Feature, Task
 from prunus.tasks.spec import TaskSpec
 from prunus.training.planned_models import Models, Sources
-from prunus.training.trial import Trial, batch_problems, row_problems, trial_of
+from prunus.training.trial_batch import Trial, batch_problems, row_problems, trial_of
 
 __all__ = ["PlannedRows", "resolve_rows"]
 

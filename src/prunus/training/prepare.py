@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prunus.checkpoint.state import MASKS_FILE, read_masks
+from prunus.checkpoint.tensor_io import MASKS_FILE, read_masks
 from prunus.errors import Problem, RecipeError
 from prunus.models.loading import load_model
 from prunus.quantization.prepare import attach

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from prunus.checkpoint.state import MASKS_FILE, read_masks
+from prunus.checkpoint.tensor_io import MASKS_FILE, read_masks
 from prunus.errors import CheckpointError, Problem, PrunusError
 from prunus.models.loading import load_saved, load_tokenizer, saved_labels
 from prunus.models.predict import score_task

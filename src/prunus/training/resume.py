@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers import Trainer, TrainerState, TrainingArguments
 
-from prunus.checkpoint.state import read_tensors
+from prunus.checkpoint.tensor_io import read_tensors
 from prunus.errors import CheckpointError, Problem
 
 __all__ = ["part_of", "read_state", "resumed_from"]

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel, set_seed
 from prunus._version import __version__
 from prunus.checkpoint.sentence_files import find_sentence_files
 from prunus.checkpoint.staged import staged
-from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, write_masks, write_tensors
+from prunus.checkpoint.tensor_io import MASKS_FILE, RANGES_FILE, write_masks, write_tensors
 from prunus.distributed.processes import barrier, is_main_process
 from prunus.environment import environment
 from prunus.errors import CheckpointError, Problem, PrunusError

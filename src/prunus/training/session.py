@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerState, TrainingArguments
 
-from prunus.checkpoint.state import write_tensors
+from prunus.checkpoint.tensor_io import write_tensors
 from prunus.distributed.deepspeed import deepspeed_problems, stage_of
 from prunus.errors import CheckpointError, Problem, RecipeError, TargetError
 from prunus.sparsity.masker import Masker

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from prunus.distillation.inner import Inner
+from prunus.distillation.feature_distiller import Inner
 from prunus.distillation.logits import Distillation, Lesson, Outputs, distill, logit_loss
 from prunus.distributed.deepspeed import stage_of
 from prunus.errors import CheckpointError, Problem, RecipeError

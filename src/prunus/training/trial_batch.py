@@ -22,7 +22,7 @@ from prunus.models.loading import from_config
 from prunus.models.masked_language import masked_outputs
 from prunus.sparsity.depth import keep_layers
 from prunus.tasks.base import Feature, HeadKind
-from prunus.tasks.collate import Collate, Rows
+from prunus.tasks.collate import Collate, TokenizedRows
 
 __all__ = ["Trial", "batch_problems", "row_problems", "trial_model", "trial_of"]
 
@@ -37,7 +37,7 @@ class Trial:
     key: str
     model: Any
     tokens: int
-    """Rows of its table of tokens."""
+    """TokenizedRows of its table of tokens."""
     reads: int
     """Tokens of the longest row that it takes, up to the length that was asked for."""
 
@@ -97,7 +97,7 @@ def row_problems(
     tokenizer: PreTrainedTokenizerBase,
     length: int,
 ) -> list[Problem]:
-    """Rows that are too long for a model, or hold tokens that it has no embedding for.
+    """TokenizedRows that are too long for a model, or hold tokens that it has no embedding for.
 
     ``splits`` gives the rows of both splits. It is asked only where ``length`` or the size of the tokenizer allows such rows.
     """
@@ -135,7 +135,9 @@ def batch_problems(
     trial: Trial, features: Sequence[Feature], head: HeadKind, tokenizer: PreTrainedTokenizerBase
 ) -> list[Problem]:
     """What keeps the model from taking its longest rows beside its shortest one."""
-    lengths = features.lengths() if isinstance(features, Rows) else [len(row["input_ids"]) for row in features[:64]]
+    lengths = (
+        features.lengths() if isinstance(features, TokenizedRows) else [len(row["input_ids"]) for row in features[:64]]
+    )
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     chosen = dict.fromkeys([order[0], *order[-2:]])
     batch = Collate(tokenizer)([features[i] for i in chosen])

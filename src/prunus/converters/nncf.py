@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any, Final
 
-from prunus.foreign.reading import Block, Converted
+from prunus.converters.reading import ConfigBlock, Converted
 
 __all__ = ["convert_nncf"]
 
@@ -27,14 +27,16 @@ RANGES: Final = {
 def convert_nncf(values: Mapping[str, Any]) -> Converted:
     """The recipe that an NNCF configuration means."""
     lost: list[str] = []
-    whole = Block(values, "", lost)
+    whole = ConfigBlock(values, "", lost)
     recipe: dict[str, Any] = {}
     for key in ("input_info", "log_dir", "target_device"):
         whole.take(key)  # how to trace a model, and where logs go: a recipe needs neither
     algorithms = whole.take("compression")
     for i, one in enumerate([algorithms] if isinstance(algorithms, Mapping) else algorithms or []):
         block = (
-            Block(one, f"compression[{i}]", lost) if isinstance(one, Mapping) else Block({}, f"compression[{i}]", lost)
+            ConfigBlock(one, f"compression[{i}]", lost)
+            if isinstance(one, Mapping)
+            else ConfigBlock({}, f"compression[{i}]", lost)
         )
         name = block.take("algorithm")
         if name == "magnitude_sparsity":
@@ -51,7 +53,7 @@ def convert_nncf(values: Mapping[str, Any]) -> Converted:
     return Converted(recipe, lost)
 
 
-def sparsity(block: Block) -> tuple[dict[str, Any], int | None]:
+def sparsity(block: ConfigBlock) -> tuple[dict[str, Any], int | None]:
     """``magnitude_sparsity`` -> ``prune``, and the optimizer steps of an epoch where it says them."""
     params = block.block("params")
     initial = block.number("sparsity_init", 0.0)
@@ -86,7 +88,7 @@ def sparsity(block: Block) -> tuple[dict[str, Any], int | None]:
     return rule, counted
 
 
-def target(params: Block) -> float:
+def target(params: ConfigBlock) -> float:
     """The final sparsity; the last level of ``multistep`` stands over the target."""
     value = params.number("sparsity_target", 0.5)
     if params.values.get("schedule") != "multistep":
@@ -96,7 +98,7 @@ def target(params: Block) -> float:
     return float(levels[-1]) if fine else value
 
 
-def schedule(params: Block, initial: float) -> dict[str, Any]:
+def schedule(params: ConfigBlock, initial: float) -> dict[str, Any]:
     """``params`` -> ``prune.schedule``."""
     kind = params.take("schedule", "polynomial")
     end, freeze = params.number("sparsity_target_epoch", 90), params.number("sparsity_freeze_epoch", 100)
@@ -128,7 +130,7 @@ def staircase(epochs: Sequence[float], levels: Sequence[float]) -> dict[str, Any
     return {"kind": "multistep", "start": 0, "boundaries": [f"{at:g} epochs" for at in epochs], "levels": share}
 
 
-def adaptive(params: Block, initial: float) -> dict[str, Any]:
+def adaptive(params: ConfigBlock, initial: float) -> dict[str, Any]:
     """NNCF raises the level by 0.05 once ``patience`` epochs have reached it. By magnitude every epoch does, at once: what
     adapts where a level is learned is a staircase here.
     """
@@ -146,7 +148,7 @@ def adaptive(params: Block, initial: float) -> dict[str, Any]:
     return staircase(epochs, levels) if epochs else {"kind": "one_shot", "start": 0}
 
 
-def quantization(block: Block) -> dict[str, Any]:
+def quantization(block: ConfigBlock) -> dict[str, Any]:
     """``quantization`` -> ``quantize``."""
     preset = block.take("preset", "performance")
     if preset not in {"performance", "mixed"}:
@@ -188,7 +190,7 @@ def quantization(block: Block) -> dict[str, Any]:
     return found
 
 
-def scopes(block: Block, key: str, anyway: re.Pattern[str] | None) -> list[str]:
+def scopes(block: ConfigBlock, key: str, anyway: re.Pattern[str] | None) -> list[str]:
     """Scopes as regular expressions on names; those that a recipe observes anyway are not among them."""
     found = []
     for scope in block.texts(key):

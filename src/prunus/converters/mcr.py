@@ -6,7 +6,7 @@ Its block dimensions count (inputs, outputs); a pattern counts outputs x inputs.
 from collections.abc import Mapping
 from typing import Any, Final
 
-from prunus.foreign.reading import Block, Converted
+from prunus.converters.reading import ConfigBlock, Converted
 
 __all__ = ["convert_mcr"]
 
@@ -21,7 +21,7 @@ FUNCTIONS: Final = {
 def convert_mcr(values: Mapping[str, Any]) -> Converted:
     """The recipe that a pruning configuration means."""
     lost: list[str] = []
-    block = Block(values, "", lost)
+    block = ConfigBlock(values, "", lost)
     function = block.take("pruning_fn")
     if function == "pattern_lock":
         return Converted({"prune": locked(block)}, lost)
@@ -70,7 +70,7 @@ def convert_mcr(values: Mapping[str, Any]) -> Converted:
     return Converted({"prune": rule}, lost)
 
 
-def targets(block: Block) -> dict[str, Any]:
+def targets(block: ConfigBlock) -> dict[str, Any]:
     """Which layers, and which not."""
     kinds = block.block("prune_layer_types")
     for kind in kinds.values:
@@ -80,7 +80,7 @@ def targets(block: Block) -> dict[str, Any]:
     return {"targets": {"exclude": excluded}} if excluded else {}
 
 
-def locked(block: Block) -> dict[str, Any]:
+def locked(block: ConfigBlock) -> dict[str, Any]:
     """``pattern_lock``: the zeros that are there stay."""
     if block.take("scheduler", "one_shot") != "one_shot":
         block.lose("scheduler", "a pattern is locked once, before training")
@@ -90,7 +90,7 @@ def locked(block: Block) -> dict[str, Any]:
     return rule
 
 
-def schedule(block: Block) -> dict[str, Any]:
+def schedule(block: ConfigBlock) -> dict[str, Any]:
     """Cubic between the policy's steps; masks are selected again until the pruning ends."""
     start, end = block.number("policy_begin_step", 0), block.number("policy_end_step", 1000)
     last, begin = block.number("end_pruning_step", -1), block.number("begin_pruning_step", 0)
@@ -104,7 +104,7 @@ def schedule(block: Block) -> dict[str, Any]:
     return found | {"every": int(block.number("pruning_frequency", 100))}
 
 
-def blocks(own: Block) -> str:
+def blocks(own: ConfigBlock) -> str:
     """``block_dims`` -> outputs x inputs."""
     dims = own.take("block_dims", 1)
     if isinstance(dims, int):

@@ -9,8 +9,8 @@ import yaml
 from typer.testing import CliRunner
 
 from prunus.cli import app
+from prunus.converters import convert_file
 from prunus.errors import RecipeError
-from prunus.foreign import convert_file
 from prunus.recipe import load_recipe, read_recipe
 
 CARD: dict[str, Any] = {

@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from prunus.checkpoint.state import write_tensors
+from prunus.checkpoint.tensor_io import write_tensors
 from prunus.errors import CheckpointError, Problem
 
 __all__ = ["read_states", "write_states"]

@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from prunus.converters.mcr import convert_mcr
+from prunus.converters.nncf import convert_nncf
+from prunus.converters.reading import Converted
 from prunus.errors import Problem, RecipeError
-from prunus.foreign.mcr import convert_mcr
-from prunus.foreign.nncf import convert_nncf
-from prunus.foreign.reading import Converted
 from prunus.recipe import read_recipe
 
 __all__ = ["Converted", "convert_file"]

@@ -1,10 +1,10 @@
-"""Reading a foreign configuration so that nothing is lost in silence: what is not taken is named."""
+"""Reading the configuration of another tool so that nothing is lost in silence: what is not taken is named."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Block", "Converted"]
+__all__ = ["ConfigBlock", "Converted"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Converted:
 
 
 @dataclass
-class Block:
+class ConfigBlock:
     """One object of the file. ``take`` reads a key; ``rest`` names those that nobody read."""
 
     values: Mapping[str, Any]
@@ -38,12 +38,12 @@ class Block:
             return default
         return value
 
-    def block(self, key: str) -> "Block":
+    def block(self, key: str) -> "ConfigBlock":
         """An object below this one; an empty one where there is none."""
         value = self.take(key)
         if value is not None and not isinstance(value, Mapping):
             self.lose(key, "is not an object")
-        return Block(value if isinstance(value, Mapping) else {}, self.name(key), self.lost)
+        return ConfigBlock(value if isinstance(value, Mapping) else {}, self.name(key), self.lost)
 
     def texts(self, key: str) -> list[str]:
         """A list of texts; one text counts as a list of one."""
