@@ -112,7 +112,7 @@ def test_no_range_of_a_real_model_is_near_the_smallest() -> None:
     ranges = calibrate(dense, [draw.integers(1000, 30000, 24) for _ in range(4)])
     shape = dense.shape
     for i in range(shape.layers):
-        for name in ("input", "context", "middle", "inner"):
+        for name in ("input", "context", "middle", "intermediate"):
             assert max(ranges.high[f"layers.{i}.{name}"]) - min(ranges.low[f"layers.{i}.{name}"]) > 1e-2
         for name in ("query", "key", "value"):
             assert ranges.largest(f"layers.{i}.{name}").reshape(shape.heads, shape.size).max(1).min() > 1e-2

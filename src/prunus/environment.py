@@ -19,11 +19,11 @@ _PACKAGES: Final = ("torch", "transformers", "accelerate", "datasets", "tokenize
 
 def environment(threads: int | None = None) -> dict[str, Any]:
     """Versions and the machine."""
-    found = {"prunus": __version__, "python": platform.python_version(), "platform": platform.platform(terse=True)}
-    found |= package_versions(_PACKAGES)
+    facts = {"prunus": __version__, "python": platform.python_version(), "platform": platform.platform(terse=True)}
+    facts |= package_versions(_PACKAGES)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return found | {
+    return facts | {
         "cpu": processor(),
         "cores": cores,
         "threads": training_threads(threads),
@@ -33,15 +33,15 @@ def environment(threads: int | None = None) -> dict[str, Any]:
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
     """Of those that are installed."""
-    found = {}
+    versions = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    if "torch" in found:
-        found["torch"] = torch.__version__  # its build (+cpu, +cu130), which the package index leaves out
-    return found
+    if "torch" in versions:
+        versions["torch"] = torch.__version__  # its build (+cpu, +cu130), which the package index leaves out
+    return versions
 
 
 def processor() -> str:

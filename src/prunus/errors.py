@@ -106,6 +106,6 @@ def first_line(error: BaseException) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """The known word closest to ``word``, or all of them if none is close; for the "try ..." part of a problem."""
-    words = sorted(known)
-    close = get_close_matches(word, words, n=1, cutoff=0.6)
-    return close[0] if close else "one of " + ", ".join(words)
+    candidates = sorted(known)
+    close = get_close_matches(word, candidates, n=1, cutoff=0.6)
+    return close[0] if close else "one of " + ", ".join(candidates)

@@ -71,14 +71,14 @@ def to_integers(x: T, step: T, least: int, most: int, zero: T | None = None) -> 
     """The nearest whole numbers of the grid, in floating type. Arguments broadcast; no argument is changed."""
     quotient: Any = x / step  # type: ignore[operator]
     if hasattr(quotient, "round_"):  # torch: in place, because memory costs more than arithmetic in training
-        whole: T = (quotient.round_() if zero is None else quotient.round_().add_(zero)).clamp_(least, most)
+        rounded: T = (quotient.round_() if zero is None else quotient.round_().add_(zero)).clamp_(least, most)
     else:
-        whole = (quotient.round() if zero is None else quotient.round() + zero).clip(least, most)
-    return whole
+        rounded = (quotient.round() if zero is None else quotient.round() + zero).clip(least, most)
+    return rounded
 
 
 def from_integers(integers: T, step: T, zero: T | None = None) -> T:
     """The numbers that whole numbers of the grid (in floating type) stand for."""
-    whole: Any = integers
-    x: T = (whole if zero is None else whole - zero) * step
+    values: Any = integers
+    x: T = (values if zero is None else values - zero) * step
     return x

@@ -23,20 +23,20 @@ def plan_lines(plan: Mapping[str, Any], verbose: bool = False) -> Iterator[str]:
         yield f"dense    {steps['dense']:,} steps first, unless kept from an earlier run"
     yield f"train    {steps['total']:,} steps, {steps['per_epoch']:,} an epoch"
     if plan["budget"]:
-        own = plan["budget"]
-        left = f"{own['predicted']:.4f} is left by calculation"
-        if "measured" in own:
-            left = f"{own['measured']:.4f} was measured (by the table of layers {own['predicted']:.4f})"
-        yield f"budget   {own['share']:g} of the {own['measure']}: {own['sparsity']:.4f} of the heads and neurons go, {left}"
+        budget = plan["budget"]
+        left = f"{budget['predicted']:.4f} is left by calculation"
+        if "measured" in budget:
+            left = f"{budget['measured']:.4f} was measured (by the table of layers {budget['predicted']:.4f})"
+        share = f"{budget['share']:g} of the {budget['measure']}"
+        yield f"budget   {share}: {budget['sparsity']:.4f} of the heads and neurons go, {left}"
     for rule in plan["rules"]:
         yield from _rule(rule, verbose)
     if not plan["rules"]:
         yield "prune    nothing: this recipe trains a dense model"
     if plan["quantize"]:
-        own = plan["quantize"]
-        yield (
-            f"quantize {len(own['layers'])} layers in 8 bits, {own['mode']}; first ranges from {own['samples']:,} samples"
-        )
+        settings = plan["quantize"]
+        what = f"{len(settings['layers'])} layers in 8 bits, {settings['mode']}"
+        yield f"quantize {what}; first ranges from {settings['samples']:,} samples"
     sizes = plan["bytes"]
     total = sum(sizes.values())
     parts = ", ".join(f"{name} {_mebibytes(size)}" for name, size in sizes.items() if size)

@@ -22,33 +22,33 @@ _UNREAD: Final = object()  # stands for a value that could not be read; its key 
 T = TypeVar("T")
 
 
-def read_dataclass(cls: type[T], raw: Any, found: list[Problem], blocks: Mapping[str, type[Any]] | None = None) -> T:
-    """``cls`` from a mapping; problems are appended to ``found``.
+def read_dataclass(cls: type[T], raw: Any, problems: list[Problem], blocks: Mapping[str, type[Any]] | None = None) -> T:
+    """``cls`` from a mapping; problems are appended to ``problems``.
 
     ``blocks`` (dotted name -> dataclass) are where a key may have been meant that does not belong where it stands.
     """
-    return _Reader(found, blocks or {}).read(cls, raw, "")
+    return _Reader(problems, blocks or {}).read(cls, raw, "")
 
 
 @dataclass(frozen=True)
 class _Reader:
     """What every level of the reading shares: the list of problems, and where else keys live."""
 
-    found: list[Problem]
+    problems: list[Problem]
     blocks: Mapping[str, type[Any]]
 
     def read(self, cls: type[T], raw: Any, key: str) -> T:
-        """A dataclass from a mapping; what cannot be read stays at its default and is noted in ``found``."""
+        """A dataclass from a mapping; what cannot be read stays at its default and is noted in ``problems``."""
         known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
         if not isinstance(raw, Mapping):
-            self.found.append(Problem(key or "recipe", raw, "be a mapping of keys", ", ".join(known)))
+            self.problems.append(Problem(key or "recipe", raw, "be a mapping of keys", ", ".join(known)))
             return cls()
         hints = get_type_hints(cls)
         values: dict[str, Any] = {}
         for name, value in raw.items():
             where = f"{key}.{name}" if key else str(name)
             if name not in known:
-                self.found.append(
+                self.problems.append(
                     Problem(where or "''", value, "be a known key", self._nearest_key(str(name), key, known))
                 )
                 continue
@@ -80,17 +80,17 @@ class _Reader:
             try:
                 span = parse_span(value, key)
             except RecipeError as error:
-                self.found.extend(error.problems)
+                self.problems.extend(error.problems)
                 return _UNREAD
             if span.value > _LONGEST:
-                self.found.append(Problem(key, value, f"be at most {_LONGEST:g}", "'10%'"))
+                self.problems.append(Problem(key, value, f"be at most {_LONGEST:g}", "'10%'"))
                 return _UNREAD
             return span
         if is_dataclass(hint) and isinstance(hint, type):
             return self.read(hint, value, key)
         if origin is Literal:
             if value not in arguments:
-                self.found.append(
+                self.problems.append(
                     Problem(key, value, "be one of " + ", ".join(arguments), nearest(str(value), arguments))
                 )
                 return _UNREAD
@@ -109,7 +109,7 @@ class _Reader:
             return value
         if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
             if not abs(value) <= sys.float_info.max:  # also not for NaN
-                self.found.append(Problem(key, value, "be a finite number", "0.5"))
+                self.problems.append(Problem(key, value, "be a finite number", "0.5"))
                 return _UNREAD
             return float(value)
         if hint is str and isinstance(value, int) and not isinstance(value, bool):
@@ -119,6 +119,8 @@ class _Reader:
         ):
             names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
             wanted = names.get(hint, "a mapping of names to values")
-            self.found.append(Problem(key, value, f"be {wanted}", {bool: "true", int: "1", float: "0.5"}.get(hint, "")))
+            self.problems.append(
+                Problem(key, value, f"be {wanted}", {bool: "true", int: "1", float: "0.5"}.get(hint, ""))
+            )
             return _UNREAD
         return value

@@ -105,8 +105,8 @@ class Recipe:
     @property
     def starts_dense(self) -> bool:
         """Whether the sparse training starts from the fine-tuned dense model."""
-        own = self.model.start == "auto" and not self.locks and self.model.dense is None
-        return self.needs_dense and (own or self.model.start == "dense")
+        by_default = self.model.start == "auto" and not self.locks and self.model.dense is None
+        return self.needs_dense and (by_default or self.model.start == "dense")
 
     @property
     def dense_training(self) -> TrainSpec:
@@ -120,54 +120,56 @@ class Recipe:
     def _budget_problems(self) -> list[Problem]:
         if self.budget is None:
             return []
-        found = self.budget.problems()
+        problems = self.budget.problems()
         if not any(self.budgets(pruning) for pruning in self.prune):
             rule = "come with a rule of prune for heads or ffn, which leave a smaller model"
-            found.append(Problem("budget", "given", rule, "prune: [{pattern: heads, ...}, {pattern: ffn, ...}]"))
+            problems.append(Problem("budget", "given", rule, "prune: [{pattern: heads, ...}, {pattern: ffn, ...}]"))
         if self.model.cuts:
             rule = "be left out with model.layers, depth or hidden: it is a share of the model as it is before"
-            found.append(Problem("budget", "given", rule, "prune: [{pattern: heads, sparsity: 0.5, ...}]"))
+            problems.append(Problem("budget", "given", rule, "prune: [{pattern: heads, sparsity: 0.5, ...}]"))
         for index, pruning in enumerate(self.prune):
             if self.budgets(pruning) and pruning.sparsity is not None:
                 rule = "be left out where a budget says how much may stay"
-                found.append(Problem(f"prune[{index}].sparsity", pruning.sparsity, rule, "one of the two"))
-        return found
+                problems.append(Problem(f"prune[{index}].sparsity", pruning.sparsity, rule, "one of the two"))
+        return problems
 
     def problems(self) -> list[Problem]:
         """Everything that is wrong before data and model are looked at."""
-        found = self.train.problems("train")
+        problems = self.train.problems("train")
         if self.dense is not None:
-            found += self.dense.problems("dense")
-        found += self._budget_problems()
+            problems += self.dense.problems("dense")
+        problems += self._budget_problems()
         for index, pruning in enumerate(self.prune):
-            found += (replace(pruning, sparsity=0.5) if self.budgets(pruning) else pruning).problems(f"prune[{index}]")
+            problems += (replace(pruning, sparsity=0.5) if self.budgets(pruning) else pruning).problems(
+                f"prune[{index}]"
+            )
         if self.distill is not None:
-            found += self.distill.problems("distill")
+            problems += self.distill.problems("distill")
         growing = any(not pruning.lock for pruning in self.prune)
         for key, train in (("train", self.train), ("dense", self.dense)):
             if train is not None and train.lr_scheduler == "linear_rewinding" and not (growing and key == "train"):
                 rule = "come with a rule of prune whose masks grow: it goes by their updates"
-                found.append(Problem(f"{key}.lr_scheduler", train.lr_scheduler, rule, "linear"))
+                problems.append(Problem(f"{key}.lr_scheduler", train.lr_scheduler, rule, "linear"))
         if self.distill is not None and self.distill.contrast.snc.counts and not growing:
             rule = "come with a rule of prune whose masks grow: it goes by their snapshots"
-            found.append(Problem("distill.contrast.snc", self.distill.contrast.snc.weight, rule, "leaving it out"))
+            problems.append(Problem("distill.contrast.snc", self.distill.contrast.snc.weight, rule, "leaving it out"))
         if self.model.layers and self.model.depth is not None:
             rule = "be left out where model.layers names the layers"
-            found.append(Problem("model.depth", self.model.depth, rule, "one of the two"))
+            problems.append(Problem("model.depth", self.model.depth, rule, "one of the two"))
         for name in ("depth", "hidden"):
             value = getattr(self.model, name)
             if value is not None and value < 1:
-                found.append(Problem(f"model.{name}", value, "be at least 1", "3" if name == "depth" else "256"))
+                problems.append(Problem(f"model.{name}", value, "be at least 1", "3" if name == "depth" else "256"))
         if self.locks and self.model.start == "dense":
             rule = "be pretrained where a rule of prune locks the zeros of model.name"
-            found.append(Problem("model.start", "dense", rule, "leaving it out"))
+            problems.append(Problem("model.start", "dense", rule, "leaving it out"))
         elif self.locks and self.needs_dense and self.model.dense is None:
             rule = "not be fine-tuned from the sparse model whose zeros are locked"
             fix = "model.dense, the model before pruning; or the directory of a teacher"
-            found.append(Problem("distill.teacher", "dense", rule, fix))
+            problems.append(Problem("distill.teacher", "dense", rule, fix))
         if self.quantize is not None:
-            found += self.quantize.problems("quantize")
-        return found
+            problems += self.quantize.problems("quantize")
+        return problems
 
 
 _BLOCKS: Final[dict[str, type[Any]]] = {
@@ -217,17 +219,17 @@ def load_recipe(name: str, settings: Sequence[str] = (), flags: Mapping[str, Any
         raise RecipeError(
             Problem(path.name, type(raw).__name__, "be a mapping of keys", "model:, task:, train:, prune:")
         )
-    found: list[Problem] = []
+    problems: list[Problem] = []
     given: list[tuple[str, Any]] = []
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
-            found.append(Problem("--set", setting, "be key=value", "train.epochs=3"))
+            problems.append(Problem("--set", setting, "be key=value", "train.epochs=3"))
             continue
         try:
             given.append((key, parse_yaml(value, f"--set {key}")))
         except RecipeError as error:
-            found += error.problems
+            problems += error.problems
     given += (flags or {}).items()
     named = {key for key, _ in given}
     task = raw.get("task")
@@ -237,28 +239,28 @@ def load_recipe(name: str, settings: Sequence[str] = (), flags: Mapping[str, Any
         try:
             put(raw, key, value)
         except RecipeError as error:
-            found += error.problems
-    return read_recipe(raw, found)
+            problems += error.problems
+    return read_recipe(raw, problems)
 
 
-def read_recipe(raw: Mapping[str, Any], found: Sequence[Problem] = ()) -> Recipe:
-    """The recipe of a plain mapping; ``RecipeError`` with ``found`` and all of its own problems."""
-    problems, own = list(found), None
+def read_recipe(raw: Mapping[str, Any], earlier: Sequence[Problem] = ()) -> Recipe:
+    """The recipe of a plain mapping; ``RecipeError`` with the ``earlier`` problems and all of the recipe's own."""
+    problems, dense_keys = list(earlier), None
     raw = dict(raw)
     if isinstance(raw.get("prune"), dict):
         raw["prune"] = [raw["prune"]]
     if isinstance(raw.get("dense"), dict) and isinstance(raw.get("train"), dict):
         known = {entry.name for entry in fields(TrainSpec)}
         shared = {name: value for name, value in raw["train"].items() if name in known}
-        own = {str(name) for name in raw["dense"]}
+        dense_keys = {str(name) for name in raw["dense"]}
         raw["dense"] = {**shared, **raw["dense"]}  # what the dense training does not say, it shares
     recipe = read_dataclass(Recipe, raw, problems, _BLOCKS)
     # What could not be read stands as its default; only what was read can be checked further.
     bad = tuple(problem.key for problem in problems)
     problems += [problem for problem in recipe.problems() if not (bad and problem.key.startswith(bad))]
-    if own is not None:  # a mistake that dense shares with train is said once
+    if dense_keys is not None:  # a mistake that dense shares with train is said once
         problems = [
-            p for p in problems if not p.key.startswith("dense.") or p.key.split(".")[1].partition("[")[0] in own
+            p for p in problems if not p.key.startswith("dense.") or p.key.split(".")[1].partition("[")[0] in dense_keys
         ]
     if problems:
         raise RecipeError(*problems, *(p for p in check_task(recipe.task) if not p.key.startswith(bad)))

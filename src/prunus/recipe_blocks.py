@@ -121,29 +121,31 @@ class TrainSpec:
 
     def problems(self, key: str = "train") -> list[Problem]:
         """Values out of range."""
-        found = []
+        problems = []
         for name in ("epochs", "learning_rate", "batch_size", "eval_batch_size", "gradient_accumulation_steps"):
             if not getattr(self, name) > 0:
-                found.append(Problem(f"{key}.{name}", getattr(self, name), "be above 0", str(getattr(TrainSpec, name))))
+                problems.append(
+                    Problem(f"{key}.{name}", getattr(self, name), "be above 0", str(getattr(TrainSpec, name)))
+                )
         if self.max_steps is not None and self.max_steps < 1:
-            found.append(Problem(f"{key}.max_steps", self.max_steps, "be at least 1", "leaving it out"))
+            problems.append(Problem(f"{key}.max_steps", self.max_steps, "be at least 1", "leaving it out"))
         if self.weight_decay < 0:
-            found.append(Problem(f"{key}.weight_decay", self.weight_decay, "be 0 or above", "0.01"))
+            problems.append(Problem(f"{key}.weight_decay", self.weight_decay, "be 0 or above", "0.01"))
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
-                found.append(Problem(f"{key}.{name}", getattr(self, name), "be in [0, 1)", "0.9"))
+                problems.append(Problem(f"{key}.{name}", getattr(self, name), "be in [0, 1)", "0.9"))
         if not self.cycles or not all(length > 0 for length in self.cycles):
-            found.append(Problem(f"{key}.cycles", list(self.cycles), "be one or more lengths above 0", "[11, 6]"))
+            problems.append(Problem(f"{key}.cycles", list(self.cycles), "be one or more lengths above 0", "[11, 6]"))
         if self.keep == "best" and self.evaluate_every is None:
-            found.append(Problem(f"{key}.keep", self.keep, "come with evaluate_every", f"{key}.evaluate_every: 250"))
+            problems.append(Problem(f"{key}.keep", self.keep, "come with evaluate_every", f"{key}.evaluate_every: 250"))
         if not 0 < self.collapse < 1:
-            found.append(Problem(f"{key}.collapse", self.collapse, "be a fraction in (0, 1)", "0.5"))
+            problems.append(Problem(f"{key}.collapse", self.collapse, "be a fraction in (0, 1)", "0.5"))
         if self.max_grad_norm < 0:
-            found.append(Problem(f"{key}.max_grad_norm", self.max_grad_norm, "be 0 (no clipping) or above", "1.0"))
+            problems.append(Problem(f"{key}.max_grad_norm", self.max_grad_norm, "be 0 (no clipping) or above", "1.0"))
         if self.dropout is not None and not 0 <= self.dropout < 1:
-            found.append(Problem(f"{key}.dropout", self.dropout, "be in [0, 1)", "0.0"))
+            problems.append(Problem(f"{key}.dropout", self.dropout, "be in [0, 1)", "0.0"))
         if not 0 <= self.seed < 2**32:
-            found.append(Problem(f"{key}.seed", self.seed, "be in [0, 2**32)", "42"))
+            problems.append(Problem(f"{key}.seed", self.seed, "be in [0, 2**32)", "42"))
         if self.threads is not None and self.threads < 1:
-            found.append(Problem(f"{key}.threads", self.threads, "be at least 1", "leaving it out"))
-        return found
+            problems.append(Problem(f"{key}.threads", self.threads, "be at least 1", "leaving it out"))
+        return problems

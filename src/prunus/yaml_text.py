@@ -67,12 +67,12 @@ def _is_small(value: Any) -> bool:
     """False for what a few anchors can grow into: 10**9 values, or a list that holds itself."""
     level, count = [value], 0
     for _ in range(_LEVELS):
-        inner: list[Any] = []
+        next_level: list[Any] = []
         for item in level:
-            inner += item.values() if isinstance(item, Mapping) else item if isinstance(item, list) else ()
-            if count + len(inner) > _VALUES:
+            next_level += item.values() if isinstance(item, Mapping) else item if isinstance(item, list) else ()
+            if count + len(next_level) > _VALUES:
                 return False
-        level, count = inner, count + len(inner)
+        level, count = next_level, count + len(next_level)
     return not level
 
 

@@ -42,12 +42,12 @@ def timed(call: Callable[[], object]) -> Turn:
     """A turn of a plain function."""
 
     def turn(repeats: int) -> list[float]:
-        found = []
+        times = []
         for _ in range(repeats):
             started = time.perf_counter()
             call()
-            found.append(time.perf_counter() - started)
-        return found
+            times.append(time.perf_counter() - started)
+        return times
 
     return turn
 
@@ -83,9 +83,9 @@ def compare(
         if progress is not None:
             progress(number + 1, rounds)
     base = np.array(times[against])
-    found = {}
+    medians = {}
     for name in names:
         ratios = np.array(times[name]) / base
         low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
-        found[name] = Timing(float(np.median(times[name])), float(middle), (float(low), float(high)))
-    return found
+        medians[name] = Timing(float(np.median(times[name])), float(middle), (float(low), float(high)))
+    return medians

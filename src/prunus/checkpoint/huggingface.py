@@ -12,8 +12,8 @@ Where as many are left in every layer, and the architecture's own numbers can sa
 of a head is a number of its own), they do, and nothing else is written: such a model loads without prunus.
 
 ``import prunus`` is enough. transformers takes seconds to import, so nothing is registered before it is imported: a finder in
-``sys.meta_path`` waits for ``transformers.quantizers.auto`` and is then removed (``import_hook.py``). At that moment transformers is
-still importing other modules, so this one uses nothing else of it.
+``sys.meta_path`` waits for ``transformers.quantizers.auto`` and is then removed (``import_hook.py``). At that moment
+transformers is still importing other modules, so this one uses nothing else of it.
 """
 
 from collections.abc import Mapping, Sequence

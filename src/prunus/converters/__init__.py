@@ -47,11 +47,11 @@ def convert_file(path: Path) -> Converted:
         raise RecipeError(Problem(str(path), str(error), "be a file of JSON")) from None
     algorithms = nncf_algorithms(values)
     if algorithms is not None:
-        found = convert_nncf(algorithms)
+        converted = convert_nncf(algorithms)
     elif isinstance(values, dict) and MCR & set(values):
-        found = convert_mcr(values)
+        converted = convert_mcr(values)
     else:
         rule = "be an nncf_config.json or a pruning configuration of Model-Compression-Research-Package"
         raise RecipeError(Problem(str(path), type(values).__name__, rule))
-    read_recipe(found.recipe)
-    return found
+    read_recipe(converted.recipe)
+    return converted

@@ -29,13 +29,13 @@ def convert_mcr(values: Mapping[str, Any]) -> Converted:
         block.lose("scheduler", "an iterative schedule in its place")
     if function not in FUNCTIONS:
         block.lose("pruning_fn", "has no counterpart; unstructured_magnitude in its place")
-    own = block.block("pruning_fn_default_kwargs")
+    kwargs = block.block("pruning_fn_default_kwargs")
     prefix = "group_" if function == "global_unstructured_magnitude" else ""
-    target = own.number(f"{prefix}target_sparsity", 0.0)
+    target = kwargs.number(f"{prefix}target_sparsity", 0.0)
     for key in (f"{prefix}initial_sparsity", f"{prefix}threshold_decay"):
-        if own.number(key, 0.0):
-            own.lose(key, "has no counterpart")
-    own.take("fast_threshold")  # how its threshold is found; ours is exact
+        if kwargs.number(key, 0.0):
+            kwargs.lose(key, "has no counterpart")
+    kwargs.take("fast_threshold")  # how its threshold is found; ours is exact
     scope = FUNCTIONS.get(str(function), "tensor")
     allocation: dict[str, Any] = {"scope": scope}
     if scope == "global":
@@ -47,13 +47,13 @@ def convert_mcr(values: Mapping[str, Any]) -> Converted:
         "revive": True,
     }
     if function == "block_structured_magnitude":
-        rule["pattern"] = blocks(own)
-        rule["reduce"] = "max" if own.take("pooling_type", "avg") == "max" else "mean"
+        rule["pattern"] = blocks(kwargs)
+        rule["reduce"] = "max" if kwargs.take("pooling_type", "avg") == "max" else "mean"
     if function == "uniform_magnitude":
-        size = int(own.number("block_size", 1))
+        size = int(kwargs.number("block_size", 1))
         rule["pattern"] = f"{size - int(target * size)}:{size}"
         del rule["sparsity"]
-    own.rest()
+    kwargs.rest()
     rule |= {"schedule": schedule(block), "allocation": allocation}
     rule |= targets(block)
     sparsities = block.block("weight_sparsity_map")
@@ -94,14 +94,14 @@ def schedule(block: ConfigBlock) -> dict[str, Any]:
     """Cubic between the policy's steps; masks are selected again until the pruning ends."""
     start, end = block.number("policy_begin_step", 0), block.number("policy_end_step", 1000)
     last, begin = block.number("end_pruning_step", -1), block.number("begin_pruning_step", 0)
-    found: dict[str, Any] = {"kind": "polynomial", "power": 3, "start": int(start), "end": int(end)}
+    keys: dict[str, Any] = {"kind": "polynomial", "power": 3, "start": int(start), "end": int(end)}
     if begin > start:
         block.lose("begin_pruning_step", "pruning begins with the policy")
     if last < 0:
         block.lose("end_pruning_step", "masks freeze at the end of the policy, not never")
     elif last > end:
-        found["hold"] = int(last - end)
-    return found | {"every": int(block.number("pruning_frequency", 100))}
+        keys["hold"] = int(last - end)
+    return keys | {"every": int(block.number("pruning_frequency", 100))}
 
 
 def blocks(own: ConfigBlock) -> str:

@@ -27,11 +27,11 @@ RANGES: Final = {
 def convert_nncf(values: Mapping[str, Any]) -> Converted:
     """The recipe that an NNCF configuration means."""
     lost: list[str] = []
-    whole = ConfigBlock(values, "", lost)
+    top = ConfigBlock(values, "", lost)
     recipe: dict[str, Any] = {}
     for key in ("input_info", "log_dir", "target_device"):
-        whole.take(key)  # how to trace a model, and where logs go: a recipe needs neither
-    algorithms = whole.take("compression")
+        top.take(key)  # how to trace a model, and where logs go: a recipe needs neither
+    algorithms = top.take("compression")
     for i, one in enumerate([algorithms] if isinstance(algorithms, Mapping) else algorithms or []):
         block = (
             ConfigBlock(one, f"compression[{i}]", lost)
@@ -49,7 +49,7 @@ def convert_nncf(values: Mapping[str, Any]) -> Converted:
             block.lose("algorithm", "has no counterpart; what belongs to it is left out")
             continue
         block.rest()
-    whole.rest()
+    top.rest()
     return Converted(recipe, lost)
 
 
@@ -104,13 +104,13 @@ def schedule(params: ConfigBlock, initial: float) -> dict[str, Any]:
     end, freeze = params.number("sparsity_target_epoch", 90), params.number("sparsity_freeze_epoch", 100)
     steps = bool(params.take("update_per_optimizer_step", False))
     power, concave = params.number("power", 0.9), params.take("concave", True)
-    found: dict[str, Any] = {"kind": kind, "start": 0, "end": f"{end:g} epochs"}
+    keys: dict[str, Any] = {"kind": kind, "start": 0, "end": f"{end:g} epochs"}
     if kind == "polynomial" and not concave:
-        found["kind"] = {1.0: "linear", 3.0: "inc_cube"}.get(float(power), "polynomial")
-        if found["kind"] == "polynomial":
+        keys["kind"] = {1.0: "linear", 3.0: "inc_cube"}.get(float(power), "polynomial")
+        if keys["kind"] == "polynomial":
             params.lose("concave", "a convex ramp is there for the powers 1 and 3 alone")
-    if found["kind"] == "polynomial":
-        found["power"] = power
+    if keys["kind"] == "polynomial":
+        keys["power"] = power
     elif kind == "multistep":
         steps_at, levels = params.take("multistep_steps", [90]), params.take("multistep_sparsity_levels", [0.1, 0.5])
         return staircase(steps_at, levels)
@@ -118,10 +118,10 @@ def schedule(params: ConfigBlock, initial: float) -> dict[str, Any]:
         return adaptive(params, initial)
     elif kind not in {"polynomial", "exponential"}:
         params.lose("schedule", "has no counterpart; a polynomial of power 3 in its place")
-        found |= {"kind": "polynomial", "power": 3}
+        keys |= {"kind": "polynomial", "power": 3}
     if freeze > end:
-        found["hold"] = f"{freeze - end:g} epochs"
-    return found | {"every": 1 if steps else "1 epochs"}
+        keys["hold"] = f"{freeze - end:g} epochs"
+    return keys | {"every": 1 if steps else "1 epochs"}
 
 
 def staircase(epochs: Sequence[float], levels: Sequence[float]) -> dict[str, Any]:
@@ -153,27 +153,27 @@ def quantization(block: ConfigBlock) -> dict[str, Any]:
     preset = block.take("preset", "performance")
     if preset not in {"performance", "mixed"}:
         block.lose("preset", "is neither performance nor mixed")
-    found: dict[str, Any] = {"mode": "mixed" if preset == "mixed" else "symmetric"}
+    keys: dict[str, Any] = {"mode": "mixed" if preset == "mixed" else "symmetric"}
     initializer = block.block("initializer")
     ranges = initializer.block("range")
     kind = ranges.take("type", "mixed_min_max")
     if kind not in RANGES:
         ranges.lose("type", "has no counterpart; mean_min_max in its place")
-    found |= {"ranges": RANGES.get(kind, "mean_min_max"), "samples": int(ranges.number("num_init_samples", 256))}
+    keys |= {"ranges": RANGES.get(kind, "mean_min_max"), "samples": int(ranges.number("num_init_samples", 256))}
     ranges.rest()
     initializer.take("batchnorm_adaptation")  # these models have no batch normalization
     initializer.rest()
     fix = block.take("overflow_fix", "enable")
     if fix not in {"enable", "disable"}:
         block.lose("overflow_fix", "all layers or none; none in its place")
-    found["overflow_fix"] = fix == "enable"
+    keys["overflow_fix"] = fix == "enable"
     overrides = block.block("scope_overrides")
     activations = overrides.block("activations")
     for scope in activations.values:
-        own = activations.block(scope)
-        if "matmul_0" in scope and own.take("mode") == "symmetric":
-            found["attention"] = True  # query and key without a zero point
-        own.rest()
+        scoped = activations.block(scope)
+        if "matmul_0" in scope and scoped.take("mode") == "symmetric":
+            keys["attention"] = True  # query and key without a zero point
+        scoped.rest()
     weights = overrides.block("weights")
     weights.rest()
     overrides.rest()
@@ -186,21 +186,21 @@ def quantization(block: ConfigBlock) -> dict[str, Any]:
             block.lose(key, "has no counterpart")
     excluded = scopes(block, "ignored_scopes", FLOAT_ANYWAY)
     if excluded:
-        found["exclude"] = excluded
-    return found
+        keys["exclude"] = excluded
+    return keys
 
 
 def scopes(block: ConfigBlock, key: str, anyway: re.Pattern[str] | None) -> list[str]:
     """Scopes as regular expressions on names; those that a recipe observes anyway are not among them."""
-    found = []
+    patterns = []
     for scope in block.texts(key):
         bare = scope.removeprefix("{re}").strip(".*^$")
         if anyway is not None and anyway.search(bare):
             continue
         if PLAIN.fullmatch(bare):
-            found.append(bare)
+            patterns.append(bare)
         else:
             block.lost.append(
                 f"{block.name(key)} = {scope!r}: names nodes of NNCF's own graph; name parameters instead"
             )
-    return found
+    return patterns

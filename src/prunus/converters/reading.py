@@ -48,10 +48,10 @@ class ConfigBlock:
     def texts(self, key: str) -> list[str]:
         """A list of texts; one text counts as a list of one."""
         value = self.take(key)
-        found = [value] if isinstance(value, str) else value if isinstance(value, list) else []
-        if (value is not None and not found and value != []) or not all(isinstance(one, str) for one in found):
+        items = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+        if (value is not None and not items and value != []) or not all(isinstance(one, str) for one in items):
             self.lose(key, "is not a list of texts")
-        return [one for one in found if isinstance(one, str)]
+        return [one for one in items if isinstance(one, str)]
 
     def name(self, key: str) -> str:
         """With the path to it."""

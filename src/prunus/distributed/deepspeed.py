@@ -33,8 +33,8 @@ def asked_stage() -> int | None:
     path = Path(os.environ.get("ACCELERATE_DEEPSPEED_CONFIG_FILE", ""))
     if path.is_file():
         try:
-            held: Any = json.loads(path.read_text(encoding="utf-8"))
-            return int(held["zero_optimization"]["stage"])
+            config: Any = json.loads(path.read_text(encoding="utf-8"))
+            return int(config["zero_optimization"]["stage"])
         except (OSError, ValueError, KeyError, TypeError):
             return 0  # DeepSpeed's own default
     stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
@@ -57,14 +57,14 @@ def deepspeed_problems(prunings: Sequence[Pruning], stage: int | None) -> list[P
     if stage > 2:
         rule = "be at most ZeRO-2: under ZeRO-3 no process holds a weight whole"
         return [Problem("deepspeed", f"ZeRO-{stage}", rule, "zero_stage: 2, or FSDP2")]
-    found = []
+    problems = []
     for index, pruning in enumerate(prunings):
         if not pruning.lock and pruning.criterion not in _WEIGHTS_ALONE:
             rule = (
                 f"be one of {', '.join(_WEIGHTS_ALONE)} under DeepSpeed, which has stepped before scores see a gradient"
             )
-            found.append(Problem(f"prune[{index}].criterion", pruning.criterion, rule, f"magnitude, or {_FIX}"))
+            problems.append(Problem(f"prune[{index}].criterion", pruning.criterion, rule, f"magnitude, or {_FIX}"))
         if pruning.revive:
             rule = "be false under DeepSpeed, which writes its own copy of the weights over those that were kept"
-            found.append(Problem(f"prune[{index}].revive", True, rule, f"false, or {_FIX}"))
-    return found
+            problems.append(Problem(f"prune[{index}].revive", True, rule, f"false, or {_FIX}"))
+    return problems

@@ -75,12 +75,12 @@ def _front_matter(facts: RunFacts) -> str:
 
 def _intro(facts: RunFacts) -> str:
     sparse = facts.sparse or ModelResults()
-    found, lines = sparse.sparsity, []
-    if found is not None:
+    sparsity, lines = sparse.sparsity, []
+    if sparsity is not None:
         tensors, overall = len(facts.tensors), sparse.sparsity_all
         where = f"the {tensors:,} pruned tensors" if tensors else "the pruned tensors"
-        whole = f", and {fraction(overall)} of all weights" if overall is not None else ""
-        lines.append(f"{fraction(found)} of the weights in {where} are zero{whole}.")
+        of_all = f", and {fraction(overall)} of all weights" if overall is not None else ""
+        lines.append(f"{fraction(sparsity)} of the weights in {where} are zero{of_all}.")
     if facts.status and facts.status != "finished":
         lines.append(f"**The run is not finished ({_inline(facts.status)}).**")
     lines.append(f"Made with prunus {_inline(facts.prunus or 'of unknown version')}.")

@@ -100,12 +100,12 @@ def loss_figures(facts: RunFacts) -> str:
     """The loss and its parts; below it the learning rate."""
     history = facts.history.loss if facts.history is not None else ()
     names = list(dict.fromkeys(key for row in history for key in row if key == "loss" or key.endswith("_loss")))
-    found = [(name, _points(history, name)) for name in names]
-    found = [(name, points) for name, points in found if points]
+    series = [(name, _points(history, name)) for name in names]
+    series = [(name, points) for name, points in series if points]
     lines: list[Line] = []
-    longest = max((len(points) for _, points in found), default=0)
+    longest = max((len(points) for _, points in series), default=0)
     smooth = max(longest // 40, 5) if longest >= SMOOTH_FROM else 0
-    for (name, points), tone in zip(found, (0, 1, 2, 3, 4), strict=False):
+    for (name, points), tone in zip(series, (0, 1, 2, 3, 4), strict=False):
         label = clean(name.replace("_", " "))
         if smooth:
             lines.append(Line("", points, tone, style="faint"))
@@ -113,14 +113,14 @@ def loss_figures(facts: RunFacts) -> str:
         lines.append(Line(label, drawn, tone, style="dashed" if tone % 2 else "solid"))
     captions = [f"Thick: the mean of {smooth} neighbouring points. Thin: the points."] if smooth else []
     captions.append(_thinned(longest))
-    if len(found) > LOSS_LINES:
-        captions.append(clean(f"Not drawn: {', '.join(name for name, _ in found[LOSS_LINES:])}."))
+    if len(series) > LOSS_LINES:
+        captions.append(clean(f"Not drawn: {', '.join(name for name, _ in series[LOSS_LINES:])}."))
     missing = len(history) - longest
-    if missing > 0 and found:
+    if missing > 0 and series:
         captions.append(f"{missing:,} of {len(history):,} points hold no number (NaN or missing) and are not drawn.")
     parts = []
     if lines:
-        title = "Loss over training: " + ", ".join(name for name, _ in found[:LOSS_LINES])
+        title = "Loss over training: " + ", ".join(name for name, _ in series[:LOSS_LINES])
         caption = " ".join(filter(None, captions))
         parts.append(_figure(lambda width: line_chart(title, lines, width, _tall(width), left="loss"), caption))
     rate = [Line("", _points(history, "learning_rate"), 5)]
@@ -163,8 +163,8 @@ def speed_figures(speed: Mapping[str, Any]) -> str:
 
 
 def _figure(draw: Callable[[int], str], caption: str = "") -> str:
-    words = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>{words}</figure>'
+    figcaption = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure><div class="wide">{draw(WIDE)}</div><div class="narrow">{draw(NARROW)}</div>{figcaption}</figure>'
 
 
 def _tall(width: int) -> int:
@@ -173,8 +173,8 @@ def _tall(width: int) -> int:
 
 def _points(history: Sequence[Mapping[str, Any]], key: str) -> list[Point]:
     """(step, value) of the rows that hold both, by step; values no axis can hold are left out."""
-    found = [(number(row, "step"), number(row, key)) for row in history]
-    usable = [(x, y) for x, y in found if x is not None and y is not None and abs(x) < 1e15 and abs(y) < 1e30]
+    points = [(number(row, "step"), number(row, key)) for row in history]
+    usable = [(x, y) for x, y in points if x is not None and y is not None and abs(x) < 1e15 and abs(y) < 1e30]
     return sorted(((x, y if abs(y) > 1e-30 else 0.0) for x, y in usable), key=lambda point: point[0])
 
 

@@ -143,12 +143,12 @@ class RunFacts:
     @classmethod
     def of_json(cls, raw: Mapping[str, Any]) -> Self:
         """The facts in a JSON object; values of another type are left out. Nothing is raised."""
-        found = _read(cls, raw)
+        facts = _read(cls, raw)
         given = raw.get("format", 0)
-        older = tuple(line for line in found.not_measured if not line.startswith("speed:"))
+        older = tuple(line for line in facts.not_measured if not line.startswith("speed:"))
         format_ = given if isinstance(given, int) and not isinstance(given, bool) else 0
-        changes = {"format": format_, "not_measured": found.not_measured if format_ else older}
-        return cls(**{**{entry.name: getattr(found, entry.name) for entry in fields(found)}, **changes})
+        changes = {"format": format_, "not_measured": facts.not_measured if format_ else older}
+        return cls(**{**{entry.name: getattr(facts, entry.name) for entry in fields(facts)}, **changes})
 
     def to_json(self) -> Row:
         """JSON values, in today's format; facts that are not there are left out."""
@@ -161,11 +161,11 @@ def _read(cls: type[_T], raw: Mapping[str, Any]) -> _T:
     values: dict[str, Any] = {}
     for name, hint in get_type_hints(cls).items():
         arguments = get_args(hint)
-        inner = next((each for each in (hint, *arguments) if isinstance(each, type) and is_dataclass(each)), None)
+        block = next((each for each in (hint, *arguments) if isinstance(each, type) and is_dataclass(each)), None)
         value: Any = None
-        if inner is not None:
+        if block is not None:
             given = section(raw, name)
-            value = _read(inner, given) if given else None
+            value = _read(block, given) if given else None
         elif hint is bool:
             value = raw.get(name) is True
         elif hint is str or get_origin(hint) is Literal:

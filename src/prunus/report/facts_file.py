@@ -54,16 +54,16 @@ def number(facts: Mapping[str, Any], key: str) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
-        found = float(value)
+        parsed = float(value)
     except OverflowError:
         return None
-    return found if math.isfinite(found) else None
+    return parsed if math.isfinite(parsed) else None
 
 
 def numbers(facts: Mapping[str, Any], key: str) -> dict[str, float]:
     """The finite numbers of the object under ``key``, in its order; empty where there is none."""
-    found = section(facts, key)
-    values = {str(name): number(found, name) for name in found}
+    mapping = section(facts, key)
+    values = {str(name): number(mapping, name) for name in mapping}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -169,11 +169,11 @@ def _plain(value: object) -> object:
 def _deeper_than(value: object, levels: int) -> bool:
     front = [value]
     for _ in range(levels):
-        inner: list[object] = []
+        next_level: list[object] = []
         for item in front:
             if isinstance(item, dict):
-                inner.extend(item.values())
+                next_level.extend(item.values())
             elif isinstance(item, list):
-                inner.extend(item)
-        front = inner
+                next_level.extend(item)
+        front = next_level
     return any(isinstance(item, dict | list) for item in front)

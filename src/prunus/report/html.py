@@ -114,8 +114,8 @@ def _lede(facts: RunFacts) -> str:
     last = [row for row in history.sparsity if number(row, "measured") is not None]
     if sparsity is not None:
         where = f"the {len(tensors):,} pruned tensors" if tensors else "the pruned tensors"
-        whole = f", and <b>{fraction(overall)}</b> of all weights" if overall is not None else ""
-        sentences.append(f"<b>{fraction(sparsity)}</b> of the weights in {where} are zero{whole}.")
+        of_all = f", and <b>{fraction(overall)}</b> of all weights" if overall is not None else ""
+        sentences.append(f"<b>{fraction(sparsity)}</b> of the weights in {where} are zero{of_all}.")
     elif last:
         step, measured = number(last[-1], "step"), number(last[-1], "measured")
         sentences.append(f"Sparsity of the targets at step {count(step)}: <b>{fraction(measured)}</b>.")
@@ -192,7 +192,7 @@ def _tensors(facts: RunFacts) -> str:
         return f"<section><h2>Sparsity by tensor</h2><p>{NOT_MEASURED.capitalize()}.</p>{skipped}</section>"
     weights, zeros = (sum(number(tensor, key) or 0 for tensor in tensors) for key in ("weights", "zeros"))
     patterns = sorted({text(tensor, "pattern") or "pattern not recorded" for tensor in tensors})
-    words = (
+    sentence = (
         f"{count(zeros)} of {count(weights)} weights in {len(tensors):,} tensors are zero "
         f"({fraction(fraction_of_zeros(tensors))}). Pattern: {', '.join(patterns)}."
     )
@@ -200,7 +200,7 @@ def _tensors(facts: RunFacts) -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     body = "".join(_tensor(tensor) for tensor in tensors)
     return (
-        f"<section><h2>Sparsity by tensor</h2><p>{escape(words)}</p>{tensor_figures(tensors)}"
+        f"<section><h2>Sparsity by tensor</h2><p>{escape(sentence)}</p>{tensor_figures(tensors)}"
         f'<details class="more"><summary>All {len(tensors):,} tensors as a table</summary>'
         "<p class=none>A unit is what a pruning step takes or keeps as a whole: one weight, or one block. "
         'Sparsity = zeros / weights.</p><div class="scroll" tabindex="0" role="region" aria-label="All tensors">'
@@ -247,19 +247,19 @@ def _training(facts: RunFacts) -> str:
     figure = progress_figure(facts)
     if not figure:
         return f"<section><h2>Over training</h2><p>{NOT_MEASURED.capitalize()}.</p></section>"
-    words = (
+    sentence = (
         "The metric at each evaluation."
         if only_dense(facts)
         else "The sparsity that was due at each step (broad line), the one counted in the weights (thin line), and the "
         "metric at each evaluation. The right axis does not start at zero where the metric stays away from it."
     )
-    return f"<section><h2>Over training</h2><p>{words}</p>{figure}</section>"
+    return f"<section><h2>Over training</h2><p>{sentence}</p>{figure}</section>"
 
 
 def _losses(facts: RunFacts) -> str:
     figures = loss_figures(facts)
-    words = "The loss that was minimised, with its parts where it has several." if figures else "Not measured."
-    return f"<section><h2>Loss and learning rate</h2><p>{words}</p>{figures}</section>"
+    sentence = "The loss that was minimised, with its parts where it has several." if figures else "Not measured."
+    return f"<section><h2>Loss and learning rate</h2><p>{sentence}</p>{figures}</section>"
 
 
 def _sizes(facts: RunFacts) -> str:
@@ -274,12 +274,12 @@ def _speed(facts: RunFacts) -> str:
     if not figures:
         return ""
     versions = ", ".join(f"{clean(name)} {clean(version)}" for name, version in section(speed, "versions").items())
-    words = (
+    sentence = (
         f"Time of one call of the encoder on every engine, sequences x tokens, {count(number(speed, 'threads'))} threads, "
         f"medians of {count(number(speed, 'rounds'))} interleaved rounds, measured by prunus bench on "
         f"{text(speed, 'processor') or 'a processor that was not recorded'} ({text(speed, 'isa')}). {versions}."
     )
-    return f"<section><h2>Speed</h2><p>{escape(words)}</p>{figures}</section>"
+    return f"<section><h2>Speed</h2><p>{escape(sentence)}</p>{figures}</section>"
 
 
 def _missing(facts: RunFacts) -> str:

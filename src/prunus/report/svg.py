@@ -121,13 +121,13 @@ def thin(points: Sequence[Point], limit: int = DRAWN_POINTS) -> list[Point]:
     """
     if len(points) <= limit:
         return list(points)
-    inner = points[1:-1]
+    middle = points[1:-1]
     stretches = (limit - 2) // 2
     kept = [points[0]]
     for i in range(stretches):
-        start, stop = i * len(inner) // stretches, (i + 1) * len(inner) // stretches
-        order = sorted(range(start, stop), key=lambda j: inner[j][1])
-        kept += [inner[j] for j in sorted({order[0], order[-1]})]
+        start, stop = i * len(middle) // stretches, (i + 1) * len(middle) // stretches
+        order = sorted(range(start, stop), key=lambda j: middle[j][1])
+        kept += [middle[j] for j in sorted({order[0], order[-1]})]
     return [*kept, points[-1]]
 
 
@@ -158,8 +158,8 @@ def line_chart(
     on_right = [y for a in lines if a.side == "right" for _, y in a.points]
     scales = {"left": Scale.around(on_left), "right": Scale.around(on_right)} | dict(scales or {})
     sides = ["left"] * bool(on_left) + ["right"] * bool(on_right)
-    words = {side: _tick_texts(scales[side].ticks) for side in sides}
-    wide = {side: max(map(len, words[side])) * _LETTER + 10 for side in sides}
+    tick_texts = {side: _tick_texts(scales[side].ticks) for side in sides}
+    wide = {side: max(map(len, tick_texts[side])) * _LETTER + 10 for side in sides}
     x0, x1 = wide.get("left", 10.0), width - wide.get("right", 8.0)
     top, bottom = 30.0, height - 40.0
     steps = [x for a in lines for x, _ in a.points]
@@ -176,7 +176,7 @@ def line_chart(
 
     parts = []
     for side, x, shift, anchor in (("left", x0, -8, "end"), ("right", x1, 8, "start")):
-        for tick, word in zip(scales[side].ticks, words[side], strict=True) if side in sides else ():
+        for tick, word in zip(scales[side].ticks, tick_texts[side], strict=True) if side in sides else ():
             y = y_of(tick, side)
             if side == sides[0]:
                 parts.append(f'<path class="grid" d="M{x0:.1f} {y:.1f}H{x1:.1f}"/>')

@@ -97,9 +97,9 @@ def duration(seconds: float | None) -> str:
         return NOT_MEASURED
     if seconds < 59.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
+    rounded = round(seconds)
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60:,} h {minutes % 60:02d} min"
 
@@ -202,9 +202,9 @@ def _yaml(value: object, depth: int) -> Iterator[str]:
                 yield f"{pad}{_scalar(key)}: {_scalar(item)}"
     elif isinstance(value, list | tuple) and _nested(value):
         for item in value:
-            inner = list(_yaml(item, depth + 1))
-            yield f"{pad}- {inner[0].lstrip()}"
-            yield from inner[1:]
+            item_lines = list(_yaml(item, depth + 1))
+            yield f"{pad}- {item_lines[0].lstrip()}"
+            yield from item_lines[1:]
     else:
         yield f"{pad}{_scalar(value)}"
 

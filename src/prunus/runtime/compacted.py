@@ -21,10 +21,10 @@ def layout_of(settings: dict[str, Any]) -> tuple[dict[str, list[int]], int]:
 
     Raises ``EngineError`` for what is no layout.
     """
-    held = settings.get("quantization_config")
-    if not isinstance(held, dict) or held.get("quant_method") != "prunus":
+    config = settings.get("quantization_config")
+    if not isinstance(config, dict) or config.get("quant_method") != "prunus":
         return {}, 0
-    layout, hidden = held.get("layout") or {}, held.get("hidden") or []
+    layout, hidden = config.get("layout") or {}, config.get("hidden") or []
     numbers = [*layout.values(), hidden] if isinstance(layout, dict) else [None]
     if not all(isinstance(each, list) and all(type(j) is int and 0 <= j < 2**24 for j in each) for each in numbers):
         rule = "map layers to the numbers that are left"
@@ -59,9 +59,9 @@ def filled(
                 state[f"{names[role]}.{part}"] = _spread(
                     state.get(f"{names[role]}.{part}"), (count * size, *width), rows
                 )
-        held = state.get(f"{names['out']}.weight")
-        whole = _spread(None if held is None else held.T, (count * size, hidden), rows)
-        state[f"{names['out']}.weight"] = np.ascontiguousarray(whole.T)
+        out_weight = state.get(f"{names['out']}.weight")
+        spread = _spread(None if out_weight is None else out_weight.T, (count * size, hidden), rows)
+        state[f"{names['out']}.weight"] = np.ascontiguousarray(spread.T)
     if neurons is not None and not neurons:
         state[f"{names['up']}.weight"] = np.zeros((4, hidden), np.float32)
         state[f"{names['up']}.bias"] = np.zeros(4, np.float32)
@@ -69,11 +69,11 @@ def filled(
     return state
 
 
-def _spread(held: Array | None, shape: tuple[int, ...], rows: list[int]) -> Array:
+def _spread(tensor: Array | None, shape: tuple[int, ...], rows: list[int]) -> Array:
     """Zeros, with ``held`` in these rows; a tensor that does not fit is left for the check of shapes to name."""
-    if held is not None and held.shape != (len(rows), *shape[1:]):
-        return held
-    whole = np.zeros(shape, np.float32)
-    if held is not None and rows:
-        whole[rows] = held
-    return whole
+    if tensor is not None and tensor.shape != (len(rows), *shape[1:]):
+        return tensor
+    full = np.zeros(shape, np.float32)
+    if tensor is not None and rows:
+        full[rows] = tensor
+    return full

@@ -103,21 +103,21 @@ def calibrate(dense: DenseEncoder, sequences: Sequence[Array], types: Sequence[A
     for chunk in chunks([len(ids) for ids in sequences], 1024):
         begins = np.cumsum([0, *(len(sequences[i]) for i in chunk[:-1])])
         kinds = None if types is None else [types[i] for i in chunk]
-        own = [sequences[i] for i in chunk]
-        encode(dense.shape, dense.tensors, own, kinds, partial(ranges.see, begins))
+        chosen = [sequences[i] for i in chunk]
+        encode(dense.shape, dense.tensors, chosen, kinds, partial(ranges.see, begins))
     return ranges
 
 
 def chunks(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
     """Sequences, in order, in groups of at most so many tokens, or of one longer sequence."""
     group: list[int] = []
-    held = 0
+    count = 0
     for i, length in enumerate(lengths):
-        if group and held + length > tokens:
+        if group and count + length > tokens:
             yield group
-            group, held = [], 0
+            group, count = [], 0
         group.append(i)
-        held += length
+        count += length
     if group:
         yield group
 

@@ -145,11 +145,11 @@ class Engine:
             self._explain(lengths, flat, limits)
         if lengths.sum() <= AT_ONCE:
             return self.encoder.run(lengths, flat)
-        found, done = [], np.concatenate([[0], np.cumsum(lengths)])
+        outputs, done = [], np.concatenate([[0], np.cumsum(lengths)])
         for chunk in chunks(lengths.tolist(), AT_ONCE):
             begin, end = done[chunk[0]], done[chunk[-1] + 1]
-            found.append(self.encoder.run(lengths[chunk], np.ascontiguousarray(flat[:, begin:end])))
-        return np.concatenate(found)
+            outputs.append(self.encoder.run(lengths[chunk], np.ascontiguousarray(flat[:, begin:end])))
+        return np.concatenate(outputs)
 
     def _explain(self, lengths: Array, flat: Array, limits: tuple[int, int, int]) -> None:
         """Raises what is wrong with each sequence."""
@@ -230,9 +230,9 @@ class Engine:
         def spread(values: Array, empty: float) -> Array:
             if mask is None:
                 return values.reshape(*shape, *values.shape[1:])
-            whole = np.full((*shape, *values.shape[1:]), empty, np.float32)
-            whole[mask] = values
-            return whole
+            padded = np.full((*shape, *values.shape[1:]), empty, np.float32)
+            padded[mask] = values
+            return padded
 
         firsts = np.cumsum(lengths) - lengths
         if self.head.kind == "sequence":
@@ -320,8 +320,8 @@ class Engine:
         if before:
             texts = [before + text if isinstance(text, str) else (before + text[0], text[1]) for text in texts]
         states = self.states(*self._read.tokenize(texts))
-        found = np.stack([self.embed(state, skip, normalize_embeddings) for state in states])
-        return found[0] if isinstance(sentences, str) else found
+        embeddings = np.stack([self.embed(state, skip, normalize_embeddings) for state in states])
+        return embeddings[0] if isinstance(sentences, str) else embeddings
 
     def close(self) -> None:
         """Ends the engine's threads."""

@@ -139,7 +139,7 @@ def shape_of(settings: Settings) -> Shape:
     def setting(key: str, default_key: str, default: Any = None) -> Any:
         return settings.get(key, settings.get(default_key, default))
 
-    whole: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for name in ("hidden_size", "heads", "intermediate_size", "layers", "vocab_size", "positions"):
         key = getattr(keys, name)
         value = setting(key, getattr(KEYS, name))
@@ -148,7 +148,7 @@ def shape_of(settings: Settings) -> Shape:
             rule = f"be a whole number above 0 and below {most}"
             problems.append(Problem(f"config.json: {key}", value, rule))
         else:
-            whole[name] = value
+            sizes[name] = value
     types = settings.get(keys.token_types) or 1
     if not isinstance(types, int) or not 0 < types < 2**24:
         problems.append(Problem(f"config.json: {keys.token_types}", types, "be a whole number"))
@@ -167,36 +167,36 @@ def shape_of(settings: Settings) -> Shape:
         problems.append(Problem("config.json: position_embedding_type", positions, "be 'absolute'"))
     if problems:
         raise EngineError(*problems)
-    hidden, heads = whole["hidden_size"], whole["heads"]
+    hidden, heads = sizes["hidden_size"], sizes["heads"]
     if hidden % heads or (hidden // heads) % 4:
         rule = "be divisible by the heads, each a multiple of 4 features"
         raise EngineError(Problem(f"config.json: {keys.hidden_size}", f"{hidden} with {heads} heads", rule))
     _, left = layout_of(settings)
-    own, hidden = hidden // heads if left else 0, left or hidden
+    head_size, hidden = hidden // heads if left else 0, left or hidden
     if hidden % 16:
         raise EngineError(Problem(f"config.json: {keys.hidden_size}", hidden, "be divisible by 16"))
-    padding = padding_of(settings, architecture, names, whole["vocab_size"])
-    embedding_size = settings.get(keys.embedding_size, whole["hidden_size"])
+    padding = padding_of(settings, architecture, names, sizes["vocab_size"])
+    embedding_size = settings.get(keys.embedding_size, sizes["hidden_size"])
     if not isinstance(embedding_size, int) or embedding_size < 16 or embedding_size % 16:
         raise EngineError(Problem(f"config.json: {keys.embedding_size}", embedding_size, "be a multiple of 16"))
-    projected = names.always_projects or embedding_size != whole["hidden_size"]
+    projected = names.always_projects or embedding_size != sizes["hidden_size"]
     return Shape(
         kind,
         hidden,
         heads,
-        whole["intermediate_size"],
-        whole["layers"],
-        whole["vocab_size"],
-        whole["positions"],
+        sizes["intermediate_size"],
+        sizes["layers"],
+        sizes["vocab_size"],
+        sizes["positions"],
         types if names.type_embeddings else 1,
         ACTIVATION_NAMES[activation],
         float(epsilon),
         embedding_size=embedding_size if projected else 0,
-        max_distance=whole["positions"] + 4 if names.relative_positions else 0,
+        max_distance=sizes["positions"] + 4 if names.relative_positions else 0,
         first_position=padding + 1 if names.positions_from_padding else 0,
         padding=padding,
-        groups=groups_of(settings, architecture, whole["layers"]),
-        head=own,
+        groups=groups_of(settings, architecture, sizes["layers"]),
+        head=head_size,
     )
 
 
@@ -217,12 +217,12 @@ def groups_of(settings: Settings, architecture: Architecture, layers: int) -> in
     keys = architecture.keys
     if not keys.layer_groups:
         return 0
-    groups, inside = settings.get(keys.layer_groups, 1), settings.get(keys.layers_per_group, 1)
+    groups, per_group = settings.get(keys.layer_groups, 1), settings.get(keys.layers_per_group, 1)
     if type(groups) is not int or not 0 < groups <= layers:
         rule = f"be a whole number above 0, at most the {layers} layers"
         raise EngineError(Problem(f"config.json: {keys.layer_groups}", groups, rule))
-    if inside != 1:
-        raise EngineError(Problem(f"config.json: {keys.layers_per_group}", inside, "be 1"))
+    if per_group != 1:
+        raise EngineError(Problem(f"config.json: {keys.layers_per_group}", per_group, "be 1"))
     return groups
 
 
@@ -323,13 +323,15 @@ def _read_layer(read: _Reader, shape: Shape, number: int, layout: dict[str, list
 
 def head_tensors(architecture: Architecture, prefix: str, state: dict[str, Array]) -> dict[str, Array]:
     """Tensors outside the encoder, as ``head.*``."""
-    inside = ["embeddings.", "encoder.", architecture.layer.split("{")[0]]
+    body_prefixes = ["embeddings.", "encoder.", architecture.layer.split("{")[0]]
     if architecture.encoder is not None and architecture.encoder.projection:
-        inside.append(f"{architecture.encoder.projection}.")
+        body_prefixes.append(f"{architecture.encoder.projection}.")
     tensors = {}
     for name, value in state.items():
         bare = name.removeprefix(prefix)
-        if not (name.startswith(prefix) and bare.startswith(tuple(inside))) and np.issubdtype(value.dtype, np.floating):
+        if not (name.startswith(prefix) and bare.startswith(tuple(body_prefixes))) and np.issubdtype(
+            value.dtype, np.floating
+        ):
             tensors[f"head.{bare}"] = np.ascontiguousarray(value, np.float32)
     bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
     if bad:

@@ -51,42 +51,42 @@ def read_learned(directory: Path, shape: Shape) -> Learned | None:
         return None
     try:
         with safe_open(path, framework="numpy") as file:
-            held = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: np.asarray(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, TypeError) as error:
         raise EngineError(Problem(str(path), str(error), "be a whole safetensors file")) from None
-    bad = [name for name, value in held.items() if not np.isfinite(value.astype(np.float64)).all()]
+    bad = [name for name, value in tensors.items() if not np.isfinite(value.astype(np.float64)).all()]
     if bad:
         raise EngineError(*(Problem(f"{RANGES}: {name}", "NaN or infinity", "be finite") for name in bad[:20]))
     architecture, problems = encoder_of(shape.family)[0], list[Problem]()
     body = architecture.prefix + "."
-    prefix = body if any(name.startswith(body) for name in held) else ""
-    found = Learned({}, {}, {})
+    prefix = body if any(name.startswith(body) for name in tensors) else ""
+    learned = Learned({}, {}, {})
     for i in range(shape.layers):
         for role, part in layer_names(architecture).items():
             name = f"{prefix}{layer_prefix(shape, i)}{part}"
             key = f"layers.{i}.{role}"
-            own = held.get(f"{name}.weight_range")
-            if own is None:
+            weight_range = tensors.get(f"{name}.weight_range")
+            if weight_range is None:
                 problems.append(Problem(f"{RANGES}: {name}.weight_range", "nothing", "be there for every layer"))
                 continue
-            bits = int(held.get(f"{name}.bits", np.array(8)))
-            found.weights[key] = symmetric_step(own.reshape(-1).astype(np.float32), bits)
+            bits = int(tensors.get(f"{name}.bits", np.array(8)))
+            learned.weights[key] = symmetric_step(weight_range.reshape(-1).astype(np.float32), bits)
             if role in READS:
-                read = step_and_zero(held, f"{name}.input_range")
+                read = step_and_zero(tensors, f"{name}.input_range")
                 if read is None:
                     problems.append(Problem(f"{RANGES}: {name}.input_range", "nothing", "be there for every layer"))
                 else:
-                    found.inputs[f"layers.{i}.{READS[role]}"] = read
-            bound = held.get(f"{name}.output_range.bound")
+                    learned.inputs[f"layers.{i}.{READS[role]}"] = read
+            bound = tensors.get(f"{name}.output_range.bound")
             if bound is not None:
-                found.outputs[key] = float(symmetric_step(np.float32(bound)))
+                learned.outputs[key] = float(symmetric_step(np.float32(bound)))
     if problems:
         raise EngineError(*problems[:20])
-    return found
+    return learned
 
 
-def step_and_zero(held: dict[str, Array], name: str) -> tuple[float, float] | None:
-    bound, low, high = (held.get(f"{name}.{key}") for key in ("bound", "low", "high"))
+def step_and_zero(tensors: dict[str, Array], name: str) -> tuple[float, float] | None:
+    bound, low, high = (tensors.get(f"{name}.{key}") for key in ("bound", "low", "high"))
     if bound is not None:
         return float(symmetric_step(np.float32(bound))), 128.0
     if low is None or high is None:

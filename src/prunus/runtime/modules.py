@@ -102,20 +102,20 @@ class SparseLinear(nn.Module):
     def _load_from_state_dict(
         self, state: Any, prefix: str, metadata: Any, strict: bool, missing: Any, unexpected: Any, errors: Any
     ) -> None:
-        held = {"weight": self._weight} if self._bias is None else {"weight": self._weight, "bias": self._bias}
-        found = {}
-        for name, own in held.items():
+        expected = {"weight": self._weight} if self._bias is None else {"weight": self._weight, "bias": self._bias}
+        loaded = {}
+        for name, tensor in expected.items():
             given = state.get(prefix + name)
             if given is None:
                 missing += [prefix + name] if strict else []
-            elif given.shape != own.shape:
-                errors.append(f"size mismatch for {prefix}{name}: {tuple(given.shape)} for {tuple(own.shape)}")
+            elif given.shape != tensor.shape:
+                errors.append(f"size mismatch for {prefix}{name}: {tuple(given.shape)} for {tuple(tensor.shape)}")
             else:
-                found[name] = given.detach().to("cpu", own.dtype, copy=True)
+                loaded[name] = given.detach().to("cpu", tensor.dtype, copy=True)
         if strict:
-            unexpected += [n for n in state if n.startswith(prefix) and n.removeprefix(prefix) not in held]
-        if found:
-            self._take(found.get("weight", self._weight), found.get("bias", self._bias))
+            unexpected += [n for n in state if n.startswith(prefix) and n.removeprefix(prefix) not in expected]
+        if loaded:
+            self._take(loaded.get("weight", self._weight), loaded.get("bias", self._bias))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "SparseLinear":
         """Weights of its own, the same threads."""
@@ -277,22 +277,22 @@ def accelerate(
         raise ValueError(f"precision must be float32 or int8, got {precision!r}")
     if model.training:
         raise ValueError("accelerate is for inference: call model.eval() first")
-    found: list[tuple[str, nn.Module, str, nn.Linear]] = []
+    candidates: list[tuple[str, nn.Module, str, nn.Linear]] = []
     for path, parent in model.named_modules():
         for name, child in parent.named_children():
             if type(child) is nn.Linear and child.weight.device.type == "cpu" and plain(child):
                 share = computed(child.weight.detach().float().numpy() != 0)
                 if share <= at_most:
-                    found.append((f"{path}.{name}".lstrip("."), parent, name, child))
-    if not found:
+                    candidates.append((f"{path}.{name}".lstrip("."), parent, name, child))
+    if not candidates:
         return []
     chosen = choose(isa)
     pool = ThreadPool(
         compile_kernels(chosen, [DriveSpec()]), threads or min(torch.get_num_threads(), max(1, processors()))
     )
-    for _, parent, name, child in found:
+    for _, parent, name, child in candidates:
         setattr(parent, name, SparseLinear(child, pool, chosen, precision == "int8"))
-    return [path for path, *_ in found]
+    return [path for path, *_ in candidates]
 
 
 def plain(linear: nn.Linear) -> bool:

@@ -59,8 +59,8 @@ def _and_parents(mount: Path, group: str) -> list[Path]:
 
 
 def _version_2(place: Path) -> float | None:
-    words = " ".join(_lines(place / "cpu.max")).split()
-    return _share(words[0], words[1]) if len(words) == 2 else None
+    fields = " ".join(_lines(place / "cpu.max")).split()
+    return _share(fields[0], fields[1]) if len(fields) == 2 else None
 
 
 def _version_1(place: Path) -> float | None:

@@ -99,10 +99,10 @@ class BoundProgram:
         self._by_tiles["shares"]["group_end"] = self._groups[:, None]
         self._by_groups["barrier"] = 1
         edges = np.arange(threads + 1) * self._groups[:, None] // threads
-        whole = self._groups[:, None] == 1  # one thread does it
+        unshared = self._groups[:, None] == 1  # one thread does it
         shares = self._by_groups["shares"]
-        shares["group_begin"] = np.where(whole, 0, edges[:, :-1])
-        shares["group_end"] = np.where(whole, np.arange(threads) == 0, edges[:, 1:])
+        shares["group_begin"] = np.where(unshared, 0, edges[:, :-1])
+        shares["group_end"] = np.where(unshared, np.arange(threads) == 0, edges[:, 1:])
 
     def shared(self, tiles: int) -> Array:
         """The program for this many tiles, ``[steps]`` of ``program_dtype``, shared as all threads have work.

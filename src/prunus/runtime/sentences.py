@@ -77,12 +77,14 @@ class Sentences:
         """
         if text is not None:
             return text
-        held, name = dict(self.prompts), self.default_prompt if name is None else name
+        prompts, name = dict(self.prompts), self.default_prompt if name is None else name
         if name is None:
             return ""
-        if name not in held:
-            raise EngineError(Problem("prompt_name", name, f"be one of {', '.join(held) or 'none: it has no prompts'}"))
-        return held[name]
+        if name not in prompts:
+            raise EngineError(
+                Problem("prompt_name", name, f"be one of {', '.join(prompts) or 'none: it has no prompts'}")
+            )
+        return prompts[name]
 
     def width(self, hidden: int, tensors: Mapping[str, Array]) -> int:
         """Features of an embedding of an encoder with ``hidden`` features."""
@@ -121,8 +123,8 @@ class Sentences:
 
     def json(self) -> dict[str, Any]:
         """For the metadata of a packed model."""
-        found: dict[str, Any] = json.loads(json.dumps(asdict(self) | {"prompts": dict(self.prompts)}))
-        return found
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self) | {"prompts": dict(self.prompts)}))
+        return plain
 
 
 MEAN: Final = Sentences()
@@ -189,7 +191,7 @@ def sentences_of(stated: Any, hidden: int, tensors: Mapping[str, Array]) -> Sent
     check("steps", fine, f"list steps of the kinds {', '.join(KINDS)}")
     if problems:
         raise EngineError(*problems)
-    found = Sentences(
+    sentences = Sentences(
         tuple(stated["pooling"]),
         stated["include_prompt"],
         tuple(EmbeddingStep(step["kind"], step["activation"], step["residual"]) for step in stated["steps"]),
@@ -199,8 +201,8 @@ def sentences_of(stated: Any, hidden: int, tensors: Mapping[str, Array]) -> Sent
         stated["default_prompt"],
         stated["features"],
     )
-    _check_tensors(found, hidden, tensors)
-    return found
+    _check_tensors(sentences, hidden, tensors)
+    return sentences
 
 
 def _check_tensors(sentences: Sentences, hidden: int, tensors: Mapping[str, Array]) -> None:

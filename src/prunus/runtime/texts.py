@@ -50,17 +50,19 @@ class Texts:
         path = self._directory / "tokenizer.json"
         if not path.is_file():
             raise EngineError(Problem(str(path), "nothing", "be a file of the tokenizer"))
-        found: Any = Tokenizer.from_file(str(path))
-        found.no_padding()
-        own = self._settings()
+        tokenizer: Any = Tokenizer.from_file(str(path))
+        tokenizer.no_padding()
+        settings = self._settings()
         stated = self._sentences.max_length if self._sentences else None
-        limit = own.get("model_max_length") if stated is None else stated
+        limit = settings.get("model_max_length") if stated is None else stated
         limit = limit if isinstance(limit, int) and 0 < limit <= self._longest else self._longest
-        found.enable_truncation(limit, direction="left" if own.get("truncation_side") == "left" else "right")
+        tokenizer.enable_truncation(limit, direction="left" if settings.get("truncation_side") == "left" else "right")
         if self._sentences and self._sentences.lower:
             lower = normalizers.Lowercase()
-            found.normalizer = normalizers.Sequence([lower, found.normalizer] if found.normalizer else [lower])
-        return found
+            tokenizer.normalizer = normalizers.Sequence(
+                [lower, tokenizer.normalizer] if tokenizer.normalizer else [lower]
+            )
+        return tokenizer
 
     @cached_property
     def types(self) -> bool:

@@ -119,9 +119,9 @@ class Service:
                 texts = [self.prompt + text for text in wanted.texts]
                 ids, types = await aside(size, self.tokens.of_texts, texts, wanted.truncate, "input")
                 skip = self.engine.skipped(self.prompt)
-            found = await self.batcher.compute(ids, types, lambda states: self.engine.embed(states, skip))
+            vectors = await self.batcher.compute(ids, types, lambda states: self.engine.embed(states, skip))
             count = sum(map(len, ids))
-            body = await aside(len(found) * self.features, embeddings_body, found, wanted.base64, name, count)
+            body = await aside(len(vectors) * self.features, embeddings_body, vectors, wanted.base64, name, count)
             return Response(body, media_type="application/json")
 
         return await until_gone(request.receive, work())
@@ -150,18 +150,18 @@ class Service:
             return [self.tokens.of_question(*pair, wanted.truncate, key) for pair, key in pairs]
 
         def find(windows: list[list[postprocessing.Window]], logits: list[Array]) -> list[dict[str, Any]]:
-            rest, found = iter(logits), []
-            for (_, context), own in zip(wanted.pairs, windows, strict=True):
-                span = postprocessing.answer(context, own, [next(rest) for _ in own], self.options.answer_longest)
-                found.append({"answer": span.text} | {k: v for k, v in asdict(span).items() if k != "text"})
-            return found
+            rest, answers = iter(logits), []
+            for (_, context), parts in zip(wanted.pairs, windows, strict=True):
+                span = postprocessing.answer(context, parts, [next(rest) for _ in parts], self.options.answer_longest)
+                answers.append({"answer": span.text} | {k: v for k, v in asdict(span).items() if k != "text"})
+            return answers
 
         async def work() -> Response:
             windows = await aside(size, cut)
-            flat = [window for own in windows for window in own]
+            flat = [window for parts in windows for window in parts]
             logits = await self.batcher.compute([w.ids for w in flat], [w.types for w in flat], self.engine.head)
-            found = await aside(size, find, windows, logits)
-            return JSONResponse(found[0] if wanted.single else found)
+            answers = await aside(size, find, windows, logits)
+            return JSONResponse(answers[0] if wanted.single else answers)
 
         return await until_gone(request.receive, work())
 
@@ -188,8 +188,8 @@ class Service:
 
     async def listed(self, request: Request) -> Response:
         """``GET /``."""
-        found = [asdict(e) | {"fits": e.head in {"", self.kind}} for e in ENDPOINTS]
-        return JSONResponse(found)
+        endpoints = [asdict(e) | {"fits": e.head in {"", self.kind}} for e in ENDPOINTS]
+        return JSONResponse(endpoints)
 
 
 def embeddings_body(vectors: list[Array], base64: bool, name: str, tokens: int) -> bytes:

@@ -66,8 +66,8 @@ class Metrics:
         for name, (about, edges) in HISTOGRAMS.items():
             yield from (f"# HELP {name} {about}", f"# TYPE {name} histogram")
             for key, row in self._seen[name].items():
-                total, comma, own = 0.0, "," if key else "", f"{{{key}}}" if key else ""
+                total, comma, labels = 0.0, "," if key else "", f"{{{key}}}" if key else ""
                 for edge, more in zip((*map("{:g}".format, edges), "+Inf"), row, strict=False):
                     total += more
                     yield f'{name}_bucket{{{key}{comma}le="{edge}"}} {total:.0f}'
-                yield from (f"{name}_sum{own} {row[-1]:.9g}", f"{name}_count{own} {total:.0f}")
+                yield from (f"{name}_sum{labels} {row[-1]:.9g}", f"{name}_count{labels} {total:.0f}")

@@ -88,9 +88,11 @@ def cross_encoder_activation(settings: Mapping[str, Any]) -> str:
         EngineError: one that is not served.
 
     """
-    held = settings.get("sentence_transformers")
+    stated = settings.get("sentence_transformers")
     path = (
-        held.get("activation_fn") if isinstance(held, Mapping) else settings.get("sbert_ce_default_activation_function")
+        stated.get("activation_fn")
+        if isinstance(stated, Mapping)
+        else settings.get("sbert_ce_default_activation_function")
     )
     if not isinstance(path, str) or not path.startswith("torch."):
         return ""  # sentence-transformers does not run code that a configuration names; it takes its default
@@ -164,11 +166,11 @@ def answer(context: str, windows: Sequence[Window], logits: Sequence[Array], lon
     ]
     if not pairs:  # a context of characters that the tokenizer drops
         return AnswerSpan("", 0.0, 0, 0)
-    whole = np.concatenate([z for _, z in pairs])
-    highest = whole.max(0)
-    weight = float((highest + np.log(np.exp(whole - highest).sum(0))).sum())
-    found = [(best_span(z[:, 0], z[:, 1], longest), window) for window, z in pairs]
-    (total, i, j), window = max(found, key=lambda pair: pair[0][0])
+    all_logits = np.concatenate([z for _, z in pairs])
+    highest = all_logits.max(0)
+    weight = float((highest + np.log(np.exp(all_logits - highest).sum(0))).sum())
+    spans = [(best_span(z[:, 0], z[:, 1], longest), window) for window, z in pairs]
+    (total, i, j), window = max(spans, key=lambda pair: pair[0][0])
     start, end = int(window.characters[i, 0]), int(window.characters[j, 1])
     text = context[start:end]
     start += len(text) - len(text.lstrip())  # some tokens hold the space before their word

@@ -42,9 +42,9 @@ class Refused(PrunusError):
     @property
     def headers(self) -> dict[str, str]:
         """Of the answer: when to come again, and whether the connection can be used again."""
-        found = {"retry-after": str(self.retry_after)} if self.retry_after else {}
+        headers = {"retry-after": str(self.retry_after)} if self.retry_after else {}
         # Of these requests the rest may still be on its way, or the server is about to end.
-        return found | ({"connection": "close"} if self.status in {408, 413, 503} else {})
+        return headers | ({"connection": "close"} if self.status in {408, 413, 503} else {})
 
 
 def gone() -> Refused:

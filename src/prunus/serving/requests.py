@@ -215,6 +215,6 @@ def read_answer(raw: Any, limit: int) -> AnswerRequest:
 
 
 def close(problems: Iterable[Sequence[Problem]]) -> None:
-    found = [problem for some in problems for problem in some]
-    if found:
-        raise Refused(400, *found[:MANY])
+    flat = [problem for some in problems for problem in some]
+    if flat:
+        raise Refused(400, *flat[:MANY])

@@ -31,21 +31,21 @@ class Tokens:
     """The tokenizer of an engine, twice: one cuts texts, one cuts contexts into windows."""
 
     def __init__(self, engine: Served, options: Options) -> None:
-        own = engine.tokenizer
+        tokenizer = engine.tokenizer
         self._types = engine.token_types
         self.limit = int(
-            (own.truncation or {}).get("max_length") or engine.settings.get("max_position_embeddings") or 512
+            (tokenizer.truncation or {}).get("max_length") or engine.settings.get("max_position_embeddings") or 512
         )
-        self._texts: Any = Tokenizer.from_str(own.to_str())
+        self._texts: Any = Tokenizer.from_str(tokenizer.to_str())
         self._texts.no_padding()
-        self._texts.enable_truncation(self.limit, direction=(own.truncation or {}).get("direction", "right"))
+        self._texts.enable_truncation(self.limit, direction=(tokenizer.truncation or {}).get("direction", "right"))
         window = min(options.answer_tokens, self.limit)
         self._question = window // 4
         self._windows: Any = None
         if engine.head.kind == "span":
             if window < LEAST:
                 raise EngineError(Problem("answer_tokens", window, f"be at least {LEAST}, as the model's limit"))
-            self._windows = Tokenizer.from_str(own.to_str())
+            self._windows = Tokenizer.from_str(tokenizer.to_str())
             self._windows.no_padding()
             stride = min(options.answer_stride, window // 2)
             self._windows.enable_truncation(window, stride=stride, strategy="only_second")
@@ -57,18 +57,20 @@ class Tokens:
             Refused: 400 a text without a token; 422 too many tokens, and ``truncate`` is false.
 
         """
-        found = self._texts.encode_batch(list(texts))
-        long = [i for i, one in enumerate(found) if one.overflowing]
+        encodings = self._texts.encode_batch(list(texts))
+        long = [i for i, one in enumerate(encodings) if one.overflowing]
         if long and not truncate:
             rule = f"have at most {self.limit} tokens where truncate is false"
             problems = [Problem(f"{key}[{i}]", f"more than {self.limit} tokens", rule, "truncate: true") for i in long]
             raise Refused(422, *problems[:20])
         empty = [
-            Problem(f"{key}[{i}]", texts[i], "hold at least one token") for i, one in enumerate(found) if not one.ids
+            Problem(f"{key}[{i}]", texts[i], "hold at least one token")
+            for i, one in enumerate(encodings)
+            if not one.ids
         ]
         if empty:
             raise Refused(400, *empty[:20])
-        return [np.array(one.ids) for one in found], [self._kinds(one) for one in found]
+        return [np.array(one.ids) for one in encodings], [self._kinds(one) for one in encodings]
 
     def of_ids(self, ids: Sequence[Sequence[int]], truncate: bool, key: str) -> tuple[list[Array], list[Array]]:
         """Ids as they were sent, cut at the end.
@@ -82,8 +84,8 @@ class Tokens:
             rule = f"have at most {self.limit} tokens where truncate is false"
             problems = [Problem(f"{key}[{i}]", f"{len(ids[i])} tokens", rule, "truncate: true") for i in long]
             raise Refused(422, *problems[:20])
-        found = [np.array(one[: self.limit], np.int64) for one in ids]
-        return found, [np.zeros_like(one) for one in found]
+        arrays = [np.array(one[: self.limit], np.int64) for one in ids]
+        return arrays, [np.zeros_like(one) for one in arrays]
 
     def of_question(self, question: str, context: str, truncate: bool, key: str) -> list[Window]:
         """Windows of one question.
@@ -98,8 +100,8 @@ class Tokens:
                 rule = f"have at most {self._question} tokens where truncate is false"
                 raise Refused(422, Problem(key, f"more than {self._question} tokens", rule, "truncate: true"))
             question = question.strip()[: alone.offsets[self._question - 1][1]]
-        whole = self._windows.encode(question.strip(), context)
-        return [window_of(one, self._kinds(one)) for one in (whole, *whole.overflowing)]
+        encoding = self._windows.encode(question.strip(), context)
+        return [window_of(one, self._kinds(one)) for one in (encoding, *encoding.overflowing)]
 
     def _kinds(self, encoding: Any) -> Array:
         return np.array(encoding.type_ids if self._types else [0] * len(encoding.ids), np.int64)

@@ -219,12 +219,12 @@ class _Epilogue:
             scale = (a.load("scale") + place).load(F32) if short else None
             row = [s.convert_signed(F32).fma(scale, bias) if scale is not None else s + bias for s in sums[output]]
             results.append([act(y, short) for y in row])
-        whole = a.load("y") + tile * a.load("y_step")  # of a tile
+        tile_start = a.load("y") + tile * a.load("y_step")  # of a tile
         if self.epilogue in {"add", "store", "matrix"}:
             if self.epilogue == "matrix":
                 base, row_bytes = a.load("y") + (token + start) * 4, a.load("y_row")
             else:
-                base, row_bytes = whole + start * 4, k.constant(I64, 4 * TILE)
+                base, row_bytes = tile_start + start * 4, k.constant(I64, 4 * TILE)
             for output, row in enumerate(results):
                 for v, y in enumerate(row):
                     place = base + (group * 4 + output) * row_bytes + 4 * isa.lanes * v
@@ -240,7 +240,7 @@ class _Epilogue:
             for output, row in enumerate(results):
                 place = group * 4 + output
                 if self.epilogue == "quantize_rows":
-                    (whole + place * TILE + start).store(row_of(isa, row))
+                    (tile_start + place * TILE + start).store(row_of(isa, row))
                 else:
                     natural = joined([bytes_of(y, low, high).truncate(I8) for y in row])
                     (a.load("y") + place * a.load("y_row") + token + start).store(natural)
@@ -248,7 +248,7 @@ class _Epilogue:
         for v in range(isa.vectors(block)):
             words = quad_of(isa, [row[v] for row in results], low, high)
             if self.epilogue == "quantize_int8x4":
-                (whole + group * (4 * TILE) + start * 4 + 4 * isa.lanes * v).store(words)
+                (tile_start + group * (4 * TILE) + start * 4 + 4 * isa.lanes * v).store(words)
             else:
                 base = a.load("y") + group * a.load("y_row")
                 (base + (token + start) * 4 + 4 * isa.lanes * v).store(words)
