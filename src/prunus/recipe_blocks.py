@@ -22,18 +22,20 @@ class ModelSpec:
     """`new` starts with a randomly initialised head, for a checkpoint that was trained on other labels; its body is
     kept."""
     dense: str | None = None
-    """The model that the dense baseline is fine-tuned from, if it is not `name`: for a sparse model, the model before
-    pruning."""
+    """The model from which the dense baseline is fine-tuned, if that is not `name`. If `name` is already sparse, give
+    the model as it was before pruning."""
     layers: tuple[int, ...] = ()
     """The layers that training begins with, numbered from 0. Empty means all."""
     depth: int | None = None
-    """How many layers training begins with: those that change their input most (the largest angle between input and
-    output)."""
+    """The number of layers to keep. The layers that change their input most (the largest angle between input and
+    output) are kept; the others are removed before training."""
     hidden: int | None = None
-    """How many features of the hidden size training begins with: those with the largest weights."""
+    """The number of features of the hidden size to keep: those with the largest weights. The others are removed
+    before training."""
     start: Literal["auto", "dense", "pretrained"] = "auto"
-    """Where the sparse training starts: `dense` is the fine-tuned dense model, `pretrained` is `name`. `auto` is
-    `dense` if a dense model is fine-tuned, and `pretrained` if zeros are locked or `model.dense` is given."""
+    """The model that the sparse training starts from: `dense` is the fine-tuned dense model, `pretrained` is
+    `model.name`. `auto` means `pretrained` if zeros are locked or `model.dense` is given; otherwise it means
+    `dense` if a dense model is fine-tuned."""
 
     @property
     def cuts(self) -> bool:
@@ -53,7 +55,7 @@ class TrainSpec:
     """The optimizer steps per epoch that the recipe was written for. Data or a batch size that give another number
     are refused."""
     batch_size: int = 32
-    """Training examples per batch."""
+    """Training examples per batch, of all processes together (not per device)."""
     eval_batch_size: int = 64
     """Validation examples per batch."""
     gradient_accumulation_steps: int = 1
@@ -102,7 +104,8 @@ class TrainSpec:
     evaluate_every: Span | None = None
     """The interval of evaluations. None evaluates only at the end."""
     keep: Literal["last", "best"] = "last"
-    """`best` keeps the weights with the highest metric of all evaluations at full sparsity from `best_after` on."""
+    """`last` keeps the final weights. `best` keeps the weights of the evaluation with the highest metric; it counts
+    only evaluations from `best_after` on and at full sparsity."""
     best_after: Span = field(default_factory=lambda: Span(0))
     """When `keep: best` begins to compare."""
     on_collapse: Literal["warn", "stop", "off"] = "warn"

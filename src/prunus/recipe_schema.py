@@ -41,11 +41,13 @@ _TITLES: Final = {
     "its value of `train`. The keys are those of `train`.",
     "prune": "One rule, or a list of rules for different tensors. `prunus.Pruning` has the same keys.",
     "distill": "A teacher. The loss is `hard_weight * task loss + weight * T^2 KL + ...`. Without this block there is none.",
-    "distill.contrast": "Contrastive terms, as in CAP ([contrastive.md](contrastive.md)).",
+    "distill.contrast": "Contrastive terms, as in CAP ([contrastive.md](contrastive.md)). Each compares the pruned model with "
+    "another: `prc` with the pretrained model, `snc` with earlier states of this training (snapshots), `fic` with the fine-tuned "
+    "dense teacher.",
     "quantize": "8-bit weights and activations, trained together with pruning and distillation "
     "([quantization.md](quantization.md)). Without this block the model stays in float; `quantize: {}` takes the defaults.",
-    "budget": "What may be left of the dense model, in place of `sparsity` in rules for `heads` and `ffn` "
-    "([smaller.md](smaller.md)). One of the first three.",
+    "budget": "How much of the dense model may be left. It replaces `sparsity` in rules for `heads` and `ffn` "
+    "([smaller.md](smaller.md)). Give exactly one of `params`, `flops` and `latency`.",
 }
 _INTRODUCTION: Final = """\
 # A recipe, key by key
@@ -57,12 +59,13 @@ an editor with a YAML language server completes and checks a recipe that begins 
 # yaml-language-server: $schema=./recipe.schema.json
 ```
 
-* `--set key=value` overrides the recipe, and flags of the command override both. `--data DIR` also replaces the files that a
-  recipe names. `--set 'prune[1].sparsity=0.5'` changes the second of several rules.
+* `--set key=value` overrides the recipe, and flags of the command override both. `--data DIR` reads the task's files from DIR,
+  in place of the files that the recipe names. `--set 'prune[1].sparsity=0.5'` changes the second of several rules.
 * An unknown key is an error that names the nearest valid key. `prunus plan` reports every mistake at once. It also runs one
   batch with the longest rows of the data through the tokenizer and a model of one layer, so that errors appear before training.
 * A **span** is a length of training: optimizer steps (`1000`), epochs (`2 epochs`) or a percentage of this training (`10%`).
-* Fractions are fractions: `0.8`, never `80`.
+* Write a fraction as `0.8`, never as `80`.
+* An empty default is `null`: the key is not set.
 """
 
 

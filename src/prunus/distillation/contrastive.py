@@ -69,8 +69,8 @@ class Snapshots(Contrast):
     """SnC: the term, and which states are kept."""
 
     every: float = 0.1
-    """A snapshot is taken each time this further fraction of the targets has become zero, just before the next mask
-    update, when the model has recovered."""
+    """The interval of snapshots, as a fraction of the targets' weights: a snapshot is taken each time this many more
+    have become zero, just before the next mask update, because the model has recovered by then."""
     last: int | None = None
     """How many of the latest snapshots count. None means all."""
 
@@ -97,8 +97,8 @@ class Contrastive:
     """What represents an example: `pooler` output, `cls` (last hidden state of the first token) or `mean` (of
     attended tokens). `auto` is `pooler` if the model has one, otherwise `cls`."""
     normalisation: Normalisation = "mean"
-    """`mean` over positives, or `cap_code`, which divides once more by their mean number, as the authors' code does.
-    """
+    """`mean` takes the mean over positives. `cap_code` then divides once more, by the mean number of positives, as
+    the authors' code does."""
     bank: Literal["cpu", "device", "mmap"] = "cpu"
     """Where representations are stored: memory, the accelerator's memory, or a memory-mapped file."""
 

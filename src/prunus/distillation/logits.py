@@ -83,8 +83,8 @@ class Distillation:
     attention: Inside = field(default_factory=Inside)
     """Attention maps of layers."""
     reuse: float = 0.0
-    """Weight of the features that the teacher's head reads. The student takes over that head, frozen; a learned
-    projection is folded into it."""
+    """Weight of a loss that trains the student to produce the features that the teacher's head reads; 0 turns it off.
+    The student then uses the teacher's head, frozen, with a learned projection folded into it."""
     others: tuple[Lesson, ...] = ()
     """Further teachers."""
     contrast: Contrastive = field(default_factory=Contrastive)

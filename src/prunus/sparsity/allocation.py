@@ -54,7 +54,8 @@ class Allocation:
     """Scope `tensor`: regular expression on parameter names -> sparsity. The first match counts; targets without a
     match have the rule's sparsity."""
     multiple: int = 1
-    """The units left in a target are a multiple of this: 8, 16 or 64 neurons, for kernels that want it."""
+    """The number of units left in each target is a multiple of this. Set 8, 16 or 64 neurons for kernels that need
+    such a multiple."""
 
     def problems(self, sparsity: float, key: str = "allocation") -> list[Problem]:
         """What is wrong with this allocation for a rule of this final sparsity."""

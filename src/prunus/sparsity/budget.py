@@ -34,7 +34,7 @@ class Budget:
     """What share of the dense model's cost may be left; one of the three."""
 
     params: float | None = None
-    """Fraction of the dense model's parameters that may be left."""
+    """Fraction of the weights and biases of the dense model's layers that may be left."""
     flops: float | None = None
     """Fraction of its operations that may be left."""
     latency: float | None = None

@@ -261,8 +261,8 @@ class Scores:
     learning_rate: float = 0.01
     """Learning rate of the trained scores."""
     threshold: float | None = None
-    """Soft movement: weights whose score's sigmoid is at or below this are pruned. The sparsity is then a result, and
-    `sparsity` is not given."""
+    """Soft movement: a weight is pruned if the sigmoid of its score is at or below this value. Leave out `sparsity`,
+    because the sparsity is then a result of the training."""
     regularization: float = 0.0
     """Soft movement: final weight of the penalty on the scores; higher means more zeros."""
 

@@ -36,7 +36,8 @@ class Pruning:
     """
 
     sparsity: float | None = None
-    """Fraction of zeros in the targets at the end. None is allowed for N:M, whose pattern says it."""
+    """Fraction of zeros at the end in the targets, which are the tensors that this rule prunes. You may leave it out
+    for N:M, because the pattern states it."""
     pattern: str = "4x1"
     """Outputs x inputs of a block: `4x1`, `1x4`, any `RxC`, `*xC` (all outputs); `unstructured`; `N:M` (N of M inputs
     are kept); or what is removed whole: `rows`, `columns`, `heads`, `ffn` (neurons)."""

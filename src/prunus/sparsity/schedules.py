@@ -144,17 +144,17 @@ class Schedule:
     kind: Kind = "exponential"
     """How sparsity grows from `start` to `end`."""
     start: Span = Span(10, "%")
-    """The first mask update. For a growing schedule it prunes nothing."""
+    """When the first mask update happens. In a schedule that grows, this first update prunes nothing."""
     end: Span | None = None
     """The last mask update at which sparsity grows. Give `end` or `cooldown`."""
     every: Span | None = None
-    """The interval of mask updates. None is a fortieth of the pruning phase."""
+    """The interval of mask updates. `auto`, or leaving it out, is a fortieth of the pruning phase."""
     cooldown: Span | None = None
     """What is left to train after the last mask update. The default is 25 % if `end` is not given."""
     power: float = 3.0
     """The exponent of `polynomial`."""
     hold: Span | None = None
-    """How long after `end` masks are still selected, at the final sparsity, before they freeze."""
+    """How long masks are still selected after `end`, at the final sparsity. After that they are frozen."""
     boundaries: tuple[Span, ...] = ()
     """`multistep`: when sparsity changes."""
     levels: tuple[float, ...] = ()

@@ -24,7 +24,8 @@ class TaskSpec:
     validation: str | None = None
     """Validation file, of the same formats."""
     data: str | None = None
-    """A directory with the task's usual file names. The default is the environment variable `PRUNUS_DATA`."""
+    """A directory that holds the task's files under their usual names. The default is the environment variable
+    `PRUNUS_DATA`."""
     hub: str | None = None
     """A data set id of the Hub, `id` or `id:configuration`. Needs the extra `hub`."""
     columns: Mapping[str, str] = field(default_factory=dict)
