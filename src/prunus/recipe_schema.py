@@ -41,8 +41,8 @@ _TITLES: Final = {
     "its value of `train`. The keys are those of `train`.",
     "prune": "One rule, or a list of rules for different tensors. `prunus.Pruning` has the same keys.",
     "distill": "A teacher. The loss is `hard_weight * task loss + weight * T^2 KL + ...`. Without this block there is none.",
-    "distill.contrast": "Contrastive terms, as in CAP ([contrastive.md](contrastive.md)). Each compares the pruned model with "
-    "another: `prc` with the pretrained model, `snc` with earlier states of this training (snapshots), `fic` with the fine-tuned "
+    "distill.contrast": "Contrastive terms, as in CAP ([contrastive.md](contrastive.md)). Each compares the pruned model "
+    "with another: `prc` with the pretrained model, `snc` with earlier states of this training (snapshots), `fic` with the fine-tuned "
     "dense teacher.",
     "quantize": "8-bit weights and activations, trained together with pruning and distillation "
     "([quantization.md](quantization.md)). Without this block the model stays in float; `quantize: {}` takes the defaults.",
