@@ -42,8 +42,8 @@ _TITLES: Final = {
     "prune": "One rule, or a list of rules for different tensors. `prunus.Pruning` has the same keys.",
     "distill": "A teacher. The loss is `hard_weight * task loss + weight * T^2 KL + ...`. Without this block there is none.",
     "distill.contrast": "Contrastive terms, as in CAP ([contrastive.md](contrastive.md)). Each compares the pruned model "
-    "with another: `prc` with the pretrained model, `snc` with earlier states of this training (snapshots), `fic` with the fine-tuned "
-    "dense teacher.",
+    "with another: `prc` with the pretrained model, `snc` with earlier states of this training (snapshots), `fic` with "
+    "the fine-tuned dense teacher.",
     "quantize": "8-bit weights and activations, trained together with pruning and distillation "
     "([quantization.md](quantization.md)). Without this block the model stays in float; `quantize: {}` takes the defaults.",
     "budget": "How much of the dense model may be left. It replaces `sparsity` in rules for `heads` and `ffn` "
