@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from operator import ne
 from typing import final
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from prunus.errors import Problem, TrainingError
 from prunus.sparsity.criteria import Context, State
 from prunus.sparsity.pruning import Rule
-from prunus.sparsity.sharding import Shard, Sharding
+from prunus.sparsity.sharding import Shard, Sharding, count
 from prunus.sparsity.wrappers import submodule
 
 __all__ = ["Scorer", "report_blank"]
@@ -36,6 +37,11 @@ class Scorer:
                 for name in rule.selection.taken:
                     layer = submodule(model, name.rpartition(".")[0])
                     self._hooks.append(layer.register_forward_pre_hook(partial(self._observe_input, name, rule)))
+
+    def share_out(self, sharding: Sharding, shards: Mapping[str, Shard]) -> None:
+        """Starts anew with weights that were sharded since; the states are to be loaded again."""
+        self._sharding, self._shards = sharding, shards
+        self._states, self._buffers = {}, {}
 
     def remove_hooks(self) -> None:
         """Observes inputs no more."""
@@ -133,11 +139,19 @@ def _unseen(name: str, rule: Rule) -> Problem:
     return Problem(name, "no gradient seen", text, "unfreezing it, or criterion: magnitude")
 
 
-def report_blank(rule: Rule, names: Sequence[str], steps: int) -> None:
-    """Reports that the scores of the named tensors are all zero after ``steps`` steps: their masks would go by position.
+def report_blank(
+    rule: Rule, scores: Mapping[str, Tensor], planned: Mapping[str, int], sharding: Sharding, steps: int
+) -> None:
+    """Reports weights whose scores are all zero after ``steps`` steps: their masks would go by position.
 
-    A warning where it is some of a rule's tensors, ``TrainingError`` where it is all of them.
+    A warning where it is some of a rule's tensors, ``TrainingError`` where it is all of them. ``planned`` says how many zeros
+    each weight has: of one that is pruned whole, no score matters.
     """
+    names = [
+        name
+        for name, (out, inp) in rule.selection.taken.items()
+        if planned.get(name) != out * inp and not count(sharding, scores[name], ne, 0.0)
+    ]
     if not names or not (rule.criterion.needs_gradient or rule.criterion.needs_input):
         return
     seen = "inputs" if rule.criterion.needs_input else "gradients"
