@@ -4,7 +4,9 @@ import copy
 import gc
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+from weakref import ref
 
 import peft
 import pytest
@@ -63,6 +65,13 @@ def train_body(body: Any) -> None:
     train(body, lambda: body(**INPUTS).last_hidden_state.square().mean())
 
 
+def layer_loss(layer: ref[nn.Module]) -> Tensor:
+    module = layer()
+    assert module is not None
+    given: Tensor = module(torch.ones(1, 3, 16))
+    return given.square().mean()
+
+
 def stays(before: dict[str, Tensor], body: Any) -> bool:
     after = zeros(body)
     return all(torch.equal(zero, after[name]) for name, zero in before.items())
@@ -110,7 +119,7 @@ def test_a_body_stays_locked_when_everything_around_it_is_dropped(name: str) -> 
     del body
     gc.collect()
     assert len(locking._LOCKS) == locks + 1
-    train(layer, lambda: layer(torch.ones(1, 3, 16)).square().mean())
+    train(layer, partial(layer_loss, ref(layer)))
     assert all(torch.equal(value == 0, before[key]) for key, value in layer.named_parameters() if key in before)
     del layer
     gc.collect()

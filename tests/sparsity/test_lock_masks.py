@@ -212,7 +212,7 @@ def test_unknown_names_are_named() -> None:
         prunus.lock(model, masks=others)
     with pytest.raises(TargetError, match=r"lock\.masks must hold at least one mask, got \{\}"):
         prunus.lock(model, masks={})
-    with pytest.raises(TargetError, match="be the only mask of 0.weight"):
+    with pytest.raises(TargetError, match=r"be the only mask of 0\.weight"):
         prunus.lock(model, masks=masks | {"module.0.weight": masks["0.weight"]})
 
 
