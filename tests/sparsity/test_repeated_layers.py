@@ -135,7 +135,10 @@ def test_what_stays_dense_can_be_named(name: str, include: str) -> None:
     assert reason == "outside the repeated layers of the model's body; name it in include to prune it"
     taken = select(model, Targets(include=(include,)), Unstructured()).taken
     assert list(taken.values()) == [shape]
-    for exclude in ((), (r"attention|attn",)):  # takes the place of the names of poolers and embeddings, not of the rule
+    for exclude in (
+        (),
+        (r"attention|attn",),
+    ):  # takes the place of the names of poolers and embeddings, not of the rule
         assert not any(include in each for each in select(model, Targets(exclude=exclude), Unstructured()).taken)
 
 

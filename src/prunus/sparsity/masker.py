@@ -123,7 +123,7 @@ class Masker:
                 gradient = parameter(model, name).grad
                 if gradient is None:
                     continue
-                weight, grad = self._weight(model, name), local(gradient)
+                weight, grad = self._rows(name, parameter(model, name)), local(gradient)
                 self._scorer.observe(name, rule, self._dense.get(name, weight), grad, self.steps, lr_share)
                 if rule.pruning.scores is not None and name in self._masks:
                     grad.mul_(self._masks[name])
@@ -134,9 +134,13 @@ class Masker:
         self._update_dense_weights(model)
         self.steps += 1
         due = [rule for rule in self.rules if rule.timetable.due(self.steps)]
-        for rule in due:
-            self._update(model, rule)
-            self._scorer.after_update(rule, last=self.steps == rule.timetable.update_steps[-1])
+        try:
+            for rule in due:
+                self._update(model, rule)
+                self._scorer.after_update(rule, last=self.steps == rule.timetable.update_steps[-1])
+        except BaseException:
+            self._scorer.remove_hooks()
+            raise
         self.apply(model)
         if self.finished:
             self._scorer.remove_hooks()
@@ -147,7 +151,7 @@ class Masker:
         """Makes the zeros exact. May be called at any time; a second call changes nothing."""
         self._follow(model)
         for name in self._masks:
-            weight = self._weight(model, name)
+            weight = self._rows(name, parameter(model, name))
             if name in self._dense:
                 weight.copy_(self._dense[name])
             weight.mul_(self._masks[name])
@@ -160,7 +164,7 @@ class Masker:
             for name in self._masks:
                 # Not apply(): the weights may be those of a restored checkpoint, which no dense weights may overwrite. And a
                 # product would leave -0.0 where the weight was negative.
-                weight = self._weight(model, name)
+                weight = self._rows(name, parameter(model, name))
                 weight.masked_fill_(~self._masks[name], 0.0)
         facts = self.measure(model)
         problems = [
@@ -272,9 +276,6 @@ class Masker:
         """How many of the places (bool) of a weight's rows are True, in all processes that have rows of it."""
         return int(self._sharding.sum(torch.tensor(int(torch.count_nonzero(places)))))
 
-    def _weight(self, model: nn.Module, name: str) -> Tensor:
-        return self._rows(name, parameter(model, name))
-
     def _rows(self, name: str, whole: Tensor) -> Tensor:
         """The rows of a weight that this process holds, the same memory; mask, dense weights and scores move to its device."""
         weight = here(name, whole.detach(), self._shards[name])
@@ -326,10 +327,8 @@ class Masker:
     @torch.no_grad()
     def _update_dense_weights(self, model: nn.Module) -> None:
         for name in self._dense:
-            weight = self._weight(model, name)
+            weight = self._rows(name, parameter(model, name))
             self._dense[name].mul_(~self._masks[name]).add_(weight)
-
-    # A mask update
 
     @torch.no_grad()
     def _update(self, model: nn.Module, rule: Rule) -> None:
@@ -347,7 +346,7 @@ class Masker:
         """The criterion's scores by name: of units, or of weights for N:M."""
         scores = {}
         for name in rule.selection.taken:
-            weight = self._weight(model, name)
+            weight = self._rows(name, parameter(model, name))
             if weight.is_meta:
                 text = "hold numbers when masks are updated"
                 raise TrainingError(Problem(name, "the meta device", text, "loading the weights first"))

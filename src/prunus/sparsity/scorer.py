@@ -1,10 +1,10 @@
 """The scores of one masker: shows criteria what they ask to see, and keeps their states by parameter name."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import ne
-from typing import final
+from typing import Any, final
+from weakref import finalize, ref
 
 import torch
 from torch import Tensor, nn
@@ -31,12 +31,22 @@ class Scorer:
         self._hooks: list[RemovableHandle] = []
 
     def add_hooks(self, model: nn.Module, rules: Sequence[Rule], steps: int) -> None:
-        """Observes the inputs of layers where a criterion asks for it and a mask update is still to come."""
+        """Observes the inputs of layers where a criterion asks for it and a mask update is still to come.
+
+        The hooks leave the model with ``remove_hooks``, and with this object: nothing stays where a training was broken off.
+        """
+        layers = {
+            name: submodule(model, name.rpartition(".")[0])
+            for rule in rules
+            if rule.criterion.needs_input and steps < rule.timetable.update_steps[-1]
+            for name in rule.selection.taken
+        }
         for rule in rules:
-            if rule.criterion.needs_input and steps < rule.timetable.update_steps[-1]:
-                for name in rule.selection.taken:
-                    layer = submodule(model, name.rpartition(".")[0])
-                    self._hooks.append(layer.register_forward_pre_hook(partial(self._observe_input, name, rule)))
+            for name in rule.selection.taken:
+                if name in layers:
+                    hook = _InputHook(ref(self), name, rule)
+                    self._hooks.append(layers[name].register_forward_pre_hook(hook))
+        finalize(self, _remove, self._hooks).atexit = False
 
     def share_out(self, sharding: Sharding, shards: Mapping[str, Shard]) -> None:
         """Starts anew with weights that were sharded since; the states are to be loaded again."""
@@ -45,16 +55,13 @@ class Scorer:
 
     def remove_hooks(self) -> None:
         """Observes inputs no more."""
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks = []
+        _remove(self._hooks)
 
     @torch.no_grad()
-    def _observe_input(self, name: str, rule: Rule, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        if module.training:
-            inputs = arguments[0].detach().float()
-            context = self._context(name, rule)
-            rule.criterion.observe_input(self._state(context, rule, inputs.device), context, inputs)
+    def observe_input(self, name: str, rule: Rule, inputs: Tensor) -> None:
+        """The input of the layer of a weight in a forward pass of training."""
+        context = self._context(name, rule)
+        rule.criterion.observe_input(self._state(context, rule, inputs.device), context, inputs.detach().float())
 
     def observe(self, name: str, rule: Rule, weight: Tensor, gradient: Tensor, steps: int, lr_share: float) -> None:
         """The gradient of the next step after ``steps``; ``weight`` and ``gradient`` are the rows of this process."""
@@ -129,6 +136,29 @@ class Scorer:
             len(rule.selection.taken),
             self._buffers,
         )
+
+
+def _remove(hooks: list[RemovableHandle]) -> None:
+    while hooks:
+        hooks.pop().remove()
+
+
+@final
+class _InputHook:
+    """Shows a scorer, which it does not keep alive, the inputs of one layer. A copy of the layer is not observed."""
+
+    def __init__(
+        self, scorer: Callable[[], Scorer | None] = lambda: None, name: str = "", rule: Rule | None = None
+    ) -> None:
+        self._scorer, self._name, self._rule = scorer, name, rule
+
+    def __reduce__(self) -> Any:
+        return _InputHook, ()  # of a model that is copied or saved as a whole
+
+    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        scorer = self._scorer()
+        if scorer is not None and self._rule is not None and module.training:
+            scorer.observe_input(self._name, self._rule, arguments[0])
 
 
 def _unseen(name: str, rule: Rule) -> Problem:
