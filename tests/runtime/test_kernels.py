@@ -323,8 +323,8 @@ def test_attention_in_float32(lengths: tuple[int, ...], biased: bool, isa: str) 
 def test_attention_of_bytes(lengths: tuple[int, ...], biased: bool, isa: str) -> None:
     draw, tokens = np.random.default_rng(sum(lengths)), sum(lengths)
     signed = [np.clip(np.rint(draw.standard_normal((HEADS * SIZE, tokens)) * 50), -128, 127) for _ in range(3)]
-    signed[0][:, ::9], signed[1][:, ::5] = 127, -128
-    signed[0][:, 4::9], signed[2][:, ::7] = -128, -128
+    signed[0][:, ::9], signed[1][:, ::5] = 127, -127
+    signed[0][:, 6::9], signed[1][:, 6::5], signed[2][:, 6::7] = -128, -128, -128
     garbage = draw.integers(0, 256, (HEADS * SIZE, tokens + 80))
     q, k = (room((HEADS * SIZE // 4, (tokens + 80) * 4), dtype, 99) for dtype in (np.uint8, np.int8))
     v = room((HEADS * SIZE, tokens + 80), np.int8, 99)
