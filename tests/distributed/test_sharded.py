@@ -36,3 +36,15 @@ def test_masks_are_those_of_one_process(kind: str, processes: int, one: dict[str
                 torch.testing.assert_close(other[key], value, rtol=1e-6, atol=1e-9)
             else:
                 assert torch.equal(other[key], value), key
+
+
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=MORE)])
+def test_models_that_are_sharded_later_get_the_masks_of_one_process(processes: int, tmp_path: Path) -> None:
+    for held in ended(tmp_path / "many", "late_worker.py", processes):
+        one = {key.removeprefix("one|"): value for key, value in held.items() if key.startswith("one|")}
+        assert len({key.partition("|")[0] for key in one}) == 8
+        for key, value in one.items():
+            if "|weight|" in key:
+                torch.testing.assert_close(held[key], value, rtol=1e-6, atol=1e-9)
+            else:
+                assert torch.equal(held[key], value), key

@@ -69,6 +69,10 @@ class _Line:
     def __init__(self, name: str, modules: list[ref[nn.Module]]) -> None:
         self._parts, self.modules = name.split("."), modules
 
+    def living(self) -> Iterator[Any]:
+        """The modules that are alive, from the model down."""
+        return (module for each in self.modules if (module := each()) is not None)
+
     def weights(self) -> Iterator[nn.Parameter]:
         """What the weight is now: that of its owner, and what has taken the owner's place (a quantized layer, a PEFT copy)."""
         owner, seen = self.modules[-1](), None
@@ -125,7 +129,7 @@ class Lock:
     @torch.no_grad()
     def apply(self, trained: Container[int] | None = None) -> None:
         """Makes the zeros exact, in the parameters with these ``id`` or in all."""
-        weights = self._weights()
+        weights = self._weights() if trained is not None else self._at_rest()
         if trained is None or any(id(weight) in trained for _, weight in weights):
             for _, weight, mask in self.masker.masked(weights, trained):
                 weight.masked_fill_(~mask, 0.0)
@@ -137,10 +141,18 @@ class Lock:
         (the merge of an adapter, a checkpoint that was loaded). ``apply`` then sets it to zero.
         """
         _LOCKS.pop(id(self), None)
-        weights = self._weights()
+        weights = self._at_rest()
         self._check(weights)
         patterns = self.masker.patterns
         return [counted(name, weight, patterns[name]) for name, weight in dict(weights).items()]
+
+    def _at_rest(self) -> list[tuple[str, Tensor]]:
+        """The weights between two steps of training, where FSDP2 may have left some gathered."""
+        for line in self._lines.values():
+            for module in line.living():
+                if hasattr(module, "reshard"):
+                    module.reshard()
+        return self._weights()
 
     def _weights(self) -> list[tuple[str, Tensor]]:
         return [(name, weight) for name, line in self._lines.items() for weight in line.weights()]

@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -137,9 +136,9 @@ def _unknown(model: nn.Module, unknown: list[str], key: str) -> Problem:
 
 def _as_bool(mask: Any) -> Tensor | str:
     """A mask as bool, or what it is where it is no mask."""
-    if isinstance(mask, np.ndarray) and mask.dtype.kind in "biuf":
-        other = int(np.count_nonzero((mask != 0) & (mask != 1)))
-        return torch.from_numpy(np.array(mask == 1)) if not other else f"{other:,} numbers other than 0 and 1"
+    if hasattr(mask, "__array_interface__") and mask.dtype.kind in "biuf":  # NumPy's
+        other = int(((mask != 0) & (mask != 1)).sum())
+        return torch.as_tensor(mask == 1) if not other else f"{other:,} numbers other than 0 and 1"
     if not isinstance(mask, Tensor) or mask.is_meta or mask.is_quantized:
         return f"a {type(mask).__name__}" + (" on the meta device, or quantized" if isinstance(mask, Tensor) else "")
     values = whole(mask.detach())
