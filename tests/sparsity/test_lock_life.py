@@ -2,6 +2,8 @@
 
 import copy
 import gc
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -250,6 +252,60 @@ def test_a_weight_that_has_another_shape_is_told_and_the_lock_can_be_dropped() -
     with pytest.raises(TrainingError, match="have the shape"):
         scheduler.remove_pruning()
     optimizer.step()
+
+
+def test_a_weight_that_is_no_parameter_any_more_is_told() -> None:
+    """Its zeros would be lost without a word: weight normalization computes the weight from two others."""
+    model = sparse_bert()
+    scheduler = prunus.lock(model, pattern="4x1")
+    nn.utils.parametrizations.weight_norm(model.bert.encoder.layer[0].output.dense)
+    name = r"bert\.encoder\.layer\.0\.output\.dense\.weight must stay a parameter of its layer"
+    with pytest.raises(TrainingError, match=name):
+        train_body(model.bert)
+    other = two_layers()
+    torch.optim.SGD(other.parameters(), lr=0.1).step()  # has nothing to do with it
+    with pytest.raises(TrainingError, match=name):
+        scheduler.remove_pruning()
+
+
+WAYS: dict[str, Callable[[Any], Any]] = {
+    "assigned": lambda model: model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True),
+    "double": lambda model: model.double(),
+    "in another model": lambda model: setattr(
+        tf.BertForTokenClassification(tf.BertConfig(**SIZES)), "bert", model.bert
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_parameters_that_are_replaced_stay_locked(name: str) -> None:
+    model = sparse_bert()
+    before = zeros(model.bert)
+    prunus.lock(model, pattern="4x1")
+    WAYS[name](model)
+    train_body(model.bert)
+    assert stays(before, model.bert)
+
+
+def test_an_optimizer_for_each_parameter_keeps_its_zeros() -> None:
+    model = sparse_bert()
+    before = zeros(model.bert)
+    prunus.lock(model, pattern="4x1")
+    model(**INPUTS).logits.square().sum().backward()
+    for value in model.parameters():
+        torch.optim.AdamW([value], lr=0.1).step()
+    assert stays(before, model.bert)
+
+
+def test_locks_that_are_alive_when_python_ends_say_nothing() -> None:
+    code = (
+        "import torch, prunus\n"
+        "model = torch.nn.Sequential(torch.nn.Linear(4, 4))\n"
+        "model[0].weight.data[0] = 0\n"
+        "lock = prunus.lock(model, targets=prunus.Targets(include=('0',)))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stderr == ""
 
 
 def test_a_masker_refuses_weights_of_another_shape() -> None:

@@ -216,6 +216,18 @@ def test_unknown_names_are_named() -> None:
         prunus.lock(model, masks=masks | {"module.0.weight": masks["0.weight"]})
 
 
+@pytest.mark.parametrize("masks", [[torch.ones(64, 32)], "0.weight", 3, {1: torch.ones(64, 32)}])
+def test_other_things_than_masks_by_name_are_refused(masks: Any) -> None:
+    model, _ = sparse()
+    with pytest.raises(TargetError, match=r"lock\.masks must be a dictionary of masks by name"):
+        prunus.lock(model, masks=masks)
+
+
+def test_a_model_without_numbers_is_refused() -> None:
+    with pytest.raises(TargetError, match=r"0\.weight must hold numbers"):
+        prunus.lock(two_layers().to("meta"))
+
+
 def test_masks_of_weights_that_would_not_be_locked_are_told() -> None:
     model = bert("ForSequenceClassification")
     masks = Masker(model, RULE, 1).masks

@@ -112,9 +112,9 @@ class Lock:
         self.masker = masker
         known: dict[int, ref[nn.Module]] = {}
 
-        def forget(_: ref[nn.Module]) -> None:
+        def forget(_: ref[nn.Module], locks: dict[int, Lock] = _LOCKS) -> None:  # outlives the globals when Python ends
             if all(each() is None for each in known.values()):
-                _LOCKS.pop(id(self), None)
+                locks.pop(id(self), None)
 
         self._lines: dict[str, _Line] = {}
         for name in masker.planned:
@@ -130,6 +130,7 @@ class Lock:
     def apply(self, trained: Container[int] | None = None) -> None:
         """Makes the zeros exact, in the parameters with these ``id`` or in all."""
         weights = self._weights() if trained is not None else self._at_rest()
+        self._complain(self._missing(weights, trained))
         if trained is None or any(id(weight) in trained for _, weight in weights):
             for _, weight, mask in self.masker.masked(weights, trained):
                 weight.masked_fill_(~mask, 0.0)
@@ -157,17 +158,32 @@ class Lock:
     def _weights(self) -> list[tuple[str, Tensor]]:
         return [(name, weight) for name, line in self._lines.items() for weight in line.weights()]
 
+    def _missing(self, weights: list[tuple[str, Tensor]], trained: Container[int] | None = None) -> list[Problem]:
+        """Weights that are no parameters of their layers any more, as a parametrization makes them, in what is ``trained``."""
+        problems = []
+        for name in self._lines.keys() - {name for name, _ in weights}:
+            modules, owner = list(self._lines[name].living()), self._lines[name].modules[-1]()
+            if owner is not None and (trained is None or any(id(each) in trained for each in modules[0].parameters())):
+                got = f"no parameter of that name in {type(owner).__name__}"
+                fix = "remove_pruning() before a parametrization (weight_norm, spectral_norm), FSDP2 in the place of FSDP1"
+                problems.append(Problem(name, got, "stay a parameter of its layer while it is locked", fix))
+        return problems
+
+    @staticmethod
+    def _complain(problems: list[Problem]) -> None:
+        if problems:
+            raise TrainingError(*problems)
+
     @torch.no_grad()
     def _check(self, weights: list[tuple[str, Tensor]]) -> None:
-        problems = []
+        problems = self._missing(weights)
         for name, weight, mask in self.masker.masked(weights):
             broken, places = (self.masker.total(one) for one in ((weight != 0) & ~mask, ~mask))
             if broken:
                 got = f"{broken:,} of {places:,} that are not zero"
                 fix = "apply() of the lock, which sets them to zero, or the weights as they were"
                 problems.append(Problem(name, got, "keep its locked weights zero", fix))
-        if problems:
-            raise TrainingError(*problems)
+        self._complain(problems)
 
 
 def lock(

@@ -37,6 +37,9 @@ def masks_of_zeros(
     outside = inside = total = weights = 0
     for name in names:
         weight = whole(parameter(model, name).detach())
+        if weight.is_meta:
+            text = "hold numbers, some of which are zero"
+            raise TargetError(Problem(name, "the meta device", text, "loading the weights first"))
         zero = weight == 0
         weights += zero.numel()
         if masks is not None and name in masks:
@@ -97,6 +100,9 @@ def masks_by_name(
     tensors or NumPy arrays of bool or of exactly 0 and 1. With ``skip_unknown``, names that are not in the model are left out;
     they are an error otherwise, and so are masks of weights outside ``taken``, where that is given. Raises ``TargetError``.
     """
+    if not isinstance(masks, Mapping) or not all(isinstance(name, str) for name in masks):
+        got = f"a {type(masks).__name__}" + (" with other keys" if isinstance(masks, Mapping) else "")
+        raise TargetError(Problem(key, got, "be a dictionary of masks by name", "{'encoder.....weight': mask}"))
     if not masks and not skip_unknown:
         raise TargetError(Problem(key, {}, "hold at least one mask", "leaving it out, or the masks of this model"))
     names = plain_names(model, masks)

@@ -1,13 +1,10 @@
-"""One of several processes whose model is sharded before or after its zeros are locked or its masks are made."""
+"""Trainings whose model is sharded before or after its zeros are locked or its masks are made (see ``shard_worker``)."""
 
 import re
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -96,31 +93,17 @@ def pruned(case: str, rank: int, processes: int) -> dict[str, torch.Tensor]:
         with torch.no_grad():
             model.eval()(**seen)
     facts = masker.finish(model)
+    case = f"later {case}"
     held = {f"{case}|mask|{name}": mask for name, mask in masker.masks.items()}
     held |= {f"{case}|weight|{name}": whole(model.get_parameter(name)) for name in masker.masks}
     return held | {f"{case}|zeros": torch.tensor([fact.zeros for fact in facts])}
 
 
 def trained(rank: int, processes: int) -> dict[str, torch.Tensor]:
-    """All cases."""
+    """What each case ended with; a process that is alone shards nothing."""
     held: dict[str, torch.Tensor] = {}
     for case in ("lock, shard", "shard, lock", "lock, one group"):
         held |= locked(case, rank, processes)
     for case in RULES:
         held |= pruned(case, rank, processes)
     return held
-
-
-def main() -> None:
-    """``late_worker.py DIRECTORY``: each process writes what it gets alone (``one|...``), and what all get together."""
-    torch.set_num_threads(1)
-    held = {f"one|{key}": value for key, value in trained(0, 1).items()}
-    torch.distributed.init_process_group("gloo")
-    rank = torch.distributed.get_rank()
-    held |= trained(rank, torch.distributed.get_world_size())
-    save_file({name: value.contiguous() for name, value in held.items()}, Path(sys.argv[1]) / str(rank))
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main()
