@@ -287,6 +287,44 @@ def test_parameters_that_are_replaced_stay_locked(name: str) -> None:
     assert stays(before, model.bert)
 
 
+class Replaced(nn.Module):
+    """Does what a layer of BERT does, with layers of its own that have taken the parameters over."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self.dense, self.norm = nn.Linear(32, 16), output.LayerNorm
+        self.dense.weight, self.dense.bias = output.dense.weight, output.dense.bias
+
+    def forward(self, states: Tensor, given: Tensor) -> Tensor:
+        added: Tensor = self.norm(self.dense(states) + given)
+        return added
+
+
+def test_parameters_that_other_modules_have_taken_over_stay_locked() -> None:
+    model, locks = sparse_bert(), len(locking._LOCKS)
+    scheduler = prunus.lock(model, pattern="4x1")
+    before = {id(value): value.detach() == 0 for value in model.bert.encoder.parameters() if value.dim() == 2}
+    for layer in model.bert.encoder.layer:
+        layer.output = Replaced(layer.output)
+    gc.collect()
+    train_body(model.bert)
+    assert all(torch.equal(value == 0, before[id(value)]) for value in model.parameters() if id(value) in before)
+    assert len(scheduler.remove_pruning()) == 12
+    prunus.lock(model, targets=Targets(include=("query",)))
+    del scheduler
+    values = [value for name, value in model.named_parameters() if "query.weight" in name]
+    del model, layer
+    gc.collect()
+    assert len(locking._LOCKS) == locks + 1
+    for value in values:
+        value.grad = torch.ones_like(value)
+    torch.optim.SGD(values, lr=0.1).step()
+    assert all(torch.equal(value == 0, before[id(value)]) for value in values)
+    del values, value
+    gc.collect()
+    assert len(locking._LOCKS) == locks
+
+
 def test_an_optimizer_for_each_parameter_keeps_its_zeros() -> None:
     model = sparse_bert()
     before = zeros(model.bert)

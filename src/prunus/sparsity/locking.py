@@ -11,8 +11,8 @@ What is declared of the pattern is checked against what is found, before anythin
 
 A dense model becomes no sparser by it. Zafrir et al. 2021 (arXiv:2111.05754) call it pattern-lock.
 
-A lock goes with the weights, not with the object that was given: it lasts while any module that leads to a locked weight is
-alive, so a wrapper may be dropped, and the body of a model may be trained on without the rest. Copies (``copy.deepcopy``, a
+A lock goes with the weights, not with the object that was given: it lasts while a locked weight or any module that leads to one
+is alive, so a wrapper may be dropped, and the body of a model may be trained on without the rest. Copies (``copy.deepcopy``, a
 model saved and loaded again) are other models, and are not locked.
 """
 
@@ -31,7 +31,7 @@ from prunus.errors import Problem, TargetError, TrainingError
 from prunus.sparsity.masker import Masker
 from prunus.sparsity.measure import TensorFacts, counted
 from prunus.sparsity.targets import Targets
-from prunus.sparsity.wrappers import child_of, line_of, unwrapped
+from prunus.sparsity.wrappers import child_of, line_of, parameter, unwrapped
 
 __all__ = ["Lock", "lock"]
 
@@ -64,17 +64,20 @@ def _listen() -> None:
 
 @final
 class _Line:
-    """The way to one locked weight: the modules from the model down to the one that owns it, none of which it keeps alive."""
+    """The way to one locked weight: the modules from the model down to the one that owns it. It keeps none of them alive."""
 
-    def __init__(self, name: str, modules: list[ref[nn.Module]]) -> None:
-        self._parts, self.modules = name.split("."), modules
+    def __init__(self, name: str, modules: list[ref[Any]], made_for: ref[Any]) -> None:
+        self._parts, self.modules, self._made_for = name.split("."), modules, made_for
 
     def living(self) -> Iterator[Any]:
         """The modules that are alive, from the model down."""
         return (module for each in self.modules if (module := each()) is not None)
 
     def weights(self) -> Iterator[nn.Parameter]:
-        """What the weight is now: that of its owner, and what has taken the owner's place (a quantized layer, a PEFT copy)."""
+        """What the weight is now: that of its owner, and what has taken the owner's place (a quantized layer, a PEFT copy).
+
+        Where the owner is gone and nothing is in its place, the parameter itself, which another layer may have taken over.
+        """
         owner, seen = self.modules[-1](), None
         if owner is not None and (seen := owner._parameters.get(self._parts[-1])) is not None:
             yield seen
@@ -84,6 +87,8 @@ class _Line:
                 if weight is not seen:
                     yield weight
                 return
+        if owner is None and (weight := self._made_for()) is not None:
+            yield weight
 
     def _follow(self, first: int) -> nn.Parameter | None:
         """The weight by its name below one of the modules; None where another module has come in between."""
@@ -105,24 +110,25 @@ class _Line:
 class Lock:
     """Keeps zeros zero after every step of any ``torch.optim`` optimizer that holds parameters of the model.
 
-    It lasts as long as the locked weights' modules do, even when the model, a wrapper around it, or this object is dropped.
+    It lasts as long as the locked weights or their modules do, even when the model, a wrapper of it, or this object is dropped.
     """
 
     def __init__(self, model: nn.Module, masker: Masker) -> None:
         self.masker = masker
-        known: dict[int, ref[nn.Module]] = {}
+        known: dict[int, ref[Any]] = {}
 
-        def forget(_: ref[nn.Module], locks: dict[int, Lock] = _LOCKS) -> None:  # outlives the globals when Python ends
+        def forget(_: ref[Any], locks: dict[int, Lock] = _LOCKS) -> None:  # outlives the globals when Python ends
             if all(each() is None for each in known.values()):
                 locks.pop(id(self), None)
 
         self._lines: dict[str, _Line] = {}
         for name in masker.planned:
-            line = line_of(model, name)
-            for module in line:
-                if id(module) not in known:
-                    known[id(module)] = ref(module, forget)
-            self._lines[name] = _Line(name, [known[id(module)] for module in line])
+            way: list[Any] = [*line_of(model, name), parameter(model, name)]
+            for each in way:
+                if id(each) not in known:
+                    known[id(each)] = ref(each, forget)
+            *modules, weight = (known[id(each)] for each in way)
+            self._lines[name] = _Line(name, modules, weight)
         _LOCKS[id(self)] = self
         _listen()
 
