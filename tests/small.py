@@ -187,7 +187,7 @@ def encoder_linears(model: nn.Module) -> dict[str, Tensor]:
     body = f"{model.base_model_prefix}." if isinstance(model, PreTrainedModel) else ""
     found = {}
     for name, module in model.named_modules():
-        spared = any(word in name for word in ("pooler", "embeddings"))
+        spared = any(word in name for word in ("pooler", "embedding"))
         if isinstance(module, nn.Linear) and name.startswith(body) and not spared:
             found[f"{name}.weight"] = module.weight
     return found

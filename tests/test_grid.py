@@ -15,12 +15,14 @@ from prunus.grid import (
     from_integers,
     largest,
     row_steps,
+    signed_limits,
     symmetric_step,
     to_integers,
 )
 from prunus.models.loading import model_source
 from prunus.quantization.fake import asymmetric, symmetric
 from prunus.runtime.convert import calibrate
+from prunus.runtime.kernels.linear import SIGNED
 from prunus.runtime.learned import step_and_zero
 from prunus.runtime.pack import quantize_weight
 
@@ -96,6 +98,23 @@ def test_packing_and_export_store_the_same_whole_numbers(bits: int) -> None:
     if bits == 8:
         loud = np.abs(VALUES).max(1) > SMALLEST_RANGE
         assert (row_steps(VALUES)[loud] == steps.numpy()[loud]).all()
+
+
+@pytest.mark.parametrize(("bits", "limits", "narrow"), [(8, (-128, 127), (-127, 127)), (7, (-64, 63), (-63, 63))])
+def test_signed_activations_use_one_number_more_than_weights(
+    bits: int, limits: tuple[int, int], narrow: tuple[int, int]
+) -> None:
+    assert (signed_limits(bits), signed_limits(bits, narrow=True)) == (limits, narrow)
+    x, bound = torch.linspace(-3, 3, 601), torch.tensor(1.0)
+    for wanted, only in ((limits, False), (narrow, True)):
+        whole = (symmetric(x, bound, bits, only) / symmetric_step(bound, bits)).round()
+        assert (whole.min().item(), whole.max().item()) == wanted
+
+
+def test_training_and_the_runtime_clip_queries_and_keys_alike() -> None:
+    assert all(SIGNED[name] == signed_limits() for name in ("keys", "values"))
+    zero_point = 128  # of queries, which are stored as unsigned bytes
+    assert (signed_limits()[0] + zero_point, signed_limits()[1] + zero_point) == (0, LARGEST_BYTE)
 
 
 def test_a_signed_activation_of_no_size_has_a_step() -> None:

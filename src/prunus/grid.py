@@ -7,8 +7,9 @@
 n is 127, or 63 in 7 bits; ``least`` is -n for weights and -n - 1 for activations. Rounding is to even, as ONNX's QuantizeLinear
 and OpenVINO round. Zero is stored exactly.
 
-Training, export, archives and packing all use these functions. They take NumPy arrays and torch tensors alike, and compute in
-the precision of their arguments, with the same operations in the same order: float32 gives the same bits in both libraries.
+Training, export, archives, packing and the runtime's kernels all use these functions. They take NumPy arrays and torch tensors
+alike, and compute in the precision of their arguments, with the same operations in the same order: float32 gives the same bits
+in both libraries.
 """
 
 from typing import Any, Final, TypeVar
@@ -23,6 +24,7 @@ __all__ = [
     "from_integers",
     "largest",
     "row_steps",
+    "signed_limits",
     "symmetric_step",
     "to_integers",
 ]
@@ -38,6 +40,12 @@ T = TypeVar("T")
 def largest(bits: int = 8) -> int:
     """The largest signed whole number."""
     return int(2 ** (bits - 1) - 1)
+
+
+def signed_limits(bits: int = 8, *, narrow: bool = False) -> tuple[int, int]:
+    """The least and the largest whole number of the signed grid: ``narrow``, as for weights, they have one magnitude."""
+    most = largest(bits)
+    return -most if narrow else -most - 1, most
 
 
 def symmetric_step(bound: T, bits: int = 8) -> T:

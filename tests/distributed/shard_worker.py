@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from late import trained
 from safetensors.torch import save_file
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -69,14 +70,14 @@ def main() -> None:
     held: dict[str, torch.Tensor] = {}
     for case, rule in CASES.items():
         model = model_of(case)
-        trained: Any = model
+        whole_model: Any = model
         if kind == "fsdp":
             mesh = init_device_mesh("cpu", (processes,))
             for layer in model.bert.encoder.layer:
                 fully_shard(layer, mesh=mesh)
             fully_shard(model, mesh=mesh)
         elif kind == "ddp":
-            trained = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+            whole_model = nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
         state = None
         masker = Masker(model, rule, STEPS, seed=3)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -84,7 +85,7 @@ def main() -> None:
             inputs = batch(rows(12, seed=step))
             own = {name: value[rank * 12 // processes : (rank + 1) * 12 // processes] for name, value in inputs.items()}
             optimizer.zero_grad()
-            trained(**own).loss.backward()
+            whole_model(**own).loss.backward()
             masker.observe(model, 1.0 - step / STEPS)
             optimizer.step()
             masker.step(model)
@@ -97,6 +98,7 @@ def main() -> None:
             held[f"{case}|mask|{name}"] = mask
             held[f"{case}|weight|{name}"] = whole(model.get_parameter(name))
         held[f"{case}|zeros"] = torch.tensor([fact.zeros for fact in facts])
+    held |= trained(rank, processes)
     save_file({name: value.contiguous() for name, value in held.items()}, place / str(rank))
     if kind != "one":
         torch.distributed.destroy_process_group()

@@ -2,12 +2,14 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
+from fake_device import fake_device
 from prunus.checkpoint.tensor_io import read_tensors, write_tensors
 from prunus.errors import TargetError
 from prunus.quantization import Quantization, QuantLinear, quantize, restore, to_float
@@ -211,3 +213,20 @@ def test_problems_of_the_choices() -> None:
     spec = Quantization(mode="mxed", ranges="max", samples=0, exclude=("(",))  # type: ignore[arg-type]
     keys = [problem.key for problem in spec.problems()]
     assert keys == ["quantize.mode", "quantize.ranges", "quantize.samples", "quantize.exclude[0]"]
+
+
+@pytest.mark.parametrize("mode", ["mixed", "symmetric"])
+def test_ranges_are_on_the_device_of_their_layer(mode: Any) -> None:
+    """Also those without dimensions, which other devices would take from the CPU."""
+    inputs = {"input_ids": torch.arange(5, 13)[None]}
+    with fake_device() as device:
+        model = bert().to(device)
+        there = {name: value.to(device) for name, value in inputs.items()}
+        quantize(model, Quantization(mode=mode, embeddings=True), [there])
+        assert {value.device for value in [*model.parameters(), *model.buffers()]} == {device}
+        expected = model(**there).logits.cpu()
+        ranges = to_float(model)
+        assert {value.device for value in ranges.values()} == {device}
+        restore(model, {name: value.cpu() for name, value in ranges.items()})
+        assert {value.device for value in [*model.parameters(), *model.buffers()]} == {device}
+        assert torch.allclose(model(**there).logits.cpu(), expected, atol=1e-6)

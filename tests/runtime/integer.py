@@ -104,7 +104,7 @@ def one(model: Model, ids: Array, kinds: Array) -> Array:
             whole = np.rint(np.clip(linear(layer[role], read), low, high)).astype(np.int64)
             return whole.reshape(count, -1, s.size).transpose(1, 0, 2)
 
-        q, k, v = split("query", 1, 255) - 128, split("key", -127, 127), split("value", -127, 127)
+        q, k, v = split("query", 0, 255) - 128, split("key", -128, 127), split("value", -128, 127)
         scale, gain, zero = (t[f"{key}attention.{name}"] for name in ("scale", "gain", "zero"))
         context = attention(q, k, v, scale, gain.reshape(heads, -1), zero[0], None if bias is None else bias[:heads])
         x = x + linear(layer["out"], context.transpose(1, 0, 2).reshape(count, -1))

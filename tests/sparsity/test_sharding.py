@@ -19,7 +19,7 @@ def test_one_process_sums_gathers_and_has_everything() -> None:
     assert kth_smallest(SINGLE, [values, values + 0.5], 3) == 1.0
     assert norm(SINGLE, values).item() == pytest.approx(506**0.5)
     assert cut_here(SINGLE, values, Cut(3, 2.0)) == Cut(3, 2.0)
-    sharding, shards = shards_of(two_layers(), {FIRST: parse_pattern("columns")})
+    sharding, shards = shards_of({FIRST: two_layers().get_parameter(FIRST)}, {FIRST: parse_pattern("columns")})
     assert sharding is SINGLE
     assert shards[FIRST] == Shard(parse_pattern("columns"), (64, 32), 0, 64, False, True)
 

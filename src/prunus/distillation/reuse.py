@@ -44,14 +44,15 @@ def first_layer(model: Any) -> tuple[str, Literal["first", "all"]]:
     head = {name.rpartition(".")[0] for name in head_parameters(model)}
     seen: dict[str, Tensor] = {}
     states: list[Tensor] = []
-    handles = [model.base_model.register_forward_hook(lambda module, inputs, output: states.append(output[0]))]
-    for name, module in model.named_modules():
-        if name in head and isinstance(module, nn.Linear):
-            hook = lambda module, inputs, name=name: seen.setdefault(name, inputs[0])  # noqa: E731
-            handles.append(module.register_forward_pre_hook(hook))
     training = model.training
     device = next(model.parameters()).device
+    handles = []
     try:
+        handles.append(model.base_model.register_forward_hook(lambda module, inputs, output: states.append(output[0])))
+        for name, module in model.named_modules():
+            if name in head and isinstance(module, nn.Linear):
+                hook = lambda module, inputs, name=name: seen.setdefault(name, inputs[0])  # noqa: E731
+                handles.append(module.register_forward_pre_hook(hook))
         ids = torch.arange(5, 9, device=device)[None]
         model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
     finally:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from prunus.grid import LARGEST_BYTE, byte_step_and_zero, largest, symmetric_step, to_integers
+from prunus.grid import LARGEST_BYTE, byte_step_and_zero, signed_limits, symmetric_step, to_integers
 
 __all__ = ["asymmetric", "symmetric"]
 
@@ -35,8 +35,7 @@ class Symmetric(Function):
     def forward(ctx: Any, x: Tensor, bound: Tensor, bits: int, narrow: bool) -> Tensor:
         """``bound`` broadcasts against ``x``."""
         ctx.save_for_backward(x, bound)
-        most = largest(bits)
-        ctx.bits, ctx.limits = bits, (-most if narrow else -most - 1, most)
+        ctx.bits, ctx.limits = bits, signed_limits(bits, narrow=narrow)
         step = symmetric_step(bound, bits)
         y: Tensor = to_integers(x, step, *ctx.limits).mul_(step)
         return y

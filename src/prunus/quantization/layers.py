@@ -27,15 +27,18 @@ RANGES = ("weight_range", "_range.low", "_range.high", "_range.bound")
 
 
 class ActivationRange(nn.Module):
-    """The learned range of one activation: ``low`` and ``high`` of a byte, or ``bound`` of a signed byte."""
+    """The learned range of one activation: ``low`` and ``high`` of a byte, or ``bound`` of a signed byte.
 
-    def __init__(self, signed: bool) -> None:
+    ``device`` is that of the layer's weight.
+    """
+
+    def __init__(self, signed: bool, device: torch.device | None = None) -> None:
         super().__init__()
         self.signed = signed
         self.observed: Observed | None = None
         names = ("bound",) if signed else ("low", "high")
         for name in names:
-            self.register_parameter(name, nn.Parameter(torch.ones(())))
+            self.register_parameter(name, nn.Parameter(torch.ones((), device=device)))
 
     def forward(self, x: Tensor) -> Tensor:
         """x, on the grid; unchanged while ranges are observed."""

@@ -63,14 +63,14 @@ def attach(model: nn.Module, spec: Quantization, readers: Iterable[Iterable[str]
         own = [linear[name] for name in group if name in linear]
         for i, layer in enumerate(own):
             if i == 0:
-                layer.input_range = ActivationRange(spec.mode == "symmetric")
+                layer.input_range = ActivationRange(spec.mode == "symmetric", layer.weight.device)
             elif own[0].input_range is not None:
                 layer.shared = (own[0].input_range,)
     for name, layer in linear.items():
         if layer.reads is None:
-            layer.input_range = ActivationRange(spec.mode == "symmetric")
+            layer.input_range = ActivationRange(spec.mode == "symmetric", layer.weight.device)
         if spec.attention and is_score_operand(name):
-            layer.output_range = ActivationRange(signed=True)
+            layer.output_range = ActivationRange(signed=True, device=layer.weight.device)
     return names
 
 
@@ -132,7 +132,7 @@ def to_float(model: nn.Module) -> dict[str, Tensor]:
             put(model, name, rows)
             continue
         module.weight.copy_(symmetric(module.weight, module.weight_range, module.bits, narrow=True)).add_(0.0)
-        ranges[f"{name}.bits"] = torch.tensor(module.bits)
+        ranges[f"{name}.bits"] = torch.tensor(module.bits, device=module.weight.device)
         for role, held in (("input_range", module.reads), ("output_range", module.output_range)):
             for key, value in held.named_parameters() if held is not None else ():
                 ranges[f"{name}.{role}.{key}"] = value.detach().abs() if key == "bound" else value.detach().clone()
@@ -168,20 +168,20 @@ def restore(model: nn.Module, ranges: Mapping[str, Tensor]) -> None:
             continue
         layer = QuantLinear(module, int(ranges.get(f"{name}.bits", torch.tensor(8))))
         layer.weight_range.copy_(own)
-        layer.input_range = read_range(ranges, f"{name}.input_range")
-        layer.output_range = read_range(ranges, f"{name}.output_range")
+        layer.input_range = read_range(ranges, f"{name}.input_range", module.weight.device)
+        layer.output_range = read_range(ranges, f"{name}.output_range", module.weight.device)
         put(model, name, layer)
     if found:
         raise TargetError(*found)
 
 
-def read_range(ranges: Mapping[str, Tensor], name: str) -> ActivationRange | None:
-    """The range of that name, if it is there."""
+def read_range(ranges: Mapping[str, Tensor], name: str, device: torch.device) -> ActivationRange | None:
+    """The range of that name, if it is there, on the device."""
     signed = f"{name}.bound" in ranges
     keys = ("bound",) if signed else ("low", "high")
     if not all(f"{name}.{key}" in ranges for key in keys):
         return None
-    held = ActivationRange(signed)
+    held = ActivationRange(signed, device)
     for key in keys:
         held.get_parameter(key).copy_(ranges[f"{name}.{key}"].reshape(()))
     return held
@@ -199,12 +199,11 @@ def same_input(model: nn.Module, run: Callable[[], Any]) -> list[list[str]]:
 
         return hook
 
-    hooks = [
-        module.register_forward_pre_hook(watch(name))
-        for name, module in model.named_modules()
-        if type(module) is nn.Linear
-    ]
+    hooks = []
     try:
+        for name, module in model.named_modules():
+            if type(module) is nn.Linear:
+                hooks.append(module.register_forward_pre_hook(watch(name)))
         run()
     finally:
         for hook in hooks:

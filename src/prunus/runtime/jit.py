@@ -17,6 +17,7 @@ from pathlib import Path
 
 import llvmlite.binding as llvm
 
+from prunus import grid
 from prunus.cache import cache_directory
 from prunus.runtime.ir_builder import Kernel
 from prunus.runtime.isa import Isa
@@ -76,7 +77,7 @@ def assembly(isa: Isa, kernel: KernelSpec) -> str:
 
 def _source_digest() -> bytes:
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    for path in (Path(grid.__file__), *sorted(Path(__file__).parent.rglob("*.py"))):
         digest.update(path.read_bytes())
     return digest.digest()
 

@@ -20,8 +20,7 @@ Parameters are looked up by their plain names (``wrappers``) at each use and nev
 and what replaces parameters (sharding, casting) stays correct. Masks, scores and dense weights follow the device of a weight.
 """
 
-from collections.abc import Mapping, Sequence
-from operator import ne
+from collections.abc import Container, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,15 +28,15 @@ from torch import Tensor, nn
 from prunus.errors import CheckpointError, Problem, TrainingError
 from prunus.sparsity.allocation import importance
 from prunus.sparsity.mask_update import select_masks
-from prunus.sparsity.measure import TensorFacts, measure
+from prunus.sparsity.measure import TensorFacts, is_sharded, measure
 from prunus.sparsity.patterns import Pattern
 from prunus.sparsity.pruning import Pruning, Rule, resolve
 from prunus.sparsity.scorer import Scorer, report_blank
-from prunus.sparsity.sharding import SINGLE, count, local, rows_here, shards_of, units_here
+from prunus.sparsity.sharding import SINGLE, here, local, reshard, rows_here, shards_of, undivided, units_here
 from prunus.sparsity.structures import pattern_for
 from prunus.sparsity.targets import Selection, Targets, select
 from prunus.sparsity.wrappers import parameter
-from prunus.sparsity.zeros import masks_of_zeros
+from prunus.sparsity.zeros import masks_by_name, masks_of_zeros
 
 __all__ = ["Masker"]
 
@@ -47,8 +46,8 @@ class Masker:
 
     ``prunings`` are the rules; ``total_steps`` and ``steps_per_epoch`` count optimizer steps and turn the spans of the
     schedules into steps. ``state`` is what ``state_dict`` returned in an earlier run of the same recipe; the masker then
-    continues from there. ``saved`` are masks (bool ``[out, in]``, True = kept) that were saved with the model: a rule
-    that locks zeros keeps those of its mask. Raises ``RecipeError`` with all problems of all rules.
+    continues from there. ``saved`` are masks (``[out, in]``, bool or 0 and 1, True = kept) that were saved with the model: a
+    rule that locks zeros keeps those of its mask. Raises ``RecipeError`` with all problems of all rules.
     """
 
     def __init__(
@@ -63,15 +62,17 @@ class Masker:
         saved: Mapping[str, Tensor] | None = None,
     ) -> None:
         several = [prunings] if isinstance(prunings, Pruning) else list(prunings)
+        saved = None if saved is None else masks_by_name(model, saved, skip_unknown=True)
         self.rules: list[Rule] = resolve(model, several, total_steps, steps_per_epoch or total_steps)
         self.steps = 0
-        self._sharding, self._shards = shards_of(model, self.patterns)
+        weights = {name: parameter(model, name) for name in self.patterns}
+        self._sharding, self._shards = shards_of(weights, self.patterns)
         self._scorer = Scorer(seed, self._sharding, self._shards)
         self._masks: dict[str, Tensor] = {}  # bool [out, in], True where the weight is kept
         self._dense: dict[str, Tensor] = {}  # weights behind the masks, where they may regrow
         self._planned: dict[str, int] = {}  # zeros that the last update made
         if state is not None:
-            self._load(model, state)
+            self._load(weights, state)
         else:
             for index, rule in enumerate(self.rules):
                 if rule.pruning.lock:
@@ -95,12 +96,13 @@ class Masker:
         """A masker that keeps every weight of the targets that is zero now at zero, element by element.
 
         For fine-tuning a model that is sparse already; ``pattern``, ``sparsity`` and ``masks`` say what its zeros are expected
-        to be. Raises ``TargetError`` where nothing is zero, or other weights than expected.
+        to be (see ``locking.lock``). Raises ``TargetError`` where nothing is zero, or other weights than expected.
         """
         rule = Pruning(sparsity, pattern, targets=targets or Targets(), lock=True)
         shape = pattern_for(model, pattern)
         taken = select(model, rule.targets, shape).taken
-        zeros = masks_of_zeros(model, taken, shape, sparsity, masks)
+        given = None if masks is None else masks_by_name(model, masks, taken if targets is None else None)
+        zeros = masks_of_zeros(model, taken, shape, sparsity, given)
         masker = cls(model, rule, total_steps=1, state={})  # which does not look for them again
         masker._lock(zeros)
         return masker
@@ -113,6 +115,7 @@ class Masker:
 
         ``lr_share`` is the learning rate as a share of its peak, which the learning rate of trained scores follows.
         """
+        self._follow(model)
         for rule in self.rules:
             if not rule.criterion.needs_gradient or not self._observes_next(rule):
                 continue
@@ -120,19 +123,24 @@ class Masker:
                 gradient = parameter(model, name).grad
                 if gradient is None:
                     continue
-                weight, grad = self._weight(model, name), local(gradient)
+                weight, grad = self._rows(name, parameter(model, name)), local(gradient)
                 self._scorer.observe(name, rule, self._dense.get(name, weight), grad, self.steps, lr_share)
                 if rule.pruning.scores is not None and name in self._masks:
                     grad.mul_(self._masks[name])
 
     def step(self, model: nn.Module) -> bool:
         """Call once after each optimizer step. True if masks were updated."""
+        self._follow(model)
         self._update_dense_weights(model)
         self.steps += 1
         due = [rule for rule in self.rules if rule.timetable.due(self.steps)]
-        for rule in due:
-            self._update(model, rule)
-            self._scorer.after_update(rule, last=self.steps == rule.timetable.update_steps[-1])
+        try:
+            for rule in due:
+                self._update(model, rule)
+                self._scorer.after_update(rule, last=self.steps == rule.timetable.update_steps[-1])
+        except BaseException:
+            self._scorer.remove_hooks()
+            raise
         self.apply(model)
         if self.finished:
             self._scorer.remove_hooks()
@@ -141,8 +149,9 @@ class Masker:
     @torch.no_grad()
     def apply(self, model: nn.Module) -> None:
         """Makes the zeros exact. May be called at any time; a second call changes nothing."""
+        self._follow(model)
         for name in self._masks:
-            weight = self._weight(model, name)
+            weight = self._rows(name, parameter(model, name))
             if name in self._dense:
                 weight.copy_(self._dense[name])
             weight.mul_(self._masks[name])
@@ -150,22 +159,18 @@ class Masker:
     def finish(self, model: nn.Module) -> list[TensorFacts]:
         """Masks a last time and counts. Raises ``TrainingError`` where zeros are missing."""
         self._scorer.remove_hooks()
+        self._follow(model)
         with torch.no_grad():
             for name in self._masks:
                 # Not apply(): the weights may be those of a restored checkpoint, which no dense weights may overwrite. And a
                 # product would leave -0.0 where the weight was negative.
-                weight = self._weight(model, name)
+                weight = self._rows(name, parameter(model, name))
                 weight.masked_fill_(~self._masks[name], 0.0)
         facts = self.measure(model)
         problems = [
-            Problem(
-                "steps",
-                self.steps,
-                f"reach the last mask update, step {rule.timetable.update_steps[-1]}",
-                "a longer training",
-            )
+            Problem("steps", self.steps, f"reach the last mask update, step {last}", "a longer training")
             for rule in self.rules
-            if self.steps < rule.timetable.update_steps[-1]
+            if self.steps < (last := rule.timetable.update_steps[-1])
         ]
         problems += [
             Problem(fact.name, fact.zeros, f"hold the {self._planned[fact.name]} zeros asked for", "a bug report")
@@ -180,6 +185,7 @@ class Masker:
         """Gathers masks of sharded parameters, once training is over and the model is whole; all processes call it."""
         self._masks = self.masks
         self._dense, self._sharding = {}, SINGLE
+        self._shards = {name: undivided(shard) for name, shard in self._shards.items()}
 
     # What a report asks
 
@@ -254,14 +260,50 @@ class Masker:
 
     # How it works
 
-    def _weight(self, model: nn.Module, name: str) -> Tensor:
+    def masked(
+        self, weights: Sequence[tuple[str, Tensor]], wanted: Container[int] | None = None
+    ) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Of named weights (all, or those whose ``id`` is ``wanted``): name, rows here (the same memory), rows of the mask.
+
+        ``locking`` finds weights that are no longer in the model. Where they are sharded, all processes call it.
+        """
+        self._share_out(dict(weights))
+        for name, weight in weights:
+            if wanted is None or id(weight) in wanted:
+                yield name, self._rows(name, weight), self._masks[name]
+
+    def total(self, places: Tensor) -> int:
+        """How many of the places (bool) of a weight's rows are True, in all processes that have rows of it."""
+        return int(self._sharding.sum(torch.tensor(int(torch.count_nonzero(places)))))
+
+    def _rows(self, name: str, whole: Tensor) -> Tensor:
         """The rows of a weight that this process holds, the same memory; mask, dense weights and scores move to its device."""
-        weight = local(parameter(model, name).detach())
+        weight = here(name, whole.detach(), self._shards[name])
         for tensors in (self._masks, self._dense):
             if name in tensors and tensors[name].device != weight.device:
                 tensors[name] = tensors[name].to(weight.device)
         self._scorer.to_device(name, weight.device)
         return weight
+
+    def _follow(self, model: nn.Module) -> None:
+        """Shares out what was made before ``fully_shard``, and lets go of parameters that an evaluation has gathered."""
+        name = next(iter(self._shards), None)
+        if name is None or is_sharded(parameter(model, name)) != self._sharding.single:
+            return
+        if self._sharding.single:
+            self._share_out({name: parameter(model, name) for name in self._shards})
+        else:
+            reshard(model)
+
+    def _share_out(self, weights: Mapping[str, Tensor]) -> None:
+        """Keeps, of masks, dense weights and scores, those of the rows here, where weights were sharded since."""
+        if not self._sharding.single or not any(is_sharded(weight) for weight in weights.values()):
+            return
+        state = {key: value for key, value in self.state_dict().items() if key.partition(".")[2] in weights}
+        self._sharding, self._shards = shards_of(weights, self.patterns)
+        self._scorer.share_out(self._sharding, self._shards)
+        self._masks, self._dense = {}, {}
+        self._load(weights, state)
 
     def _observes_next(self, rule: Rule) -> bool:
         """Whether the rule's criterion needs the gradient of the next step; none does after the last update."""
@@ -271,7 +313,7 @@ class Masker:
 
     def _lock(self, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():
-            self._masks[name] = mask
+            self._masks[name] = rows_here(self._shards[name], mask)
             self._planned[name] = mask.numel() - int(torch.count_nonzero(mask))
 
     def _final(self, rule: Rule) -> float:
@@ -285,16 +327,14 @@ class Masker:
     @torch.no_grad()
     def _update_dense_weights(self, model: nn.Module) -> None:
         for name in self._dense:
-            weight = self._weight(model, name)
+            weight = self._rows(name, parameter(model, name))
             self._dense[name].mul_(~self._masks[name]).add_(weight)
-
-    # A mask update
 
     @torch.no_grad()
     def _update(self, model: nn.Module, rule: Rule) -> None:
         """Selects the rule's masks anew, from the scores as they are now."""
         scores = self._scores(model, rule)
-        report_blank(rule, self._blank(rule, scores), self.steps)
+        report_blank(rule, scores, self._planned, self._sharding, self.steps)
         for name, score in scores.items():
             in_place = not self._scorer.is_state(name, score)
             scores[name] = importance(score, rule.pruning.allocation.importance, in_place, self._sharding)
@@ -306,7 +346,7 @@ class Masker:
         """The criterion's scores by name: of units, or of weights for N:M."""
         scores = {}
         for name in rule.selection.taken:
-            weight = self._weight(model, name)
+            weight = self._rows(name, parameter(model, name))
             if weight.is_meta:
                 text = "hold numbers when masks are updated"
                 raise TrainingError(Problem(name, "the meta device", text, "loading the weights first"))
@@ -315,17 +355,9 @@ class Masker:
             scores[name] = self._scorer.score(name, rule, self._dense.get(name, weight), self.steps)
         return scores
 
-    def _blank(self, rule: Rule, scores: Mapping[str, Tensor]) -> list[str]:
-        """Weights whose scores are all zero, though not all of the weight is pruned already."""
-        return [
-            name
-            for name, (out, inp) in rule.selection.taken.items()
-            if self._planned.get(name) != out * inp and not count(self._sharding, scores[name], ne, 0.0)
-        ]
-
     # Going on from an earlier run
 
-    def _load(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    def _load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         rules = {name: rule for rule in self.rules for name in rule.selection.taken}
         for key, value in state.items():
             kind, _, name = key.partition(".")
@@ -339,7 +371,7 @@ class Masker:
             elif kind == "planned":
                 self._planned[name] = int(value)
             else:
-                self._load_tensor(kind, name, rules[name], value, parameter(model, name).device)
+                self._load_tensor(kind, name, rules[name], value, weights[name].device)
 
     def _load_tensor(self, kind: str, name: str, rule: Rule, value: Tensor, device: torch.device) -> None:
         """A mask, dense weights, or a tensor of the criterion's state."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prunus.sparsity.patterns import NofM, Pattern
 from prunus.sparsity.wrappers import parameter
 
-__all__ = ["TensorFacts", "all_sparsity", "is_sharded", "measure", "sparsity_of", "whole", "zero_units"]
+__all__ = ["TensorFacts", "all_sparsity", "counted", "is_sharded", "measure", "sparsity_of", "whole", "zero_units"]
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,16 @@ def zero_units(weight: Tensor, pattern: Pattern) -> int:
 
 def measure(model: nn.Module, patterns: Mapping[str, Pattern]) -> list[TensorFacts]:
     """Counts zeros and zero units in the named tensors of ``model``."""
-    facts = []
-    for name, pattern in patterns.items():
-        weight = whole(parameter(model, name).detach())
-        shape = (weight.shape[0], weight.shape[1])
-        rows, columns = pattern.units(shape)
-        zeros = int((weight == 0).sum())
-        facts.append(
-            TensorFacts(name, shape, str(pattern), weight.numel(), zeros, rows * columns, zero_units(weight, pattern))
-        )
-    return facts
+    return [counted(name, parameter(model, name), pattern) for name, pattern in patterns.items()]
+
+
+def counted(name: str, weight: Tensor, pattern: Pattern) -> TensorFacts:
+    """Counts zeros and zero units of ``pattern`` in a weight ``[out, in]``; of a sharded one all processes call it."""
+    values = whole(weight.detach())
+    shape = (values.shape[0], values.shape[1])
+    rows, columns = pattern.units(shape)
+    zeros = int((values == 0).sum())
+    return TensorFacts(name, shape, str(pattern), values.numel(), zeros, rows * columns, zero_units(values, pattern))
 
 
 def sparsity_of(facts: Iterable[TensorFacts]) -> float:

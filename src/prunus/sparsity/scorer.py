@@ -1,9 +1,10 @@
 """The scores of one masker: shows criteria what they ask to see, and keeps their states by parameter name."""
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from typing import final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import ne
+from typing import Any, final
+from weakref import finalize, ref
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from prunus.errors import Problem, TrainingError
 from prunus.sparsity.criteria import Context, State
 from prunus.sparsity.pruning import Rule
-from prunus.sparsity.sharding import Shard, Sharding
+from prunus.sparsity.sharding import Shard, Sharding, count
 from prunus.sparsity.wrappers import submodule
 
 __all__ = ["Scorer", "report_blank"]
@@ -30,25 +31,37 @@ class Scorer:
         self._hooks: list[RemovableHandle] = []
 
     def add_hooks(self, model: nn.Module, rules: Sequence[Rule], steps: int) -> None:
-        """Observes the inputs of layers where a criterion asks for it and a mask update is still to come."""
+        """Observes the inputs of layers where a criterion asks for it and a mask update is still to come.
+
+        The hooks leave the model with ``remove_hooks``, and with this object: nothing stays where a training was broken off.
+        """
+        layers = {
+            name: submodule(model, name.rpartition(".")[0])
+            for rule in rules
+            if rule.criterion.needs_input and steps < rule.timetable.update_steps[-1]
+            for name in rule.selection.taken
+        }
         for rule in rules:
-            if rule.criterion.needs_input and steps < rule.timetable.update_steps[-1]:
-                for name in rule.selection.taken:
-                    layer = submodule(model, name.rpartition(".")[0])
-                    self._hooks.append(layer.register_forward_pre_hook(partial(self._observe_input, name, rule)))
+            for name in rule.selection.taken:
+                if name in layers:
+                    hook = _InputHook(ref(self), name, rule)
+                    self._hooks.append(layers[name].register_forward_pre_hook(hook))
+        finalize(self, _remove, self._hooks).atexit = False
+
+    def share_out(self, sharding: Sharding, shards: Mapping[str, Shard]) -> None:
+        """Starts anew with weights that were sharded since; the states are to be loaded again."""
+        self._sharding, self._shards = sharding, shards
+        self._states, self._buffers = {}, {}
 
     def remove_hooks(self) -> None:
         """Observes inputs no more."""
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks = []
+        _remove(self._hooks)
 
     @torch.no_grad()
-    def _observe_input(self, name: str, rule: Rule, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        if module.training:
-            inputs = arguments[0].detach().float()
-            context = self._context(name, rule)
-            rule.criterion.observe_input(self._state(context, rule, inputs.device), context, inputs)
+    def observe_input(self, name: str, rule: Rule, inputs: Tensor) -> None:
+        """The input of the layer of a weight in a forward pass of training."""
+        context = self._context(name, rule)
+        rule.criterion.observe_input(self._state(context, rule, inputs.device), context, inputs.detach().float())
 
     def observe(self, name: str, rule: Rule, weight: Tensor, gradient: Tensor, steps: int, lr_share: float) -> None:
         """The gradient of the next step after ``steps``; ``weight`` and ``gradient`` are the rows of this process."""
@@ -125,6 +138,29 @@ class Scorer:
         )
 
 
+def _remove(hooks: list[RemovableHandle]) -> None:
+    while hooks:
+        hooks.pop().remove()
+
+
+@final
+class _InputHook:
+    """Shows a scorer, which it does not keep alive, the inputs of one layer. A copy of the layer is not observed."""
+
+    def __init__(
+        self, scorer: Callable[[], Scorer | None] = lambda: None, name: str = "", rule: Rule | None = None
+    ) -> None:
+        self._scorer, self._name, self._rule = scorer, name, rule
+
+    def __reduce__(self) -> Any:
+        return _InputHook, ()  # of a model that is copied or saved as a whole
+
+    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        scorer = self._scorer()
+        if scorer is not None and self._rule is not None and module.training:
+            scorer.observe_input(self._name, self._rule, arguments[0])
+
+
 def _unseen(name: str, rule: Rule) -> Problem:
     if rule.criterion.needs_input:
         text = f"have seen inputs for criterion {rule.criterion.name}"
@@ -133,11 +169,19 @@ def _unseen(name: str, rule: Rule) -> Problem:
     return Problem(name, "no gradient seen", text, "unfreezing it, or criterion: magnitude")
 
 
-def report_blank(rule: Rule, names: Sequence[str], steps: int) -> None:
-    """Reports that the scores of the named tensors are all zero after ``steps`` steps: their masks would go by position.
+def report_blank(
+    rule: Rule, scores: Mapping[str, Tensor], planned: Mapping[str, int], sharding: Sharding, steps: int
+) -> None:
+    """Reports weights whose scores are all zero after ``steps`` steps: their masks would go by position.
 
-    A warning where it is some of a rule's tensors, ``TrainingError`` where it is all of them.
+    A warning where it is some of a rule's tensors, ``TrainingError`` where it is all of them. ``planned`` says how many zeros
+    each weight has: of one that is pruned whole, no score matters.
     """
+    names = [
+        name
+        for name, (out, inp) in rule.selection.taken.items()
+        if planned.get(name) != out * inp and not count(sharding, scores[name], ne, 0.0)
+    ]
     if not names or not (rule.criterion.needs_gradient or rule.criterion.needs_input):
         return
     seen = "inputs" if rule.criterion.needs_input else "gradients"

@@ -16,18 +16,17 @@ their bits, so 32 sums of counts are enough. Ties go by position, so those of ea
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 import torch
 from torch import Tensor, nn
 
-from prunus.errors import Problem, RecipeError
+from prunus.errors import Problem, RecipeError, TrainingError
 from prunus.sparsity import selection
 from prunus.sparsity.measure import is_sharded
 from prunus.sparsity.patterns import Block, Pattern, Reduce
 from prunus.sparsity.selection import SMALL, Cut, at_end, bracket, sampled, within
-from prunus.sparsity.wrappers import parameter
 
 __all__ = [
     "SINGLE",
@@ -36,14 +35,17 @@ __all__ = [
     "count",
     "cut_here",
     "expand",
+    "here",
     "kept_units",
     "kth_smallest",
     "local",
     "norm",
     "pool",
+    "reshard",
     "rows_here",
     "shards_of",
     "size",
+    "undivided",
     "units_here",
 ]
 
@@ -102,20 +104,41 @@ class Shard:
     """Whether units belong to this process: False only of a split weight, in all processes but the first."""
 
 
+def undivided(shard: Shard) -> Shard:
+    """The same weight in a process that holds all of it."""
+    return replace(shard, first=0, rows=shard.shape[0], split=False, has_units=True)
+
+
 def local(tensor: Tensor) -> Tensor:
     """The part of a tensor that this process holds; the same memory."""
     sharded: Any = tensor
     return tensor if not is_sharded(tensor) else sharded.to_local()
 
 
-def shards_of(model: nn.Module, patterns: Mapping[str, Pattern]) -> tuple[Sharding, dict[str, Shard]]:
-    """How the named weights of ``model`` are sharded, and what this process holds of each. All processes call it together.
+def here(name: str, weight: Tensor, shard: Shard) -> Tensor:
+    """The rows of a weight that this process holds, the same memory. Raises ``TrainingError`` for other rows than ``shard``."""
+    rows = local(weight)
+    if tuple(rows.shape) != (shard.rows, shard.shape[1]):
+        rule = f"have the shape {[shard.rows, shard.shape[1]]} that it had when its mask was made"
+        raise TrainingError(Problem(name, list(rows.shape), rule, "masks made for the model as it is now"))
+    return rows
+
+
+def reshard(model: nn.Module) -> None:
+    """Gives back the parameters that a forward pass under FSDP2 has gathered."""
+    modules: list[Any] = list(model.modules())
+    for module in modules:
+        if hasattr(module, "reshard"):
+            module.reshard()
+
+
+def shards_of(weights: Mapping[str, Tensor], patterns: Mapping[str, Pattern]) -> tuple[Sharding, dict[str, Shard]]:
+    """How weights are sharded, and what this process holds of each. All processes call it together.
 
     Raises ``RecipeError`` for a sharding that is not by rows.
     """
-    weights = {name: parameter(model, name) for name in patterns}
     sharding = _sharding_of(weights)
-    return sharding, {name: _shard(sharding, pattern, weights[name]) for name, pattern in patterns.items()}
+    return sharding, {name: _shard(sharding, patterns[name], weight) for name, weight in weights.items()}
 
 
 def _sharding_of(weights: Mapping[str, Tensor]) -> Sharding:

@@ -1,10 +1,11 @@
 """Targets: which parameters a rule prunes, by name.
 
 Candidates are the weights of ``torch.nn.Linear`` modules, by their plain names (``wrappers``). Without an ``include`` list,
-those inside the body of a Hugging Face model are taken, so that the task's head stays dense whatever it is called; a model
-whose body is not known is refused. Without an ``exclude`` list, poolers and projections of the embeddings stay dense too.
-Adapters (LoRA and the like) are taken only where an ``include`` pattern names them and not just the layer beside which they
-stand. Every 2-D parameter that is not taken is reported with the reason.
+those in the repeated layers of the body of a Hugging Face model are taken (``repeated_layers``): the task's head stays dense
+whatever it is called, and so do heads, poolers and projections of embeddings that are part of the body. A model whose body is
+not known is refused. Without an ``exclude`` list, what is called a pooler or embeddings stays dense too; an ``exclude`` list
+takes the place of these two names alone. Adapters (LoRA and the like) are taken only where an ``include`` pattern names them
+and not just the layer beside which they stand. Every 2-D parameter that is not taken is reported with the reason.
 """
 
 import re
@@ -18,9 +19,11 @@ from prunus.errors import Problem, TargetError, nearest
 from prunus.sparsity.patterns import Pattern
 from prunus.sparsity.wrappers import Place, bodies, places, unwrapped
 
-__all__ = ["DEFAULT_EXCLUDE", "Selection", "Targets", "select"]
+__all__ = ["DEFAULT_EXCLUDE", "Selection", "Targets", "repeated_layers", "select"]
 
 DEFAULT_EXCLUDE: Final = ("pooler", "embeddings")
+_HEAD_NAME: Final = re.compile(r"(^|_)(heads?|cls|classifiers?|predict(ors?|ions?)|scorers?|outputs?)$")
+_HEAD_CLASS: Final = re.compile(r"(?<!Attention)(Heads?|Classifier|Predictor|Predictions?)$")
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,10 @@ class Targets:
     """Regular expressions (``re.search``) on parameter names; None means the defaults of the module's docstring."""
 
     include: tuple[str, ...] | None = None
-    """Regular expressions on the parameter names to prune. The default is the Linear weights of the encoder."""
+    """Regular expressions on the parameter names to prune. The default is the Linear weights of the encoder's
+    repeated layers; heads, poolers, embeddings and their projections stay dense."""
     exclude: tuple[str, ...] | None = None
-    """Regular expressions on the parameter names not to prune. The default is poolers and embeddings."""
+    """Regular expressions on the parameter names not to prune. The default is names with `pooler` or `embeddings`."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,41 @@ def _inside(name: str, body: Sequence[str]) -> bool:
     return any(not each or name.startswith(f"{each}.") for each in body)
 
 
+def _named(patterns: Sequence[str], name: str) -> bool:
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def repeated_layers(model: nn.Module, body: Sequence[str]) -> list[str]:
+    """Plain names of the layers that the bodies of these names repeat; of a body that repeats none, its own name.
+
+    They are the modules of an ``nn.ModuleList``, and those of one class in an ``nn.Sequential``, where each is made of other
+    modules. Lists of heads are not among them.
+    """
+    everything = {place.name: place.module for place in places(model) if not place.adapter}
+    result = []
+    for name in body:
+        stem = f"{name}." if name else ""
+        layers: list[str] = []
+        for inner, module in everything.items():
+            if (inner == name or inner.startswith(stem)) and not _inside(f"{inner}.", layers):
+                layers += _repeats(inner, module, everything)
+        result += layers or [name]
+    return result
+
+
+def _repeats(name: str, module: nn.Module, everything: Mapping[str, nn.Module]) -> list[str]:
+    """The names of the layers that a container repeats; none where it is no such container, or one of heads."""
+    if not isinstance(module, nn.ModuleList | nn.Sequential) or _HEAD_NAME.search(name.rpartition(".")[2]):
+        return []
+    names = [f"{name}.{part}" if name else part for part in module._modules]
+    layers = [everything[each] for each in names if each in everything]
+    kinds = {type(layer) for layer in layers}
+    if not all(layer._modules for layer in layers) or any(_HEAD_CLASS.search(kind.__name__) for kind in kinds):
+        return []
+    chained = isinstance(module, nn.Sequential)
+    return [] if chained and (len(kinds) > 1 or len(layers) == 1) else names
+
+
 def select(model: nn.Module, targets: Targets, pattern: Pattern, key: str = "targets") -> Selection:
     """Resolves ``targets`` in ``model``; shapes that the pattern does not divide are skipped with the reason.
 
@@ -118,6 +157,7 @@ def select(model: nn.Module, targets: Targets, pattern: Pattern, key: str = "tar
             rule = "match at least one parameter of the model"
             problems.append(Problem(f"{key}.exclude", regex.pattern, rule, _nearest_part(regex.pattern, linears)))
     body = [place.name for place in bodies(model)]
+    layers = repeated_layers(model, body)
     if linears and not body and targets.include is None:
         rule = "name what is pruned in a model whose body is not known, so that no head is pruned unasked"
         fix = "Targets(include=(r'encoder',)), a regular expression for each group of weights"
@@ -136,6 +176,8 @@ def select(model: nn.Module, targets: Targets, pattern: Pattern, key: str = "tar
             skipped[name] = (shape, "an adapter; name it in include to prune it")
         elif targets.include is None and not _inside(name, body):
             skipped[name] = (shape, "head of the task (outside the model's body); name it in include to prune it")
+        elif targets.include is None and not _inside(name, layers) and not _named(DEFAULT_EXCLUDE, name):
+            skipped[name] = (shape, "outside the repeated layers of the model's body; name it in include to prune it")
         elif targets.include is not None and not any(regex.search(name) for regex in include):
             skipped[name] = (shape, "not in include")
         elif hit := next((regex.pattern for regex in exclude if regex.search(name)), None):
@@ -148,7 +190,7 @@ def select(model: nn.Module, targets: Targets, pattern: Pattern, key: str = "tar
             else:
                 skipped[name] = (shape, f"{pattern} does not divide it: {reason}")
     if not matched:
-        raise TargetError(_nothing_matches(targets, linears, body, key))
+        raise TargetError(_nothing_matches(targets, linears, body, layers, key))
     if not taken:
         example = next(name for name, (_, reason) in skipped.items() if "does not divide" in reason)
         shape, reason = skipped[example]
@@ -158,11 +200,11 @@ def select(model: nn.Module, targets: Targets, pattern: Pattern, key: str = "tar
 
 
 def _nothing_matches(
-    targets: Targets, linears: Mapping[str, tuple[int, int]], body: Sequence[str], key: str
+    targets: Targets, linears: Mapping[str, tuple[int, int]], body: Sequence[str], layers: Sequence[str], key: str
 ) -> Problem:
     if not linears:
         return Problem(key, "no Linear module", "find at least one torch.nn.Linear in the model", "another model")
-    inside = any(_inside(name, body) for name in linears)
+    inside = any(_inside(name, layers) for name in linears)
     if targets.include is None and not inside:
         rule = f"find a torch.nn.Linear in the model's body ({', '.join(body)}), whose layers are of another kind"
         return Problem(key, "none there", rule, "another model, or include with the layers outside the body")

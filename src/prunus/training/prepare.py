@@ -26,7 +26,7 @@ from prunus.quantization.prepare import attach
 from prunus.recipe import Recipe
 from prunus.recipe_blocks import ModelSpec
 from prunus.sparsity.pruning import Rule, resolve
-from prunus.sparsity.zeros import masks_of_zeros
+from prunus.sparsity.zeros import masks_by_name, masks_of_zeros
 from prunus.tasks import check_task, load_task
 from prunus.tasks.base import HeadKind
 from prunus.training.budgeted import resolve_budget, with_sparsity
@@ -105,6 +105,8 @@ def _other_zeros(spec: ModelSpec, rules: Sequence[Rule], source: str, models: Mo
         return problems
     model = gather(problems, lambda: load_model(source, models.config, head, spec.revision))
     masks = gather(problems, lambda: saved_masks(spec, rules, source))
+    if model is not None and masks is not None:
+        masks = masks_by_name(model, masks, skip_unknown=True)
     for index, rule in enumerate(rules):
         if model is not None and rule.pruning.lock:
             names, key = list(rule.selection.taken), f"prune[{index}]"

@@ -34,6 +34,7 @@ from functools import partial
 
 import numpy as np
 
+from prunus.grid import LARGEST_BYTE, signed_limits
 from prunus.runtime.ir_builder import F32, I8, I16, I32, I64, Kernel, Type, Value, Variable
 from prunus.runtime.isa import Isa
 from prunus.runtime.kernels.maths import ACTIVATIONS, bytes_of, joined, outer, quad_of, quads_of, row_of
@@ -196,7 +197,8 @@ ACCUMULATE: dict[str, Callable[..., Sums]] = {
     "group_sparse_float32": _group_sparse_float32,
     "sparse_float32": partial(_single_outputs, F32),
 }
-CLIPPED = {"queries": (1.0, 255.0), "keys": (-127.0, 127.0), "values": (-127.0, 127.0)}
+SIGNED = dict.fromkeys(("keys", "values"), signed_limits())
+"""Where these epilogues clip; the others store unsigned bytes (queries carry 128 too much)."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,7 @@ class _Epilogue:
                     place = base + (group * 4 + output) * row_bytes + 4 * isa.lanes * v
                     place.store(place.load(y.type) + y if self.epilogue == "add" else y)
             return
-        low, high = CLIPPED.get(self.epilogue, (0.0, 255.0))
+        low, high = map(float, SIGNED.get(self.epilogue, (0, LARGEST_BYTE)))
         if self.epilogue.startswith("quantize"):
             zero = a.load("zero").load(F32)
             for output in range(4):
