@@ -29,6 +29,7 @@ from prunus.errors import CheckpointError, Problem, TargetError, TrainingError
 from prunus.models.predict import LABEL_KEYS
 from prunus.sparsity.masker import Masker
 from prunus.sparsity.wrappers import body_of, unwrapped
+from prunus.training.running import output_of
 
 __all__ = ["ROW_ID", "Contrasting", "Numbered", "represented", "representing"]
 
@@ -186,7 +187,7 @@ class Contrasting:
     ) -> None:
         """Fills the banks of PrC and FiC; a resumed training reads those that the state of its checkpoint names."""
         terms = self.choice.terms
-        self._directory, self._device = Path(args.output_dir) / _BANKS, args.device
+        self._directory, self._device = output_of(args) / _BANKS, args.device
         self._rank, self._processes = args.process_index, args.world_size
         self._columns = columns_of(model) if args.remove_unused_columns else None
         self._read_rows()

@@ -30,6 +30,7 @@ from prunus.sparsity.measure import sparsity_of
 from prunus.sparsity.pruning import Pruning
 from prunus.sparsity.wrappers import unwrapped
 from prunus.tasks.base import HeadKind
+from prunus.training.adapters import BASE_DIRECTORY, unsaved, write_base
 from prunus.training.callback import PruneCallback, SessionCallback
 from prunus.training.contrast import ROW_ID, Contrasting, Numbered, columns_of, representing
 from prunus.training.sampler import SeededSampler
@@ -132,7 +133,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         if self.teaching is not None:
             if self.model_init is None and unwrapped(self.model) is not unwrapped(self.teaching.student):
                 self._teach(self.model)  # another model was put in the place of the first
-            columns = columns_of(self.model) if self.args.remove_unused_columns else None
+            columns = columns_of(self.teaching.student) if self.args.remove_unused_columns else None
             self.teaching.check_rows(self.train_dataset, self.data_collator, columns)
         return super().train(*args, **kwargs)
 
@@ -343,11 +344,13 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             raise TrainingError(Problem(str(directory), why, "be written whole", fix)) from None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The model, and beside it the session's state: in a checkpoint always, elsewhere where there are masks."""
+        """The model; beside it the session's state, in a checkpoint always, elsewhere where there are masks; a pruned base."""
         super().save_model(output_dir, _internal_call)
         directory = Path(output_dir or self.args.output_dir)
         if _internal_call or self.session.masker is not None:
             self._state_callback.save_state(directory, self.args.should_save)
+        if not _internal_call and self.session.keeps_state and unsaved(self.model, self.session.masker):
+            write_base(self.model, directory / BASE_DIRECTORY, self.args.should_save)
 
 
 def release(model: nn.Module) -> None:
