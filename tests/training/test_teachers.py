@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback
 
 from prunus import Distillation, Lesson, PrunusTrainer
+from prunus.distillation.contrastive import Contrast, Contrastive
 from prunus.distillation.hidden import Inside
 from prunus.errors import PrunusError, RecipeError, TargetError
 from small import LENGTH, TOKENS, arguments, batch, rows, same, tiny_model, weights, without_dropout
@@ -578,3 +579,33 @@ def test_a_batch_that_a_teacher_does_not_take_is_told(tmp_path: Path) -> None:
         trainer = trainer_of(tmp_path, tiny_model(), teacher, Distillation(), train_dataset=features)
         with pytest.raises(TargetError, match=said):
             losses(trainer, {**padded, "labels": torch.tensor([0, 1])})
+
+
+# Contrastive terms
+
+
+@pytest.mark.parametrize(
+    ("student", "features", "said"),
+    [
+        ("bart", None, r"be used with encoders; an encoder-decoder's .*, got 'BartForConditionalGeneration'"),
+        ("t5", None, r"be used with encoders; an encoder-decoder's"),
+        ("choices", choices, "be used with rows of tokens, one text or pair each, got rows of several choices"),
+    ],
+)
+def test_contrastive_terms_are_of_encoders_and_rows(student: str, features: Any, said: str, tmp_path: Path) -> None:
+    data = (features or text)()
+    given = [{name: value[i].tolist() for name, value in data.items()} for i in range(4)]
+    model = KINDS["choices"][0](0) if student == "choices" else SEQUENCES[student](0, 1)
+    choice = Distillation(contrast=Contrastive(prc=Contrast(0.1)))
+    with pytest.raises(TargetError, match=said):
+        trainer_of(tmp_path, model, None, choice, train_dataset=given).train()
+
+
+def test_contrastive_terms_of_images(tmp_path: Path) -> None:
+    data = image()
+    given = [{"pixel_values": data["pixel_values"][i], "labels": int(ORDER[i])} for i in range(4)]
+    choice = Distillation(contrast=Contrastive(prc=Contrast(0.1), fic=Contrast(0.1, supervised=0.1), negatives=4))
+    student, teacher = KINDS["images"][0](0), KINDS["images"][0](1)
+    trainer = trainer_of(tmp_path, student, teacher, choice, train_dataset=given, max_steps=2)
+    trainer.train()
+    assert {"prc_loss", "fic_loss", "fic_label_loss"} <= set(trainer.state.log_history[0])

@@ -92,7 +92,7 @@ class Teaching:
             }
         for each in self._taught:
             each.teacher.requires_grad_(False).eval()
-            if not getattr(each.teacher, "hf_device_map", None):  # one that is spread over devices stays there
+            if not getattr(unwrapped(each.teacher), "hf_device_map", None):  # one that is spread over devices stays there
                 each.teacher.to(device)
             if each.lesson.attention.weight:
                 for model in (student, each.teacher):
@@ -279,5 +279,6 @@ def _same_start(student: nn.Module, teacher: nn.Module, key: str) -> None:
 
 def _show_attention(model: Any) -> None:
     """Takes the implementation of attention that gives its maps; a model without a choice has to give them as it is."""
-    if hasattr(model, "set_attn_implementation"):
-        model.set_attn_implementation("eager")
+    plain: Any = unwrapped(model)
+    if hasattr(plain, "set_attn_implementation"):
+        plain.set_attn_implementation("eager")
