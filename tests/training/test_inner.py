@@ -11,6 +11,7 @@ from torch.nn import functional
 from prunus import Distillation, Lesson, PrunusTrainer, RecipeError, TargetError
 from prunus.distillation.hidden import Inside
 from prunus.recipe import read_recipe
+from prunus.training.prepare import prepare
 from prunus.training.run import run
 from prunus.training.session import STATE_FILE
 from small import arguments, batch, rows, small_recipe, teacher_of, tiny_model, without_dropout
@@ -117,6 +118,25 @@ def test_a_recipe_with_hidden_states(
     assert last["loss"] == pytest.approx(parts, rel=1e-3)
     with pytest.raises(RecipeError, match=r"distill\.hidden\.lyers"):
         read_recipe(recipe | {"distill": {"hidden": {"lyers": "last"}}})
+
+
+@pytest.mark.parametrize(
+    ("distill", "said"),
+    [
+        ({"hidden": {"weight": 1.0, "pairs": [[3, 1]]}}, r"distill\.hidden\.pairs must be in 0\.\.2 of the student"),
+        ({"attention": {"weight": 1.0, "pairs": [[0, 1]]}}, r"distill\.attention\.pairs must be in 1\.\.2"),
+        (
+            {"others": [{"teacher": "dense", "hidden": {"weight": 1.0, "pairs": [[1, 5]]}}]},
+            r"distill\.others\[0\]\.hidden\.pairs must be in",
+        ),
+    ],
+)
+def test_layers_of_a_recipe_are_checked_before_the_teacher_is_trained(
+    distill: dict[str, Any], said: str, small_data: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    recipe = read_recipe(small_recipe(tiny_bert, small_data, distill={"teacher": "dense", **distill}))
+    with pytest.raises(RecipeError, match=said):
+        prepare(recipe)
 
 
 # Several teachers

@@ -62,6 +62,12 @@ def made(seed: int, kind: str, config: Any) -> Any:
     return without_dropout(getattr(tf, kind)(config)).eval()
 
 
+def adapted(model: Any) -> Any:
+    import peft
+
+    return peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+
+
 def text(seed: int = 0, count: int = 4) -> dict[str, Tensor]:
     """Sequences with targets of another length, some of which end early."""
     generator = torch.Generator().manual_seed(seed)
@@ -364,6 +370,30 @@ def test_models_without_a_description_of_their_layers_are_told(tmp_path: Path) -
         trainer_of(tmp_path, Plain(), tiny_model(seed=1), Distillation(reuse=1.0))
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # which PEFT asks for
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (adapted, "be used with a model without a wrapper, got 'PeftModelForSeq"),
+        (lambda model: KINDS["images"][0](0), "read a row of tokens, by which its first layer is found"),
+        (
+            lambda model: made(
+                0,
+                "GPT2ForSequenceClassification",
+                tf.GPT2Config(
+                    vocab_size=TOKENS, n_embd=16, n_layer=1, n_head=2, n_positions=64, pad_token_id=0, num_labels=3
+                ),
+            ),
+            "have a bias in score, into which the projector's goes",
+        ),
+    ],
+)
+def test_heads_that_cannot_be_reused(wrap: Any, said: str, tmp_path: Path) -> None:
+    student = wrap(tiny_model())
+    with pytest.raises(TargetError, match=said):
+        trainer_of(tmp_path, student, deepcopy(student), Distillation(reuse=1.0))
+
+
 @pytest.mark.parametrize("kind", ["projectors", "reuse"])
 def test_models_in_bfloat16(kind: str, tmp_path: Path) -> None:
     """Their weights, not only the autocast."""
@@ -426,12 +456,6 @@ def one_memory(model: Any) -> Any:
     other = classifier()
     other.classifier.weight = nn.Parameter(model.classifier.weight.detach())
     return other
-
-
-def adapted(model: Any) -> Any:
-    import peft
-
-    return peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
 
 
 ORDERED = ["negative", "neutral", "positive"]
@@ -556,6 +580,12 @@ def test_a_teacher_of_other_sizes_is_refused_before_a_step(
 def test_a_teacher_that_fits_is_taken(student: Any, teacher: Any, choice: Distillation, tmp_path: Path) -> None:
     features = [{**row, "token_type_ids": [0] * LENGTH} for row in rows(8)]
     trainer_of(tmp_path, deepcopy(student), teacher, choice, train_dataset=features).train()
+
+
+@pytest.mark.parametrize("teacher", [tf.BertForSequenceClassification, "a directory", ["two", "of them"]])
+def test_a_teacher_is_a_model(teacher: Any, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="teacher must be a model, or a list of models, got"):
+        trainer_of(tmp_path, tiny_model(), teacher, Distillation(others=(Lesson(),)))
 
 
 def test_a_vocabulary_of_another_size_is_told(tmp_path: Path) -> None:

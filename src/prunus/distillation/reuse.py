@@ -105,6 +105,9 @@ class Reuse(nn.Module):
                 rule = f"have a head that fits the student: {name} {list(shape)} into {list(own[name].shape)}"
                 found.append(Problem("distill.reuse", f"width {wide}", rule, f"a teacher of width {narrow}"))
                 break
+        if not found and f"{self.layer}.bias" not in taught:
+            rule = f"have a bias in {self.layer}, into which the projector's goes"
+            found.append(Problem("distill.reuse", type(teacher).__name__, rule, "distill.hidden"))
         if found:
             raise TargetError(*found)
         self.projector = nn.Linear(narrow, wide)

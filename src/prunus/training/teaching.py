@@ -62,6 +62,11 @@ class Teaching:
         masked: bool = False,
     ) -> None:
         self.student, self._masked = student, masked
+        strange = [each for each in teachers if not isinstance(each, nn.Module)]
+        if strange:
+            rule = "be a model, or a list of models"
+            fix = "a model that is loaded: AutoModelForSequenceClassification.from_pretrained(...)"
+            raise RecipeError(Problem("teacher", strange[0], rule, fix))
         if len(teachers) != 1 + len(distillation.others):
             rule = f"be one for each teacher but the first: {max(0, len(teachers) - 1)}"
             fix = "Distillation(others=(Lesson(weight=0.5),)) with two teachers"
@@ -92,7 +97,9 @@ class Teaching:
             }
         for each in self._taught:
             each.teacher.requires_grad_(False).eval()
-            if not getattr(unwrapped(each.teacher), "hf_device_map", None):  # one that is spread over devices stays there
+            if not getattr(
+                unwrapped(each.teacher), "hf_device_map", None
+            ):  # one that is spread over devices stays there
                 each.teacher.to(device)
             if each.lesson.attention.weight:
                 for model in (student, each.teacher):

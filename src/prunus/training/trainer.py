@@ -81,9 +81,10 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         self.add_callback(self._state_callback)
         self._distillation = own = distillation or Distillation()
         self.weights = {"hard_loss": own.hard_weight if teacher is not None or own.contrast.terms else 1.0}
-        self._teachers = teachers = (
-            [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
+        teachers: list[Any] = (
+            [] if teacher is None else list(teacher) if isinstance(teacher, list | tuple) else [teacher]
         )
+        self._teachers = teachers
         self._teach(self.model)
         if own.contrast.terms:
             numbered = Numbered(self.__dict__["train_dataset"])
