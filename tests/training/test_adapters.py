@@ -131,3 +131,9 @@ def test_nothing_more_is_written_where_all_is_saved(
     plain_trainer(model, arguments(tmp_path), rows(32), callbacks=[PruneCallback(rule)]).train()
     assert not (tmp_path / "pruned_base").exists()
     assert not any("below adapters" in str(each.message) for each in recwarn)
+
+
+def test_a_base_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "pruned_base").write_text("a file")
+    with pytest.raises(CheckpointError, match=r"pruned_base must be written, got .*exists"):
+        plain_trainer(adapted(tiny_model()), arguments(tmp_path), rows(32), callbacks=[PruneCallback(RULE)]).train()

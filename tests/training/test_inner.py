@@ -1,5 +1,6 @@
 """Hidden states and attention maps in a training: their share of the loss, and projectors that learn and are not saved."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from prunus.recipe import read_recipe
 from prunus.training.prepare import prepare
 from prunus.training.run import run
 from prunus.training.session import STATE_FILE
-from small import arguments, batch, rows, small_recipe, teacher_of, tiny_model, without_dropout
+from small import arguments, batch, rows, small_recipe, teacher_of, tiny_model, tiny_tokenizer, without_dropout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BOTH = Distillation(0.5, 0.25, 2.0, Inside(0.7, "uniform"), Inside(0.3, "last"))
@@ -136,6 +137,31 @@ def test_layers_of_a_recipe_are_checked_before_the_teacher_is_trained(
 ) -> None:
     recipe = read_recipe(small_recipe(tiny_bert, small_data, distill={"teacher": "dense", **distill}))
     with pytest.raises(RecipeError, match=said):
+        prepare(recipe)
+
+
+@pytest.mark.parametrize("tokens", ["other tokens", "the same tokens", "no tokenizer"])
+def test_a_teacher_in_a_directory_is_made_for_the_models_tokens(
+    tokens: str, small_data: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    teacher = tiny_model(labels=2)
+    teacher.config.id2label = {0: "negative", 1: "positive"}
+    teacher.save_pretrained(tmp_path / "teacher")
+    if tokens != "no tokenizer":
+        tiny_tokenizer().save_pretrained(tmp_path / "teacher")
+    path = tmp_path / "teacher" / "tokenizer.json"
+    if tokens == "other tokens":
+        vocabulary = json.loads(path.read_text())
+        words = vocabulary["model"]["vocab"]
+        words["good"], words["bad"] = words["bad"], words["good"]
+        path.write_text(json.dumps(vocabulary))
+    recipe = read_recipe(small_recipe(tiny_bert, small_data, distill={"teacher": str(tmp_path / "teacher")}))
+    if tokens != "other tokens":
+        prepare(recipe)
+        return
+    with pytest.raises(
+        RecipeError, match=r"distill\.teacher must be made for the model's tokenizer, which numbers '(good|bad)'"
+    ):
         prepare(recipe)
 
 

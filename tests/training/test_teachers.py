@@ -499,7 +499,7 @@ def test_what_teachers_share_with_each_other_is_theirs(tmp_path: Path) -> None:
         pytest.param(
             classifier(0, ORDERED),
             classifier(1, ["POSITIVE", "Neutral", "negative"]),
-            r"in the order of the model that is trained \(negative, neutral, positive\), got POSITIVE, Neutral, negative",
+            r"in the order of the model that is trained: negative is its output 0, got negative as output 2",
             id="another order",
         ),
         pytest.param(
@@ -580,6 +580,23 @@ def test_a_teacher_of_other_sizes_is_refused_before_a_step(
 def test_a_teacher_that_fits_is_taken(student: Any, teacher: Any, choice: Distillation, tmp_path: Path) -> None:
     features = [{**row, "token_type_ids": [0] * LENGTH} for row in rows(8)]
     trainer_of(tmp_path, deepcopy(student), teacher, choice, train_dataset=features).train()
+
+
+def test_a_reused_head_has_the_students_labels(tmp_path: Path) -> None:
+    choice = Distillation(0.0, 0.0, reuse=1.0)
+    with pytest.raises(RecipeError, match="labels in the order"):
+        trainer_of(tmp_path, classifier(0, ORDERED), classifier(1, ORDERED[::-1]), choice)
+    named = classifier(1)
+    named.config.id2label = {str(index): name for index, name in enumerate(ORDERED)}
+    trainer_of(tmp_path, classifier(0, ORDERED), named, choice)
+
+
+def test_a_bank_of_another_width_is_told(tmp_path: Path) -> None:
+    choice = Distillation(contrast=Contrastive(fic=Contrast(0.1)))
+    with pytest.raises(
+        TargetError, match=r"distill\.contrast\.fic must be as wide as the model that is trained: 16, got 24"
+    ):
+        trainer_of(tmp_path, tiny_model(), sized(hidden_size=24), choice).train()
 
 
 @pytest.mark.parametrize("teacher", [tf.BertForSequenceClassification, "a directory", ["two", "of them"]])

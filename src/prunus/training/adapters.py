@@ -14,7 +14,7 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from prunus.checkpoint.state import write_tensors
-from prunus.errors import CheckpointError, Problem
+from prunus.errors import CheckpointError, Problem, first_line
 from prunus.sparsity.masker import Masker
 from prunus.sparsity.measure import whole
 from prunus.sparsity.wrappers import parameter, places, unwrapped
@@ -64,7 +64,10 @@ def apply_masks(model: nn.Module, masker: Masker, path: Path) -> None:
 
 
 def write_base(model: nn.Module, directory: Path, writes: bool = True) -> None:
-    """Writes the model without its adapters into ``directory``; where parameters are sharded, all processes call it."""
+    """Writes the model without its adapters into ``directory``; where parameters are sharded, all processes call it.
+
+    Raises ``CheckpointError`` where it cannot be written.
+    """
     base: Any = unwrapped(model)
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -79,8 +82,12 @@ def write_base(model: nn.Module, directory: Path, writes: bool = True) -> None:
                 tensors[f"{place.name}.{name}" if place.name else name] = whole(tensor.detach())
     if not writes:
         return
-    directory.mkdir(parents=True, exist_ok=True)
     config = deepcopy(base.config)
     config.architectures = [type(base).__name__]
-    config.save_pretrained(directory)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(directory)
+    except OSError as error:
+        fix = "another output_dir; the model is in memory: model.save_pretrained(...), model.unload().save_pretrained(...)"
+        raise CheckpointError(Problem(str(directory), first_line(error), "be written", fix)) from error
     write_tensors(directory / "model.safetensors", tensors, {"format": "pt"})

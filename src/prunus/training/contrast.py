@@ -164,6 +164,9 @@ class Contrasting:
                 bank.examples,
                 self.choice.negatives // len(bank),
             ).to(ids.device)
+            if bank.width != anchors.shape[1]:
+                rule = f"be as wide as the model that is trained: {anchors.shape[1]}"
+                raise TargetError(Problem(f"distill.contrast.{name}", bank.width, rule, "a teacher of that width"))
             chosen = torch.cat([ids, others])
             states = bank.take(chosen, anchors.device).flatten(0, 1)
             candidates = torch.cat([anchors.detach().float(), states])

@@ -28,7 +28,7 @@ _LOAD_AGAIN: Final = "a model that is loaded again with from_pretrained, or copy
 
 
 def teacher_problems(student: nn.Module, teacher: nn.Module, key: str, logits: bool) -> list[Problem]:
-    """Why ``teacher`` cannot teach ``student``; ``logits`` says that those are compared, and not only layers."""
+    """Why ``teacher`` cannot teach ``student``; ``logits`` says that those count, and not layers alone."""
     return _shared(student, teacher, key) + (_labels(student, teacher, key) if logits else [])
 
 
@@ -71,13 +71,15 @@ def _labels(student: nn.Module, teacher: nn.Module, key: str) -> list[Problem]:
         fix = "a teacher that was fine-tuned for the same task; weight=0.0 with hidden=... compares layers alone"
         return [Problem(key, shown, rule, fix)]
     left, right = (({_plain(label): i for i, label in enumerate(labels)}) for labels in (own, others))
-    if any(left[name] != right[name] for name in left.keys() & right.keys()):
-        rule = f"have its labels in the order of the model that is trained ({', '.join(own[:8])})"
+    moved = [name for name in left if right.get(name, left[name]) != left[name]]
+    if moved:
+        place = left[moved[0]]
+        rule = f"have its labels in the order of the model that is trained: {own[place]} is its output {place}"
         fix = (
             "a teacher that was fine-tuned with that order; where its config.id2label is wrong and its outputs are not, "
             "teacher.config.id2label = model.config.id2label"
         )
-        return [Problem(key, ", ".join(others[:8]), rule, fix)]
+        return [Problem(key, f"{others[right[moved[0]]]} as output {right[moved[0]]}", rule, fix)]
     return []
 
 
@@ -91,7 +93,10 @@ def _labels_of(model: nn.Module) -> list[str] | None:
         return None
     if not kind.endswith("Classification") and all(str(name).startswith("LABEL_") for name in names.values()):
         return None  # those that every configuration begins with
-    return [str(names[index]) for index in sorted(names)]
+    try:
+        return [str(names[index]) for index in sorted(names, key=int)]
+    except (TypeError, ValueError):  # which says nothing about an order
+        return None
 
 
 def _plain(label: str) -> str:

@@ -75,7 +75,8 @@ class Teaching:
         keys = ["teacher"] if len(teachers) == 1 else [f"teacher[{number}]" for number in range(len(teachers))]
         problems = []
         for key, lesson, teacher in zip(keys, lessons, teachers, strict=True):
-            problems += teacher_problems(student, teacher, key, bool(lesson.weight) and not masked)
+            head = bool(lesson.weight) or (lesson is distillation and bool(distillation.reuse))
+            problems += teacher_problems(student, teacher, key, head and not masked)
         if problems:
             raise RecipeError(*problems)
         self.weights = {"hard_loss": distillation.hard_weight, "feature_loss": distillation.reuse}
