@@ -213,10 +213,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
     def _counts_items(self, model: nn.Module, inputs: dict[str, Any], items: Tensor | int) -> bool | None:
         """Whether the model divides its loss by the number of items it is given: many take that number and ignore it.
 
-        None where this micro-batch does not show it.
+        None where this micro-batch does not show it: its loss is 0, or no number. All processes call the model alike.
         """
-        if _unlabelled(inputs):
-            return None
         model.eval()  # no dropout, and no random number used up
         try:
             one, two = (
