@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from prunus import CheckpointError, PruneCallback, Pruning, PrunusTrainer, Schedule, Span
-from small import arguments, batch, plain_trainer, rows, tiny_model
+from small import arguments, batch, plain_trainer, rows, save_tiny_bert, tiny_model
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -137,3 +137,31 @@ def test_a_base_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "pruned_base").write_text("a file")
     with pytest.raises(CheckpointError, match=r"pruned_base must be written, got .*exists"):
         plain_trainer(adapted(tiny_model()), arguments(tmp_path), rows(32), callbacks=[PruneCallback(RULE)]).train()
+
+
+@pytest.mark.parametrize("kind", ["added", "wrapped"])
+def test_the_encoder_of_a_sentence_transformer_is_written(kind: str, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import AutoModel
+
+    from prunus import Masker
+    from prunus.training.adapters import unsaved, write_base
+
+    encoder = Transformer(str(save_tiny_bert(tmp_path / "tiny")))
+    model = SentenceTransformer(modules=[encoder, Pooling(16)], device="cpu")
+    config = peft.LoraConfig(r=2, target_modules=["query"])
+    if kind == "added":
+        model.add_adapter(config)
+    else:
+        model[0].auto_model = peft.get_peft_model(model[0].auto_model, config)
+    rule = Pruning(0.5, "4x1", "magnitude", Schedule("one_shot", Span(0)))
+    masker = Masker(model, rule, 1)
+    assert len(unsaved(model, masker)) == len(masker.masks) == 12
+    write_base(model, tmp_path / "base")
+    base = AutoModel.from_pretrained(tmp_path / "base")
+    inner = next(module for module in model.modules() if type(module).__name__ == "BertModel")
+    for name, mask in masker.masks.items():
+        weight = base.get_parameter(name.split("model.", 1)[-1])
+        assert torch.equal(weight != 0, mask)
+    assert type(base) is type(inner)

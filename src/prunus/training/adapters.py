@@ -30,14 +30,25 @@ def unsaved(model: nn.Module, masker: Masker | None) -> list[str]:
 
     Zeros that are locked were there before, and stay where they are saved.
     """
-    inner = unwrapped(model)
-    adapted = inner is not model and hasattr(model, "peft_config")
-    if masker is None or not (adapted or getattr(inner, "_hf_peft_config_loaded", False)):
+    adapted = _adapted(model)
+    if masker is None or adapted is None:
         return []
+    below = {id(weight) for weight in adapted.parameters()}
     saved = {id(weight) for name, weight in model.named_parameters() if _COPIES in f".{name}"}
     saved |= {id(w) for place in places(model) if place.adapter for w in place.module.parameters(recurse=False)}
     grown = [name for rule in masker.rules if not rule.pruning.lock for name in rule.selection.taken]
-    return [name for name in grown if id(parameter(model, name)) not in saved]
+    return [name for name in grown if id(parameter(model, name)) in below - saved]
+
+
+def _adapted(model: nn.Module) -> nn.Module | None:
+    """The part of a model that is saved as adapters: the model, or the encoder of a SentenceTransformer; None without any."""
+    for module in model.modules():
+        kind = type(module)
+        if getattr(module, "_hf_peft_config_loaded", False) or (
+            hasattr(kind, "get_base_model") and hasattr(module, "peft_config")
+        ):
+            return module
+    return None
 
 
 def tell_base(model: nn.Module, masker: Masker | None, directory: Path) -> None:
@@ -64,14 +75,15 @@ def apply_masks(model: nn.Module, masker: Masker, path: Path) -> None:
 
 
 def write_base(model: nn.Module, directory: Path, writes: bool = True) -> None:
-    """Writes the model without its adapters into ``directory``; where parameters are sharded, all processes call it.
+    """Writes what is below the adapters into ``directory``; where parameters are sharded, all processes call it.
 
     Raises ``CheckpointError`` where it cannot be written.
     """
-    base: Any = unwrapped(model)
+    adapted = _adapted(model) or model
+    base: Any = unwrapped(adapted)
     tensors: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for place in places(model):
+    for place in places(adapted):
         if place.adapter:
             continue
         fleeting = place.module._non_persistent_buffers_set
