@@ -166,6 +166,19 @@ def test_inputs_of_the_decoder_that_a_collator_gives_stand(tmp_path: Path) -> No
     assert got["distill_loss"] == pytest.approx(divergence(s, t), rel=1e-4)
 
 
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_with_smoothed_labels_the_decoder_reads_them_too(family: str, tmp_path: Path) -> None:
+    """Trainer gives such a model no labels, and leaves the decoder's inputs to the collator."""
+    student, teacher, inputs = SEQUENCES[family](0, 1), SEQUENCES[family](1, 1), text()
+    found = []
+    for more in ({}, {"decoder_input_ids": student.prepare_decoder_input_ids_from_labels(inputs["labels"])}):
+        args = arguments(tmp_path, label_smoothing_factor=0.1)
+        trainer = PrunusTrainer(student, args, train_dataset=rows(8), teacher=teacher)
+        found.append(losses(trainer, inputs | more))
+    assert found[0] == found[1]
+    assert found[0]["distill_loss"] > 0
+
+
 def test_a_training_with_projectors_of_both_stacks(tmp_path: Path) -> None:
     wide = made(1, "T5ForConditionalGeneration", tf.T5Config(**T5 | {"d_model": 24}))
     data = text(count=8)

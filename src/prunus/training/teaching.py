@@ -29,7 +29,7 @@ from prunus.models.predict import LABEL_KEYS
 from prunus.sparsity.wrappers import unwrapped
 from prunus.training.teacher_checks import embeddings_of, row_problems, teacher_problems
 
-__all__ = ["Teaching"]
+__all__ = ["Teaching", "decoded"]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Teaching:
         """
         found: dict[str, Tensor] = {}
         kind, shifted = _outputs_of(student)
-        inputs = _decoded(student, inputs) if labelled else inputs
+        inputs = decoded(student, inputs) if labelled else inputs
         own = labelled and _shifts_itself(student, inputs, outputs)
         for each in self._taught:
             with torch.no_grad(), autocast():
@@ -248,7 +248,7 @@ def _takes(model: nn.Module, name: str) -> bool:
     return True
 
 
-def _decoded(student: nn.Module, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+def decoded(student: nn.Module, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
     """The inputs with what the student's decoder reads where it is given labels and no inputs of its own."""
     model: Any = unwrapped(student)
     given = any(inputs.get(name) is not None for name in ("decoder_input_ids", "decoder_inputs_embeds"))

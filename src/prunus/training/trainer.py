@@ -35,7 +35,7 @@ from prunus.training.callback import PruneCallback, SessionCallback
 from prunus.training.contrast import ROW_ID, Contrasting, Numbered, columns_of, representing
 from prunus.training.sampler import SeededSampler
 from prunus.training.session import Clock, RowOrder, Session
-from prunus.training.teaching import Teaching
+from prunus.training.teaching import Teaching, decoded
 
 __all__ = ["PrunusTrainer", "release"]
 
@@ -159,6 +159,9 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         asks = self.teaching.asks if self.teaching is not None and model.training else {}
         ids = inputs.get(ROW_ID)
         inputs = {name: value for name, value in inputs.items() if name != ROW_ID}
+        labelled = self.label_smoother is None and self.compute_loss_func is None
+        if not labelled:  # the model is not given the labels, from which the inputs of its decoder are made
+            inputs = dict(decoded(model, inputs))
         hard: Tensor
         contrasts = self.contrasting if model.training else None
         with representing(model, contrasts is not None) as given:
@@ -181,7 +184,6 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             share = 1.0 / self.current_gradient_accumulation_steps if scaled else 1.0
             parts = {"hard_loss": hard / share}
             if self.teaching is not None:
-                labelled = self.label_smoother is None and self.compute_loss_func is None
                 taught = self.teaching.parts(outputs, inputs, model, self.accelerator.autocast, labelled)
                 weight = self._weight(inputs, num_items_in_batch) / share if scaled else 1.0
                 parts |= {name: part * weight if name.startswith("distill_") else part for name, part in taught.items()}
