@@ -50,6 +50,15 @@ def test_contrastive_terms_see_the_right_rows_and_hold_one_bank(tmp_path: Path) 
         torch.testing.assert_close(first[name], one[name], rtol=1e-3, atol=1e-3)
 
 
+def test_tokens_count_alike_in_all_processes(tmp_path: Path) -> None:
+    """Also where the first micro-batch of one process has no labels, and does not show whether the model counts them."""
+    (one,) = ended(tmp_path / "one", "items_worker.py", 1, "4")
+    first, second = ended(tmp_path / "two", "items_worker.py", 2, "2")
+    for name, value in one.items():
+        assert torch.equal(first[name], second[name]), name
+        torch.testing.assert_close(first[name], value, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("share", "met"), [(0.8, True), (0.1, False)])
 def test_all_processes_take_the_times_of_the_first(
     share: float, met: bool, tmp_path: Path, tiny_bert: Path, small_data: Path

@@ -1,5 +1,6 @@
 """Hidden states and attention maps in a training: their share of the loss, and projectors that learn and are not saved."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from torch.nn import functional
 from prunus import Distillation, Lesson, PrunusTrainer, RecipeError, TargetError
 from prunus.distillation.hidden import Inside
 from prunus.recipe import read_recipe
+from prunus.training.prepare import prepare
 from prunus.training.run import run
 from prunus.training.session import STATE_FILE
-from small import arguments, batch, rows, small_recipe, teacher_of, tiny_model, without_dropout
+from small import arguments, batch, rows, small_recipe, teacher_of, tiny_model, tiny_tokenizer, without_dropout
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BOTH = Distillation(0.5, 0.25, 2.0, Inside(0.7, "uniform"), Inside(0.3, "last"))
@@ -117,6 +119,50 @@ def test_a_recipe_with_hidden_states(
     assert last["loss"] == pytest.approx(parts, rel=1e-3)
     with pytest.raises(RecipeError, match=r"distill\.hidden\.lyers"):
         read_recipe(recipe | {"distill": {"hidden": {"lyers": "last"}}})
+
+
+@pytest.mark.parametrize(
+    ("distill", "said"),
+    [
+        ({"hidden": {"weight": 1.0, "pairs": [[3, 1]]}}, r"distill\.hidden\.pairs must be in 0\.\.2 of the student"),
+        ({"attention": {"weight": 1.0, "pairs": [[0, 1]]}}, r"distill\.attention\.pairs must be in 1\.\.2"),
+        (
+            {"others": [{"teacher": "dense", "hidden": {"weight": 1.0, "pairs": [[1, 5]]}}]},
+            r"distill\.others\[0\]\.hidden\.pairs must be in",
+        ),
+    ],
+)
+def test_layers_of_a_recipe_are_checked_before_the_teacher_is_trained(
+    distill: dict[str, Any], said: str, small_data: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    recipe = read_recipe(small_recipe(tiny_bert, small_data, distill={"teacher": "dense", **distill}))
+    with pytest.raises(RecipeError, match=said):
+        prepare(recipe)
+
+
+@pytest.mark.parametrize("tokens", ["other tokens", "the same tokens", "no tokenizer"])
+def test_a_teacher_in_a_directory_is_made_for_the_models_tokens(
+    tokens: str, small_data: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    teacher = tiny_model(labels=2)
+    teacher.config.id2label = {0: "negative", 1: "positive"}
+    teacher.save_pretrained(tmp_path / "teacher")
+    if tokens != "no tokenizer":
+        tiny_tokenizer().save_pretrained(tmp_path / "teacher")
+    path = tmp_path / "teacher" / "tokenizer.json"
+    if tokens == "other tokens":
+        vocabulary = json.loads(path.read_text())
+        words = vocabulary["model"]["vocab"]
+        words["good"], words["bad"] = words["bad"], words["good"]
+        path.write_text(json.dumps(vocabulary))
+    recipe = read_recipe(small_recipe(tiny_bert, small_data, distill={"teacher": str(tmp_path / "teacher")}))
+    if tokens != "other tokens":
+        prepare(recipe)
+        return
+    with pytest.raises(
+        RecipeError, match=r"distill\.teacher must be made for the model's tokenizer, which numbers '(good|bad)'"
+    ):
+        prepare(recipe)
 
 
 # Several teachers

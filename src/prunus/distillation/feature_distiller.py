@@ -1,9 +1,11 @@
 """One teacher's insides beside a student's: which layers, through which projectors, at what loss.
 
-The projectors are parameters of this module: they belong into the optimizer, and not into the student that is saved.
+The projectors are parameters of this module: they belong into the optimizer, and not into the student that is saved. Of an
+encoder-decoder, encoder is compared with encoder and decoder with decoder (``stacks``).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, final
 
 import torch
@@ -11,41 +13,63 @@ from torch import Tensor, nn
 
 from prunus.distillation.hidden import Inside, attention_loss, hidden_loss, pairs_of, projectors
 from prunus.distillation.reuse import Reuse
+from prunus.distillation.stacks import Stack, attended_of, every, layers_of, stacks_of
+from prunus.errors import Problem, TargetError
 
 __all__ = ["Inner"]
 
 
-def _width(model: Any) -> int:
-    """Features of the residual stream: of a narrowed model, those that are left."""
-    left = getattr(getattr(model.config, "quantization_config", None), "hidden", None)
-    return len(left) if left is not None else int(model.config.get_text_config().hidden_size)
+@dataclass(frozen=True)
+class _Compared:
+    """Two stacks, and which of their layers are compared."""
+
+    student: Stack
+    teacher: Stack
+    hidden: list[tuple[int, int]]
+    attention: list[tuple[int, int]]
+
+    def projector(self, pair: tuple[int, int]) -> str:
+        """The name of the pair's projector."""
+        return f"{self.student.prefix}{pair[0]}-{pair[1]}"
 
 
 @final
 class Inner(nn.Module):
     """Compares hidden states, attention maps and the features of the heads of two Hugging Face models.
 
-    Raises ``TargetError`` for layers that are not there, and for a head that cannot be reused.
+    ``key`` is what messages call the choices. Raises ``TargetError`` for layers that are not there, for models of different
+    kinds, and for a head that cannot be reused; ``forward`` raises it for outputs that cannot be compared.
     """
 
-    def __init__(self, hidden: Inside, attention: Inside, student: Any, teacher: Any, reuse: bool = False) -> None:
+    def __init__(
+        self,
+        hidden: Inside,
+        attention: Inside,
+        student: Any,
+        teacher: Any,
+        reuse: bool = False,
+        key: str = "distill",
+    ) -> None:
         super().__init__()
-        self._loss = hidden.loss
-        s, t = student.config.get_text_config(), teacher.config.get_text_config()
-        layers = s.num_hidden_layers, t.num_hidden_layers
-        self.hidden = pairs_of(hidden, *layers) if hidden.weight else []
-        self.attention = pairs_of(attention, *layers, first=1, key="distill.attention") if attention.weight else []
-        self.projectors = projectors(self.hidden, _width(student), _width(teacher))
+        self._loss, self._key = hidden.loss, key
+        self._compared = (
+            _compared(hidden, attention, student, teacher, key) if hidden.weight or attention.weight else []
+        )
+        self.projectors = nn.ModuleDict()
+        for each in self._compared:
+            made = projectors(each.hidden, each.student.width, each.teacher.width)
+            self.projectors.update({each.student.prefix + name: linear for name, linear in made.items()})
         self.reuse = Reuse(student, teacher) if reuse else None
 
     @property
     def asks(self) -> dict[str, bool]:
         """What both models have to be called with."""
+        hidden, attention = (any(getattr(each, kind) for each in self._compared) for kind in ("hidden", "attention"))
         return {
             name: True
             for name, wanted in (
-                ("output_hidden_states", self.hidden or self.reuse is not None),
-                ("output_attentions", self.attention),
+                ("output_hidden_states", hidden or self.reuse is not None),
+                ("output_attentions", attention),
             )
             if wanted
         }
@@ -54,19 +78,93 @@ class Inner(nn.Module):
         self, student: Mapping[str, Any], teacher: Mapping[str, Any], inputs: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """``hidden_loss``, ``attention_loss`` (each a mean over its pairs) and ``feature_loss``, without their weights."""
-        attended = inputs["attention_mask"].bool()
         found = {}
-        if self.hidden:
-            losses = []
-            for s, t in self.hidden:
-                state = student["hidden_states"][s]
-                if f"{s}-{t}" in self.projectors:
-                    state = self.projectors[f"{s}-{t}"](state)
-                losses.append(hidden_loss(state, teacher["hidden_states"][t], attended, self._loss))
-            found["hidden_loss"] = torch.stack(losses).mean()
-        if self.attention:
-            maps = [(student["attentions"][s - 1], teacher["attentions"][t - 1]) for s, t in self.attention]
-            found["attention_loss"] = torch.stack([attention_loss(s, t, attended) for s, t in maps]).mean()
+        hidden = [self._hidden(each, pair, student, teacher, inputs) for each in self._compared for pair in each.hidden]
+        if hidden:
+            found["hidden_loss"] = torch.stack(hidden).mean()
+        maps = [self._maps(each, pair, student, teacher, inputs) for each in self._compared for pair in each.attention]
+        if maps:
+            found["attention_loss"] = torch.stack(maps).mean()
         if self.reuse is not None:
-            found["feature_loss"] = self.reuse(student["hidden_states"][-1], teacher["hidden_states"][-1], attended)
+            s, t = student["hidden_states"][-1], teacher["hidden_states"][-1]
+            found["feature_loss"] = self.reuse(s, t, self._attended("", inputs, s, "reuse"))
         return found
+
+    def _hidden(
+        self,
+        each: _Compared,
+        pair: tuple[int, int],
+        student: Mapping[str, Any],
+        teacher: Mapping[str, Any],
+        inputs: Mapping[str, Tensor],
+    ) -> Tensor:
+        key, name = f"{self._key}.hidden", f"{each.student.prefix}hidden_states"
+        s = layers_of(student, name, each.student.layers + 1, key, "student")[pair[0]]
+        t = layers_of(teacher, name, each.teacher.layers + 1, key, "teacher")[pair[1]]
+        for states, width, owner in ((s, each.student.width, "student"), (t, each.teacher.width, "teacher")):
+            if states.dim() != 3 or states.shape[-1] != width:
+                rule = f"compare layers of the shape [rows, tokens, {width}] that the {owner}'s configuration gives"
+                raise TargetError(Problem(key, list(states.shape), rule, "other layers, or the logits alone"))
+        if s.shape[:2] != t.shape[:2]:
+            _told_apart(key, s, t)
+        attended = self._attended(each.student.prefix, inputs, s, "hidden")
+        if each.projector(pair) in self.projectors:
+            linear: Any = self.projectors[each.projector(pair)]
+            s = linear(s.to(linear.weight.dtype))
+        return hidden_loss(s, t, attended, self._loss)
+
+    def _maps(
+        self,
+        each: _Compared,
+        pair: tuple[int, int],
+        student: Mapping[str, Any],
+        teacher: Mapping[str, Any],
+        inputs: Mapping[str, Tensor],
+    ) -> Tensor:
+        key, name = f"{self._key}.attention", f"{each.student.prefix}attentions"
+        s = layers_of(student, name, each.student.layers, key, "student")[pair[0] - 1]
+        t = layers_of(teacher, name, each.teacher.layers, key, "teacher")[pair[1] - 1]
+        for maps in (s, t):
+            if maps.dim() != 4 or maps.shape[-1] != maps.shape[-2]:
+                rule = "compare maps of the shape [rows, heads, tokens, tokens]"
+                raise TargetError(Problem(key, list(maps.shape), rule, f"{self._key}.hidden, or the logits alone"))
+        if s.shape[0] != t.shape[0] or s.shape[2:] != t.shape[2:]:
+            _told_apart(key, s, t)
+        return attention_loss(s, t, self._attended(each.student.prefix, inputs, s[:, 0], "attention"))
+
+    def _attended(self, prefix: str, inputs: Mapping[str, Tensor], states: Tensor, kind: str) -> Tensor:
+        """Bool ``[rows, tokens]`` for ``states`` ``[rows, tokens, ...]``."""
+        rows, tokens = states.shape[:2]
+        mask = attended_of(inputs, prefix, rows, tokens, f"{self._key}.{kind}")
+        return every(rows, tokens, states.device) if mask is None else mask.to(states.device)
+
+
+def _compared(hidden: Inside, attention: Inside, student: Any, teacher: Any, key: str) -> list[_Compared]:
+    """The stacks of both models, in pairs."""
+    kinds = stacks_of(student, f"the model with {key}.hidden"), stacks_of(teacher, f"the teacher with {key}.hidden")
+    given = "hidden" if hidden.weight else "attention"
+    if len(kinds[0]) != len(kinds[1]):
+        rule = f"compare two encoders, or two encoder-decoders; the student is a {type(student).__name__}"
+        raise TargetError(Problem(f"{key}.{given}", type(teacher).__name__, rule, "distilling the logits alone"))
+    for name, inside in (("hidden", hidden), ("attention", attention)):
+        if inside.weight and inside.pairs and len(kinds[0]) > 1:
+            rule = "be left out for an encoder-decoder, whose layers are those of the encoder and those of the decoder"
+            raise TargetError(Problem(f"{key}.{name}.pairs", list(inside.pairs), rule, "layers: uniform"))
+    return [
+        _Compared(
+            s,
+            t,
+            pairs_of(hidden, s.layers, t.layers, key=f"{key}.hidden") if hidden.weight else [],
+            pairs_of(attention, s.layers, t.layers, first=1, key=f"{key}.attention") if attention.weight else [],
+        )
+        for s, t in zip(*kinds, strict=True)
+    ]
+
+
+def _told_apart(key: str, student: Tensor, teacher: Tensor) -> None:
+    """Raises ``TargetError`` for layers of models that see other tokens."""
+    rule = (
+        f"compare models that make the same rows and tokens of a batch: the student's layers are {list(student.shape)}"
+    )
+    fix = "a teacher with the same tokenizer, or the same image and patch sizes"
+    raise TargetError(Problem(key, f"a teacher with {list(teacher.shape)}", rule, fix))

@@ -27,13 +27,13 @@ from torch.nn import functional
 
 from prunus.distillation.contrastive import Contrastive
 from prunus.distillation.hidden import Inside
+from prunus.distillation.stacks import IGNORED
 from prunus.errors import Problem, TargetError
 
-__all__ = ["Distillation", "Lesson", "Outputs", "distill", "logit_loss"]
+__all__ = ["Distillation", "Lesson", "Outputs", "distill", "logit_loss", "same_sizes"]
 
 Outputs = Literal["classes", "labels", "numbers"]
 """What the logits of a row are: classes of which one is right, labels of which any number is, numbers of a regression."""
-_IGNORED: Final = -100
 _HEADS: Final = (("start_logits", "end_logits"), ("logits",))
 
 
@@ -149,17 +149,31 @@ def distill(
     """D over the outputs of two Hugging Face models for the same ``inputs``; the mean where there are several logits.
 
     ``outputs`` says what logits ``[rows, ...]`` are, ``shifted`` that the logits of a token predict the next one. Raises
-    ``TargetError`` for outputs that are not those of rows or tokens.
+    ``TargetError`` for outputs that are not those of rows or tokens, and for a teacher with others than the student.
     """
     names = next((names for names in _HEADS if names[0] in student), None)
     if names is None:
         rule = "give logits, or start_logits and end_logits"
         raise TargetError(Problem("distill.weight", ", ".join(student), rule, "distill.hidden, and weight: 0"))
+    for name in names:
+        same_sizes(student[name], teacher.get(name), name)
     if names == ("logits",) and student["logits"].dim() != 2:
         return _of_tokens(student["logits"], teacher["logits"], inputs, temperature, shifted)
     attended = inputs["attention_mask"].bool() if names[0] == "start_logits" and "attention_mask" in inputs else None
     losses = [logit_loss(student[name], teacher[name], temperature, attended, outputs) for name in names]
     return torch.stack(losses).mean()
+
+
+def same_sizes(student: Tensor, teacher: Tensor | None, name: str = "logits") -> None:
+    """Raises ``TargetError`` unless the teacher gives logits of the student's shape: torch would repeat a smaller one."""
+    own = list(student.shape)
+    if teacher is None:
+        rule = f"have the head of the student, which gives {name} {own}"
+        raise TargetError(Problem("the teacher", f"no {name}", rule, "a teacher that was trained for the same task"))
+    if teacher.shape != student.shape:
+        rule = f"give {name} of the student's shape {own}"
+        fix = "a teacher with the student's labels (or tokens); distill.hidden with weight: 0 compares layers alone"
+        raise TargetError(Problem("the teacher", list(teacher.shape), rule, fix))
 
 
 def _of_tokens(
@@ -169,12 +183,20 @@ def _of_tokens(
     if student.dim() != 3:
         rule = "be [rows, classes] or [rows, tokens, classes]"
         raise TargetError(Problem("logits", list(student.shape), rule, "distill.hidden, and weight: 0"))
-    places, labels, mask = student.shape[:2], inputs.get("labels"), inputs.get("attention_mask")
-    counts = torch.ones(places, dtype=torch.bool, device=student.device)
-    if labels is not None and labels.shape == places:
-        counts = labels != _IGNORED
-        if shifted:
-            counts = functional.pad(counts[:, 1:], (0, 1))
-    elif mask is not None and mask.shape == places:
-        counts = mask.bool()
+    counts = _counted(student, inputs, shifted)
     return logit_loss(student[counts], teacher[counts], temperature)
+
+
+def _counted(student: Tensor, inputs: Mapping[str, Tensor], shifted: bool) -> Tensor:
+    """Which tokens count: bool ``[rows, tokens]``."""
+    places, labels, next_ones = student.shape[:2], inputs.get("labels"), inputs.get("shift_labels")
+    if next_ones is not None and next_ones.shape == places:  # of each token the label of the next one, by the collator
+        return next_ones != IGNORED
+    if labels is not None and labels.shape == places:
+        counts = labels != IGNORED
+        return functional.pad(counts[:, 1:], (0, 1)) if shifted else counts
+    # The logits of an encoder-decoder are those of its decoder's tokens.
+    mask = inputs.get("decoder_attention_mask" if "decoder_input_ids" in inputs else "attention_mask")
+    if mask is not None and mask.shape == places:
+        return mask.bool()
+    return torch.ones(places, dtype=torch.bool, device=student.device)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunus.architectures import POOLER
-from prunus.errors import Problem, TargetError
+from prunus.errors import Problem, TargetError, first_line
+from prunus.sparsity.wrappers import unwrapped
 
 __all__ = ["Reuse", "first_layer", "head_parameters"]
 
@@ -41,6 +42,18 @@ def first_layer(model: Any) -> tuple[str, Literal["first", "all"]]:
 
     Raises ``TargetError`` where there is none.
     """
+    rule = "have a head with a Linear layer that reads the last hidden states"
+    if id(unwrapped(model)) != id(model):
+        fix = "the model itself: model.merge_and_unload() takes adapters in"
+        raise TargetError(Problem("distill.reuse", type(model).__name__, "be used with a model without a wrapper", fix))
+    if not hasattr(model, "base_model_prefix") or not hasattr(model, "config"):
+        raise TargetError(
+            Problem("distill.reuse", type(model).__name__, "be used with Hugging Face models", "weight=1.0")
+        )
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise TargetError(
+            Problem("distill.reuse", f"{type(model).__name__}, an encoder-decoder", rule, "distill.hidden")
+        )
     head = {name.rpartition(".")[0] for name in head_parameters(model)}
     seen: dict[str, Tensor] = {}
     states: list[Tensor] = []
@@ -55,6 +68,9 @@ def first_layer(model: Any) -> tuple[str, Literal["first", "all"]]:
                 handles.append(module.register_forward_pre_hook(hook))
         ids = torch.arange(5, 9, device=device)[None]
         model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+    except Exception as error:  # each architecture has its own way to fail: a vision model, one with fewer tokens
+        said = f"read a row of tokens, by which its first layer is found ({first_line(error)})"
+        raise TargetError(Problem("distill.reuse", type(model).__name__, said, "distill.hidden")) from None
     finally:
         model.train(training)
         for handle in handles:
@@ -64,7 +80,6 @@ def first_layer(model: Any) -> tuple[str, Literal["first", "all"]]:
             return name, "all"
         if torch.equal(given.reshape(-1), states[0][:, 0].reshape(-1)):
             return name, "first"
-    rule = "have a head with a Linear layer that reads the last hidden states"
     raise TargetError(Problem("distill.reuse", type(model).__name__, rule, "distill.hidden"))
 
 
@@ -91,6 +106,9 @@ class Reuse(nn.Module):
                 rule = f"have a head that fits the student: {name} {list(shape)} into {list(own[name].shape)}"
                 found.append(Problem("distill.reuse", f"width {wide}", rule, f"a teacher of width {narrow}"))
                 break
+        if not found and f"{self.layer}.bias" not in taught:
+            rule = f"have a bias in {self.layer}, into which the projector's goes"
+            found.append(Problem("distill.reuse", type(teacher).__name__, rule, "distill.hidden"))
         if found:
             raise TargetError(*found)
         self.projector = nn.Linear(narrow, wide)
@@ -107,14 +125,14 @@ class Reuse(nn.Module):
             student, teacher = student[:, 0], teacher[:, 0]
         else:
             student, teacher = student[attended], teacher[attended]
-        return functional.mse_loss(self.projector(student).float(), teacher.float())
+        return functional.mse_loss(self.projector(student.to(self.projector.weight.dtype)).float(), teacher.float())
 
     @torch.no_grad()
     def fold(self, student: nn.Module) -> None:
         """Writes the teacher's head, with P in its first layer, into the student's."""
         first = f"{self.layer}.weight"
         weight, bias = self.projector.weight, self.projector.bias
-        head = {name: held.to(weight.device) for name, held in self._head.items()}
+        head = {name: held.to(weight.device, weight.dtype) for name, held in self._head.items()}
         head[f"{self.layer}.bias"] = head[f"{self.layer}.bias"] + head[first] @ bias
         head[first] = head[first] @ weight
         for name, value in head.items():

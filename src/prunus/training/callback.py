@@ -14,9 +14,12 @@ from typing import Any
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from prunus.errors import Problem, RecipeError
 from prunus.sparsity.masker import Masker
 from prunus.sparsity.measure import TensorFacts
 from prunus.sparsity.pruning import Pruning
+from prunus.training.adapters import BASE_DIRECTORY, tell_base, unsaved, write_base
+from prunus.training.running import checkpoint_of, output_of, running_trainer
 from prunus.training.session import STATE_FILE, Session
 
 __all__ = ["STATE_FILE", "PruneCallback", "SessionCallback"]
@@ -34,7 +37,9 @@ class SessionCallback(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Starts the session; a resumed training goes on from the checkpoint's state."""
         self._saved = None
+        _check_alone(self)
         self.session.begin(model, args, state, kwargs.get("train_dataloader"))
+        tell_base(model, self.session.masker if self.session.keeps_state else None, output_of(args))
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -73,7 +78,7 @@ class SessionCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """The state joins the checkpoint (``PrunusTrainer`` has put it there already)."""
-        directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        directory = checkpoint_of(args, state)
         if self._saved != directory and (directory.is_dir() or not state.is_world_process_zero):
             self.save_state(directory, state.is_world_process_zero)
 
@@ -88,8 +93,23 @@ class SessionCallback(TrainerCallback):  # type: ignore[misc]
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
     ) -> None:
-        """Counts the zeros; a miss is an error."""
+        """Counts the zeros; a miss is an error. A pruned base below adapters is written beside the checkpoints."""
         self.session.end(model, state)
+        if self.session.keeps_state and unsaved(model, self.session.masker):
+            write_base(model, output_of(args) / BASE_DIRECTORY, state.is_world_process_zero)
+
+
+def _check_alone(callback: SessionCallback) -> None:
+    """Raises ``RecipeError`` where a Trainer has several callbacks that keep a state: a checkpoint has one file for it."""
+    trainer = running_trainer()
+    callbacks = [] if trainer is None or not callback.session.keeps_state else trainer.callback_handler.callbacks
+    several = [each for each in callbacks if isinstance(each, SessionCallback) and each.session.keeps_state]
+    if len(several) > 1:
+        own = any(type(each) is SessionCallback for each in several)  # that of a PrunusTrainer without rules
+        fix = "PrunusTrainer(pruning=[...])" if own else "one PruneCallback([rule, rule]) with all rules"
+        rule = "hold one that prunes: a checkpoint has one file for its state"
+        names = ", ".join(type(each).__name__ for each in several)
+        raise RecipeError(Problem("callbacks", names, rule, fix))
 
 
 class PruneCallback(SessionCallback):
@@ -100,6 +120,9 @@ class PruneCallback(SessionCallback):
     checkpoint lies. Raises ``RecipeError`` at the start of training for rules that do not fit the model or its length,
     ``TrainingError`` at its end where the zeros are not there. A training that is stopped before the last mask update
     (``EarlyStoppingCallback``) ends with a warning that names the sparsity it reached.
+
+    Trainer saves adapters (PEFT) without the model below them. Where that is pruned, it is written to ``pruned_base`` in the
+    output directory at the end of training, which a warning says at its beginning.
 
     With ``load_best_model_at_end``, only checkpoints after the last mask update count as best.
     """

@@ -29,6 +29,7 @@ from prunus.errors import CheckpointError, Problem, TargetError, TrainingError
 from prunus.models.predict import LABEL_KEYS
 from prunus.sparsity.masker import Masker
 from prunus.sparsity.wrappers import body_of, unwrapped
+from prunus.training.running import output_of
 
 __all__ = ["ROW_ID", "Contrasting", "Numbered", "represented", "representing"]
 
@@ -148,6 +149,9 @@ class Contrasting:
     def parts(self, given: Any, inputs: Mapping[str, Any], ids: Tensor, step: int) -> dict[str, Tensor]:
         """The terms for one micro-batch, without their weights; ``given`` is what ``representing`` found in the student."""
         anchors = represented(given, inputs.get("attention_mask"), self.choice.representation)
+        if len(anchors) != len(ids):
+            rule = f"be used with models that make one representation of each of the {len(ids)} rows"
+            raise TargetError(Problem("distill.contrast", len(anchors), rule, "distill.hidden"))
         found: dict[str, Tensor] = {}
         for name, term in self.choice.terms.items():
             bank = self.banks.get(name)
@@ -160,6 +164,9 @@ class Contrasting:
                 bank.examples,
                 self.choice.negatives // len(bank),
             ).to(ids.device)
+            if bank.width != anchors.shape[1]:
+                rule = f"be as wide as the model that is trained: {anchors.shape[1]}"
+                raise TargetError(Problem(f"distill.contrast.{name}", bank.width, rule, "a teacher of that width"))
             chosen = torch.cat([ids, others])
             states = bank.take(chosen, anchors.device).flatten(0, 1)
             candidates = torch.cat([anchors.detach().float(), states])
@@ -186,7 +193,10 @@ class Contrasting:
     ) -> None:
         """Fills the banks of PrC and FiC; a resumed training reads those that the state of its checkpoint names."""
         terms = self.choice.terms
-        self._directory, self._device = Path(args.output_dir) / _BANKS, args.device
+        for each in (model, self._teacher, self._pretrained):
+            if each is not None:
+                _check_kind(each)
+        self._directory, self._device = output_of(args) / _BANKS, args.device
         self._rank, self._processes = args.process_index, args.world_size
         self._columns = columns_of(model) if args.remove_unused_columns else None
         self._read_rows()
@@ -249,7 +259,11 @@ class Contrasting:
         sha, labels, self._lengths = sha256(), [], []
         for i in range(len(self._rows)):
             row = self._rows[i]
-            tokens, label = list(map(int, row.get("input_ids", ()))), _label(row)
+            ids, label = row.get("input_ids", ()), _label(row)
+            if len(ids) and not isinstance(ids[0], int) and len(getattr(ids[0], "shape", ids[0])):
+                rule = "be used with rows of tokens, one text or pair each"
+                raise TargetError(Problem("distill.contrast", "rows of several choices", rule, "distill.hidden"))
+            tokens = list(map(int, ids))
             sha.update(repr([tokens, label]).encode())
             self._lengths.append(len(tokens))
             labels.append(label)
@@ -287,6 +301,13 @@ class Contrasting:
                 yield ids, represented(found[0], asked.get("attention_mask"), self.choice.representation)
         finally:
             model.train(training)
+
+
+def _check_kind(model: nn.Module) -> None:
+    """Raises ``TargetError`` for an encoder-decoder: what its body gives is of the decoder, and depends on the labels."""
+    if getattr(getattr(unwrapped(model), "config", None), "is_encoder_decoder", False):
+        rule = "be used with encoders; an encoder-decoder's representation is that of a decoder, which reads the labels"
+        raise TargetError(Problem("distill.contrast", type(unwrapped(model)).__name__, rule, "distill.hidden"))
 
 
 def _bring(name: str, source: Path, directory: Path) -> None:

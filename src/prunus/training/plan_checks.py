@@ -1,6 +1,6 @@
 """Checks of a run before it trains: functions of the recipe's parts, or of the whole plan, that return problems.
 
-Nothing is read and nothing changes here.
+No weights are read and nothing changes here.
 """
 
 import re
@@ -10,14 +10,18 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
+from prunus.distillation.feature_distiller import Inner
+from prunus.distillation.logits import Distillation, Lesson
 from prunus.distributed.deepspeed import asked_stage, deepspeed_problems
 from prunus.distributed.processes import process_count
 from prunus.errors import Problem
+from prunus.models.loading import config_for, meta_model
 from prunus.recipe import DistillSpec
 from prunus.recipe_blocks import TrainSpec
 from prunus.sparsity.pruning import Rule
 from prunus.tasks.base import HeadKind
 from prunus.training.arguments import argument_problems
+from prunus.training.planned_models import gather
 from prunus.training.run_plan import Length, RunPlan
 
 __all__ = ["plan_problems", "teaching_problems", "training_problems"]
@@ -44,8 +48,24 @@ def plan_problems(plan: RunPlan) -> list[Problem]:
     """What keeps a resolved plan from running as it says."""
     recipe = plan.recipe
     problems = deepspeed_problems(recipe.prune, asked_stage())
-    problems += _other_epochs(recipe.train, plan.length, len(plan.train_features))
+    problems += _other_epochs(recipe.train, plan.length, len(plan.train_features)) + _layers(plan)
     return problems + _frozen_targets(recipe.train, plan.rules, plan.skeleton)
+
+
+def _layers(plan: RunPlan) -> list[Problem]:
+    """Layers of teachers that are to be compared with the model's and are not there; their models have no weights here."""
+    distill, found = plan.recipe.distill, list[Problem]()
+    if distill is None:
+        return found
+    own = {"dense": plan.dense_config, "start": plan.config}
+    lessons: list[tuple[str, Lesson | Distillation]] = [("distill", distill)]
+    lessons += [(f"distill.others[{index}]", other) for index, other in enumerate(distill.others)]
+    for (key, lesson), (name, teacher) in zip(lessons, plan.teachers.items(), strict=True):
+        if lesson.hidden.weight or lesson.attention.weight:
+            config = own.get(teacher) or config_for(teacher, plan.task, key=name, tokenizer=plan.tokenizer)
+            model = meta_model(config, plan.task.head, name)
+            gather(found, lambda: Inner(lesson.hidden, lesson.attention, plan.skeleton, model, key=key))  # noqa: B023
+    return found
 
 
 def _divides(trainings: Mapping[str, TrainSpec]) -> list[Problem]:

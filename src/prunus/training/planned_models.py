@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -69,7 +70,7 @@ def resolve_models(spec: ModelSpec, sources: Sources, task: Task, problems: list
             rule = f"be a model that is fine-tuned for {head}, to teach itself as it starts"
             problems.append(Problem(key, "start", rule, "dense, which fine-tunes one first, or a directory"))
         elif teacher not in OWN_TEACHERS:
-            problems += _teacher(teacher, task, tokenizer, key)
+            problems += _teacher(teacher, task, tokenizer, key) + _reads(teacher, tokenizer, key)
     skeleton = None if config is None else gather(problems, lambda: shaped(config, head, spec))
     if config is None or dense_config is None or tokenizer is None or skeleton is None:
         return None
@@ -95,6 +96,22 @@ def _teacher(source: str, task: Task, tokenizer: PreTrainedTokenizerBase | None,
         rule = f"be a model that is fine-tuned for {task.head}"
         found.append(Problem(key, source, rule, "dense, which fine-tunes one first"))
     return found + _knows(config, tokenizer, key)
+
+
+def _reads(source: str, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:
+    """Whether a teacher in a directory has a tokenizer beside it that gives tokens other numbers than the model's."""
+    try:
+        theirs = load_tokenizer(source, key=key) if tokenizer is not None and Path(source).is_dir() else None
+    except PrunusError:  # none is there, and none is needed
+        return []
+    if theirs is None or tokenizer is None:
+        return []
+    known = theirs.get_vocab()
+    other = next((token for token, number in tokenizer.get_vocab().items() if known.get(token, number) != number), None)
+    if other is None:
+        return []
+    rule = f"be made for the model's tokenizer, which numbers {other!r} {tokenizer.get_vocab()[other]}"
+    return [Problem(key, f"{other!r} as {known[other]}", rule, "dense, or a teacher with that tokenizer")]
 
 
 def _knows(config: PreTrainedConfig | None, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:

@@ -29,6 +29,7 @@ from prunus.sparsity.masker import Masker
 from prunus.sparsity.measure import TensorFacts, sparsity_of, whole
 from prunus.sparsity.pruning import Pruning
 from prunus.sparsity.wrappers import parameter
+from prunus.training.adapters import apply_masks, unsaved
 from prunus.training.contrast import Contrasting
 from prunus.training.resume import part_of, read_state, resumed_from
 from prunus.training.teaching import Teaching
@@ -71,6 +72,11 @@ class Session:
 
     # State
 
+    @property
+    def keeps_state(self) -> bool:
+        """Whether checkpoints of this training hold a state of it."""
+        return self.clock is not None or (bool(self.prunings) and not self._locked)
+
     def state_dict(self) -> dict[str, Tensor]:
         """All parts, under their names. Where parameters are sharded, all processes call it."""
         parts: dict[str, Mapping[str, Tensor]] = {}
@@ -101,8 +107,7 @@ class Session:
         """
         checkpoint = resumed_from(args, state)
         path = Path() if checkpoint is None else checkpoint / STATE_FILE
-        keeps = self.clock is not None or (bool(self.prunings) and not self._locked)
-        saved = read_state(path) if checkpoint is not None and keeps else None
+        saved = read_state(path) if checkpoint is not None and self.keeps_state else None
 
         def part(name: str) -> dict[str, Tensor] | None:
             return None if saved is None else part_of(saved, name, path)
@@ -136,8 +141,6 @@ class Session:
             steps_per_epoch = ceil(len(batches) / args.gradient_accumulation_steps)
         except TypeError:  # a stream has no length, and its training has max_steps and no epochs
             steps_per_epoch = None
-        if saved is not None:
-            _check_zeros(model, saved, path)
         self.masker = Masker(
             model,
             self.prunings,
@@ -150,6 +153,11 @@ class Session:
         problems = _frozen(model, self.masker)
         if problems:
             raise RecipeError(*problems)
+        if saved is not None:
+            below = unsaved(model, self.masker)
+            _check_zeros(model, {k: mask for k, mask in saved.items() if k.removeprefix("mask.") not in below}, path)
+            if below:
+                apply_masks(model, self.masker, path)
 
     # Steps
 

@@ -4,9 +4,9 @@
 
 The task loss is that of ``transformers.Trainer``; what the task is, the model says. Over several micro-batches or processes it
 is the mean over all items (tokens, say) of a step where the model's loss counts them, and the mean of the micro-batches' means
-where it does not (there ``Trainer`` itself would add the means up). Teachers' parts are means of micro-batches' means. In a
-recipe's run (``head``) the task loss is one too, so that a shorter micro-batch counts as much as the others. Evaluation asks no
-teacher.
+where it does not (there ``Trainer`` itself would add the means up). A teacher's logits are normalised as the task loss is; what
+else teachers add are means of micro-batches' means. In a recipe's run (``head``) the task loss is one too, so that a shorter
+micro-batch counts as much as the others. Evaluation asks no teacher.
 """
 
 import shutil
@@ -22,17 +22,20 @@ from torch.nn import functional
 from transformers import Trainer
 
 from prunus.distillation.logits import Distillation
+from prunus.distillation.stacks import IGNORED
 from prunus.errors import Problem, PrunusError, TrainingError, first_line
 from prunus.models.masked_language import masked_outputs
 from prunus.quantization.layers import RANGES
 from prunus.sparsity.measure import sparsity_of
 from prunus.sparsity.pruning import Pruning
+from prunus.sparsity.wrappers import unwrapped
 from prunus.tasks.base import HeadKind
+from prunus.training.adapters import BASE_DIRECTORY, unsaved, write_base
 from prunus.training.callback import PruneCallback, SessionCallback
-from prunus.training.contrast import ROW_ID, Contrasting, Numbered, representing
+from prunus.training.contrast import ROW_ID, Contrasting, Numbered, columns_of, representing
 from prunus.training.sampler import SeededSampler
 from prunus.training.session import Clock, RowOrder, Session
-from prunus.training.teaching import Teaching
+from prunus.training.teaching import Teaching, decoded
 
 __all__ = ["PrunusTrainer", "release"]
 
@@ -69,19 +72,20 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         # These are told the number of items, and divide by it.
         own_loss = self.compute_loss_func is not None or self.label_smoother is not None
         parts = self.args.gradient_accumulation_steps * self.args.world_size * max(1, self.args.n_gpu)
-        self._unsure = self.model_accepts_loss_kwargs and not own_loss and parts > 1
+        self._unsure = self._takes_items = self.model_accepts_loss_kwargs and not own_loss and parts > 1
         rules = () if pruning is None else (pruning,) if isinstance(pruning, Pruning) else tuple(pruning)
         self.session = session or Session(rules, seed=self.args.seed)
         self.session.clock, self.session.rows = Clock(), RowOrder()
         self.prune_callback = PruneCallback(session=self.session) if self.session.prunings else None
         self._state_callback = self.prune_callback or SessionCallback(self.session)
         self.add_callback(self._state_callback)
-        own = distillation or Distillation()
+        self._distillation = own = distillation or Distillation()
         self.weights = {"hard_loss": own.hard_weight if teacher is not None or own.contrast.terms else 1.0}
-        teachers = [] if teacher is None else [teacher] if isinstance(teacher, nn.Module) else list(teacher)
-        if teachers:
-            self.session.teaching = Teaching(self.model, teachers, own, self.args.device, self._masked)
-            self.weights |= self.session.teaching.weights
+        teachers: list[Any] = (
+            [] if teacher is None else list(teacher) if isinstance(teacher, list | tuple) else [teacher]
+        )
+        self._teachers = teachers
+        self._teach(self.model)
         if own.contrast.terms:
             numbered = Numbered(self.__dict__["train_dataset"])
             self.train_dataset: Any = numbered
@@ -98,7 +102,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             )
             self.weights |= self.session.contrasting.weights
         self._parts: dict[str, Tensor] = {}
-        self._batches = 0
+        self._batches = 0  # since the last log
+        self._steps = 0  # micro-batches
 
     @property
     def teaching(self) -> Teaching | None:
@@ -109,6 +114,39 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
     def contrasting(self) -> Contrasting | None:
         """The contrastive terms and their banks, where there are any."""
         return self.session.contrasting
+
+    def _teach(self, model: nn.Module) -> None:
+        """Makes the teachers those of ``model``, with projectors and a reused head as they are at the beginning."""
+        if self.__dict__.get("_teachers"):
+            self.session.teaching = Teaching(model, self._teachers, self._distillation, self.args.device, self._masked)
+            self.weights |= self.session.teaching.weights
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """A model of ``model_init`` is prepared as one that is given; each ``train`` (of a search, each trial) makes one."""
+        model: nn.Module = super().call_model_init(trial)
+        if self.__dict__.get("_takes_items"):
+            self._unsure = self.model_accepts_loss_kwargs = True  # found out again, of the new model
+        self._teach(model)
+        return model
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; the teachers look at the rows first. Raises ``RecipeError`` for rows that one cannot read."""
+        if self.teaching is not None:
+            if self.model_init is None and unwrapped(self.model) is not unwrapped(self.teaching.student):
+                self._teach(self.model)  # another model was put in the place of the first
+            columns = columns_of(self.teaching.student) if self.args.remove_unused_columns else None
+            self.teaching.check_rows(self.train_dataset, self.data_collator, columns)
+        return super().train(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Trainer's. Raises ``TrainingError`` where a ``compute_loss`` of a subclass leaves out what teachers add."""
+        before = self._steps
+        loss: Tensor = super().training_step(*args, **kwargs)
+        if self._steps == before and (self.teaching is not None or self.contrasting is not None):
+            rule = "call super().compute_loss, which adds what teachers and contrastive terms say"
+            fix = "calling it there, or compute_loss_func=..., which takes the place of the task loss alone"
+            raise TrainingError(Problem("compute_loss", type(self).__name__, rule, fix))
+        return loss
 
     def compute_loss(
         self,
@@ -121,6 +159,9 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         asks = self.teaching.asks if self.teaching is not None and model.training else {}
         ids = inputs.get(ROW_ID)
         inputs = {name: value for name, value in inputs.items() if name != ROW_ID}
+        labelled = self.label_smoother is None and self.compute_loss_func is None
+        if not labelled:  # the model is not given the labels, from which the inputs of its decoder are made
+            inputs = dict(decoded(model, inputs))
         hard: Tensor
         contrasts = self.contrasting if model.training else None
         with representing(model, contrasts is not None) as given:
@@ -129,18 +170,23 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
                 hard = functional.cross_entropy(outputs["logits"].float(), labels)
             else:
                 if self._unsure and model.training and num_items_in_batch is not None:
-                    self._unsure = False
-                    self.model_accepts_loss_kwargs = self._counts_items(model, inputs, num_items_in_batch)
+                    self._find_out(model, inputs, num_items_in_batch)
                 hard, outputs = super().compute_loss(
                     model, inputs | asks, return_outputs=True, num_items_in_batch=num_items_in_batch
                 )
+        hard = hard.mean()  # of several GPUs
+        if model.training and not torch.isfinite(hard) and _unlabelled(inputs):
+            hard = torch.nan_to_num(hard)  # the mean over no label, whose gradient is 0
         loss = hard
         if model.training:
             # Where the task loss is a sum over all micro-batches of a step by their number of items, it is a share already.
-            share = 1.0 / self.current_gradient_accumulation_steps if self._is_share(num_items_in_batch) else 1.0
+            scaled = self._is_share(num_items_in_batch)
+            share = 1.0 / self.current_gradient_accumulation_steps if scaled else 1.0
             parts = {"hard_loss": hard / share}
             if self.teaching is not None:
-                parts |= self.teaching.parts(outputs, inputs, model, self.accelerator.autocast)
+                taught = self.teaching.parts(outputs, inputs, model, self.accelerator.autocast, labelled)
+                weight = self._weight(inputs, num_items_in_batch) / share if scaled else 1.0
+                parts |= {name: part * weight if name.startswith("distill_") else part for name, part in taught.items()}
             if contrasts is not None and ids is not None:
                 parts |= contrasts.parts(given[0], inputs, ids, self.state.global_step)
             if len(parts) > 1 or self.weights["hard_loss"] != 1.0:
@@ -153,17 +199,49 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
                 raise TrainingError(Problem(f"loss at step {step}", float(loss.detach()), "be finite", fix))
         return (loss, outputs) if return_outputs else loss
 
+    def _find_out(self, model: nn.Module, inputs: dict[str, Any], items: Tensor | int) -> None:
+        """Finds out whether the model divides its loss by the number of items, if a micro-batch of any process shows it.
+
+        Until then there is no loss (no labels, say), and nothing to divide.
+        """
+        found = self._counts_items(model, inputs, items)
+        answers = torch.tensor([found is False, found is True], device=self.args.device)
+        if self.args.world_size > 1:  # all go on alike: those that count gather their numbers of items
+            answers = self.accelerator.gather(answers.int()[None]).amax(0).bool()
+        if bool(answers.any()):
+            self._unsure, self.model_accepts_loss_kwargs = False, bool(answers[1])
+
     @torch.no_grad()
-    def _counts_items(self, model: nn.Module, inputs: dict[str, Any], items: Tensor | int) -> bool:
-        """Whether the model divides its loss by the number of items it is given: many take that number and ignore it."""
+    def _counts_items(self, model: nn.Module, inputs: dict[str, Any], items: Tensor | int) -> bool | None:
+        """Whether the model divides its loss by the number of items it is given: many take that number and ignore it.
+
+        None where this micro-batch does not show it: its loss is 0, or no number. All processes call the model alike.
+        """
         model.eval()  # no dropout, and no random number used up
         try:
-            losses = [
-                super(PrunusTrainer, self).compute_loss(model, dict(inputs), False, n) for n in (items, 2 * items)
-            ]
+            one, two = (
+                super(PrunusTrainer, self).compute_loss(model, dict(inputs), False, n).mean()
+                for n in (items, 2 * items)
+            )
         finally:
             model.train()
-        return not torch.equal(*losses)
+        shows = bool(torch.isfinite(one)) and bool(one != 0)
+        return not torch.equal(one, two) if shows else None
+
+    def _weight(self, inputs: Mapping[str, Any], items: Tensor | int | None) -> Tensor | float:
+        """The share that this micro-batch has in the items of its step, as the task loss counts them."""
+        labels = inputs.get("shift_labels", inputs.get("labels"))
+        if items is None or not isinstance(labels, Tensor):
+            return float(1.0 / self.current_gradient_accumulation_steps)
+        if getattr(self, "_loss_shifts_labels", False) and "shift_labels" not in inputs:
+            labels = labels[..., 1:]
+        whole: Any = items.flatten()[0] if isinstance(items, Tensor) else items
+        if self.args.average_tokens_across_devices:
+            whole = whole / self.accelerator.num_processes  # gradients are averaged over them
+        else:
+            whole = whole * max(1, self.args.n_gpu)  # Trainer has divided it
+        counted: Tensor = (labels != IGNORED).sum() / (whole + (whole == 0))
+        return counted
 
     def _is_share(self, items: Tensor | int | None) -> bool:
         """Whether ``Trainer`` takes the task loss as it is, and does not divide it by the number of micro-batches in a step."""
@@ -230,6 +308,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             held = self._parts.get(name)
             self._parts[name] = value.detach() if held is None else held + value.detach()
         self._batches += 1
+        self._steps += 1
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the parts of the loss and the sparsity due and measured, before any reporter sees the logs."""
@@ -253,11 +332,11 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
         """One that cannot be written is taken away, and said; the one before it stays."""
-        directory = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+        directory = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
         try:
-            super()._save_checkpoint(*args, **kwargs)
+            super()._save_checkpoint(model, trial)
         except (OSError, RuntimeError, SafetensorError, PrunusError) as error:
             full = shutil.disk_usage(self.args.output_dir).free < _ROOM
             shutil.rmtree(directory, ignore_errors=True)
@@ -266,11 +345,13 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             raise TrainingError(Problem(str(directory), why, "be written whole", fix)) from None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The model, and beside it the session's state: in a checkpoint always, elsewhere where there are masks."""
+        """The model; beside it the session's state, in a checkpoint always, elsewhere where there are masks; a pruned base."""
         super().save_model(output_dir, _internal_call)
         directory = Path(output_dir or self.args.output_dir)
         if _internal_call or self.session.masker is not None:
             self._state_callback.save_state(directory, self.args.should_save)
+        if not _internal_call and self.session.keeps_state and unsaved(self.model, self.session.masker):
+            write_base(self.model, directory / BASE_DIRECTORY, self.args.should_save)
 
 
 def release(model: nn.Module) -> None:
@@ -290,6 +371,12 @@ def in_float32(model: nn.Module) -> Iterator[None]:
     finally:
         if wrapped is not None:
             model.__dict__["forward"] = wrapped
+
+
+def _unlabelled(inputs: Mapping[str, Any]) -> bool:
+    """Whether labels are there, and none of them counts."""
+    labels = inputs.get("labels")
+    return isinstance(labels, Tensor) and not labels.is_floating_point() and not bool((labels != IGNORED).any())
 
 
 _ROOM = 1 << 20
