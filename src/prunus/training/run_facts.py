@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,9 +10,9 @@ from torch import nn
 
 from prunus.recipe import Recipe
 from prunus.report.facts import History, ModelResults, Row, TaskFacts
+from prunus.sparsity.continuing import plain
 from prunus.sparsity.masker import Masker
 from prunus.sparsity.measure import TensorFacts, all_sparsity, sparsity_of
-from prunus.sparsity.schedules import Span
 from prunus.tasks.base import Task
 
 __all__ = [
@@ -24,19 +24,6 @@ __all__ = [
     "task_facts",
     "tensor_rows",
 ]
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses, spans and tuples as what JSON and YAML can say."""
-    if isinstance(value, Span):
-        return str(value) if value.unit != "steps" else int(value.value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: plain(getattr(value, name)) for name in asdict(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
 
 
 def recipe_facts(recipe: Recipe) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Session:
         """Resolves the rules against the model and starts all parts, from the checkpoint where the training is resumed.
 
         ``batches`` is the loader of the training data. Raises ``RecipeError`` for rules that do not fit the model or the length
-        of the training, ``CheckpointError`` for a state that is missing or of another model.
+        of the training, ``CheckpointError`` for a state that is missing, of other rules or of another model.
         """
         checkpoint = resumed_from(args, state)
         path = Path() if checkpoint is None else checkpoint / STATE_FILE
@@ -147,6 +147,10 @@ class Session:
             state=saved,
             saved=self._saved_masks,
         )
+        if saved is not None and self.masker.steps != state.global_step:
+            rule = f"be after the {state.global_step} steps of the checkpoint that holds it"
+            fix = "the checkpoint as it was written"
+            raise CheckpointError(Problem(str(path), f"a state after {self.masker.steps} steps", rule, fix))
         problems = _frozen(model, self.masker)
         if problems:
             raise RecipeError(*problems)
