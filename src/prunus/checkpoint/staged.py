@@ -4,12 +4,13 @@ import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Final
 
 from safetensors import SafetensorError
 
+from prunus.checkpoint.locked import locked
 from prunus.errors import FULL, CheckpointError, Problem
 
 __all__ = ["copy_files", "staged"]
@@ -26,12 +27,19 @@ def copy_files(directory: Path, output: Path, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def staged(output: Path, last: str = "") -> Iterator[Path]:
+def staged(output: Path, last: str = "", *, held: bool = False) -> Iterator[Path]:
     """A new directory inside ``output``; at the end its files replace those of ``output``, the one named ``last`` last.
 
-    After an exception nothing of it is left, and an ``output`` that this made is gone too. Raises ``CheckpointError`` where the
-    device does not take what is written.
+    After an exception nothing of it is left, and an ``output`` that this made is gone too. The lock of ``output`` (``locked``)
+    is taken, unless the caller has ``held`` it since before. Raises ``CheckpointError`` where the device does not take what is
+    written, and where another process writes there.
     """
+    with nullcontext() if held else locked(output), _staged(output, last) as partial:
+        yield partial
+
+
+@contextmanager
+def _staged(output: Path, last: str) -> Iterator[Path]:
     made = not output.exists()
     partial = output / ".partial"
     shutil.rmtree(partial, ignore_errors=True)

@@ -8,10 +8,8 @@ torch and transformers. A changed recipe therefore trains another one, and an un
 import hashlib
 import json
 import shutil
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -21,17 +19,15 @@ from transformers import PreTrainedModel, set_seed
 
 from prunus._version import __version__
 from prunus.cache import cache_or_temporary
-from prunus.checkpoint.weights import weight_files
 from prunus.distributed.processes import barrier, is_main_process, process_count
 from prunus.models.loading import load_model
-from prunus.models.predict import LABEL_KEYS
 from prunus.progress import Bars
 from prunus.recipe import TrainSpec
 from prunus.report.facts_file import FACTS_FILE, read_json, write_json
 from prunus.tasks.collate import Collate
-from prunus.tasks.masked_language import MaskedRows
 from prunus.tasks.spec import TaskSpec
 from prunus.training.fit import Interrupted, drop_checkpoints, fit
+from prunus.training.inputs import rows_digest, weights_digest
 from prunus.training.run_facts import plain, size_on_disk
 from prunus.training.run_plan import RunPlan
 
@@ -50,33 +46,22 @@ class Dense:
 
 def _digest(plan: RunPlan) -> str:
     """Names the dense model by everything that decides its weights."""
-    sha = hashlib.sha256()
-    source = Path(plan.dense_source)
-    files = weight_files(source) if source.is_dir() else []  # none of a model of the Hub
-    for path in files:
-        sha.update(path.name.encode())
-        with path.open("rb") as file:
-            sha.update(hashlib.file_digest(file, "sha256").digest())
-    if isinstance(plan.train_features, MaskedRows):
-        sha.update(plan.train_features.digest.encode())
-    else:
-        for row in plan.train_features:
-            sha.update(array("q", row["input_ids"]).tobytes())
-            sha.update(repr([row.get(key) for key in sorted(LABEL_KEYS)]).encode())
+    weights = weights_digest(plan.dense_source)
     config = plan.dense_config.to_diff_dict()
     said: dict[str, Any] = {
         "config": {
             name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")
         },
-        "source": None if files else [plan.dense_source, _revision(plan)],
+        "weights": weights,
+        "rows_digest": rows_digest(plan.train_features),
+        "source": None if weights else [plan.dense_source, _revision(plan)],
         "task": _said(replace(plan.recipe.task, train=None, validation=None, data=None), TaskSpec()),
         "rows": len(plan.train_features),
         "head": plan.task.head,
         "train": _said(plan.recipe.dense_training, TrainSpec()),
         "versions": [torch.__version__, transformers.__version__],
     }
-    sha.update(json.dumps(said, sort_keys=True, default=str).encode())
-    return sha.hexdigest()[:16]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _revision(plan: RunPlan) -> str | None:

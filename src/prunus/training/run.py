@@ -20,6 +20,7 @@ from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 
 from prunus._version import __version__
+from prunus.checkpoint.locked import locked
 from prunus.checkpoint.sentence_files import find_sentence_files
 from prunus.checkpoint.staged import staged
 from prunus.checkpoint.state import MASKS_FILE, RANGES_FILE, write_masks, write_tensors
@@ -41,9 +42,11 @@ from prunus.tasks.collate import TOKEN_KEYS, Collate
 from prunus.training.budgeted import timed_again
 from prunus.training.dense import dense_model
 from prunus.training.fit import Fit, drop_checkpoints, fit
+from prunus.training.inputs import input_digests
 from prunus.training.prepare import prepare, saved_masks
 from prunus.training.run_facts import counted, history, recipe_facts, size_on_disk, task_facts, tensor_rows
 from prunus.training.run_plan import RunPlan
+from prunus.training.same_recipe import check_inputs, check_recipe
 from prunus.training.shape import cut
 
 __all__ = ["run", "score_model"]
@@ -116,8 +119,18 @@ def run(
     where there is none yet; one that is finished is left as it is. Raises ``PrunusError`` before any training for all that can
     be known then, and ``Interrupted`` after Ctrl-C.
     """
-    console = console if is_main_process() else None
     output = readable(output, "output")
+    if not is_main_process():
+        return _run(recipe, output, command, overwrite, resume, None)
+    writable(output, "output")
+    with locked(output):
+        return _run(recipe, output, command, overwrite, resume, console)
+
+
+def _run(
+    recipe: Recipe, output: Path, command: str, overwrite: bool, resume: bool, console: Console | None
+) -> RunFacts:
+    """``run``, while no other command writes into ``output``."""
     if is_main_process():
         check_output(output, overwrite, resume)
     barrier()
@@ -127,12 +140,17 @@ def run(
         if console is not None:
             console.print(text, highlight=False, soft_wrap=True)
 
+    if earlier is not None:
+        check_recipe(recipe, earlier, output, resolved=False)
     if earlier is not None and earlier.status == "finished":
         say(f"{output} is finished: nothing to go on with")
         return earlier
     with Bars(console) as bars:
         plan = prepare(recipe, bars, earlier.budget or None if earlier is not None else None)
-        recipe = plan.recipe
+        recipe, inputs = plan.recipe, input_digests(plan)
+        if earlier is not None:
+            check_recipe(recipe, earlier, output, resolved=True)
+            check_inputs(inputs, earlier, output)
         if overwrite and not resume and output.is_dir() and is_main_process():
             _check_inputs(plan, output)
             shutil.rmtree(output.resolve())  # of a link its target is emptied, and the link stays
@@ -140,7 +158,7 @@ def run(
         barrier()
         output.mkdir(parents=True, exist_ok=True)
         collate = Collate(plan.tokenizer)
-        facts = _first_facts(plan, command)
+        facts = replace(_first_facts(plan, command), inputs=inputs)
         _write(output, facts)
         patterns = {name: rule.pattern for rule in plan.rules for name in rule.selection.taken}
         try:
@@ -272,7 +290,7 @@ def _finish(
     if not is_main_process():
         barrier()
         return facts
-    with staged(output, FACTS_FILE) as partial:
+    with staged(output, FACTS_FILE, held=True) as partial:
         masker, tensors = result.session.masker, result.session.tensor_facts
         ranges = to_float(model)
         if ranges:
