@@ -21,7 +21,7 @@ from prunus.checkpoint.whole import is_whole
 from prunus.distillation.logits import Distillation
 from prunus.distributed.gathered import GatheredParameters
 from prunus.distributed.processes import process_count, training_threads
-from prunus.errors import CheckpointError, Problem
+from prunus.errors import CheckpointError, Problem, PrunusError, first_line
 from prunus.progress import Bars
 from prunus.recipe import TrainSpec
 from prunus.signals import Stopped, handling, stop
@@ -64,6 +64,12 @@ class _StopOnSignal(TrainerCallback):  # type: ignore[misc]
     def __init__(self, session: Session) -> None:
         self.session = session
         self.number = 0
+        self.began = False
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.began = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.session.interrupted and state.global_step < state.max_steps:
@@ -148,7 +154,16 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     gathered = GatheredParameters(model)
     with handling(on_signal.handle), dropout(model, train.dropout):
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
+        except (PrunusError, OSError):
+            raise
+        except Exception as error:  # what transformers and torch say of files that are not what they wrote
+            if start is None or on_signal.began:
+                raise
+            rule = f"hold what was saved there, unchanged ({type(error).__name__}: {first_line(error)})"
+            fix = "removing it: --resume then goes on from the checkpoint before"
+            raise CheckpointError(Problem(str(start), "other contents", rule, fix)) from error
     seconds = trainer.seconds
     if session.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted("the last checkpoint is whole; go on with --resume", on_signal.number)

@@ -50,6 +50,9 @@ def check_recipe(recipe: Recipe, earlier: RunFacts, output: Path, resolved: bool
 
     ``resolved`` says whether data and models have given the recipe its length of rows and the sparsity of a budget.
     """
+    if not earlier.recipe:
+        rule = "hold the recipe of the run that is to go on"
+        raise CheckpointError(Problem(str(output / FACTS_FILE), "none", rule, "--overwrite, which begins again"))
     try:
         before = read_recipe(earlier.recipe)
     except PrunusError as error:

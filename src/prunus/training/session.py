@@ -5,6 +5,7 @@
     banks        which ones there are (their files lie beside)     training/contrast.py
     rows         the random state that drew this epoch's order
     clock        seconds so far
+    best         the step of the best weights (which lie beside)     training/best.py
 
 ``prunus_state.safetensors`` holds them all, each under its name (``masker.mask.ENCODER...``). A resumed training reads it from
 the checkpoint that was named; a part that this training needs and the file lacks is an error. Callbacks are thin: they tell the
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil, floor
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,18 @@ from prunus.training.teaching import Teaching
 __all__ = ["STATE_FILE", "Clock", "RowOrder", "Session"]
 
 STATE_FILE: Final = "prunus_state.safetensors"
+COUNT: Final = "session.tensors"
+"""How many tensors there are beside this one: a file that has lost some is not the training's state."""
+
+
+class KeepsBest(Protocol):
+    """Keeps the best weights in a file of its own (``training/best.py``)."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Which step they are of."""
+
+    def begin(self, saved: Mapping[str, Tensor] | None, step: int) -> None:
+        """A training begins, or goes on from ``step``."""
 
 
 class Session:
@@ -63,6 +76,7 @@ class Session:
         self.contrasting: Contrasting | None = None
         self.rows: RowOrder | None = None
         self.clock: Clock | None = None
+        self.best: KeepsBest | None = None
         self.tensor_facts: list[TensorFacts] = []
         """What was counted in the weights at the end of training."""
         self.interrupted = False
@@ -84,7 +98,10 @@ class Session:
             parts["rows"] = self.rows.state_dict()
         if self.clock is not None:
             parts["clock"] = self.clock.state_dict()
-        return {f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()}
+        if self.best is not None:
+            parts["best"] = self.best.state_dict()
+        named = {f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()}
+        return named | {COUNT: torch.tensor(len(named))} if named else {}
 
     def save(self, directory: Path, writes: bool = True) -> None:
         """Writes the state into a checkpoint's directory, in the process that ``writes``; others help to gather it."""
@@ -103,6 +120,9 @@ class Session:
         path = Path() if checkpoint is None else checkpoint / STATE_FILE
         keeps = self.clock is not None or (bool(self.prunings) and not self._locked)
         saved = read_state(path) if checkpoint is not None and keeps else None
+        if saved is not None and COUNT in saved and int(saved[COUNT]) != len(saved) - 1:
+            rule = f"hold the {int(saved[COUNT])} tensors that were written into it"
+            raise CheckpointError(Problem(str(path), len(saved) - 1, rule, "an earlier checkpoint"))
 
         def part(name: str) -> dict[str, Tensor] | None:
             return None if saved is None else part_of(saved, name, path)
@@ -119,6 +139,8 @@ class Session:
             self.rows.begin(part("rows") if state.epoch and not float(state.epoch).is_integer() else None)
         if self.clock is not None:
             self.clock.begin(part("clock"))
+        if self.best is not None:  # earlier versions wrote nothing of it
+            self.best.begin(None if saved is None or "best.step" not in saved else part("best"), state.global_step)
 
     def _begin_masks(
         self,
