@@ -225,8 +225,8 @@ def _start_of(output: Path) -> str:
     checkpoints = output / "checkpoints"
     start, there = last_checkpoint(checkpoints), {path.name for path in checkpoints.glob("checkpoint-*")}
     if start is None:
-        more = f"; {', '.join(sorted(there))} cannot be used: files are missing or cut short" if there else ""
-        return f"goes on from the beginning: no checkpoint is whole{more}"
+        more = f": {', '.join(sorted(there))} cannot be used, files are missing or cut short" if there else ""
+        return f"goes on from the beginning{more}" if there else "goes on: it has no checkpoint yet"
     step = int(start.name.rpartition("-")[2])
     later = sorted(name for name in there if (last := name.rpartition("-")[2]).isdecimal() and int(last) > step)
     more = f"; {', '.join(later)} cannot be used: files are missing or cut short" if later else ""
