@@ -577,6 +577,8 @@ def test_nothing_to_resume(finished: dict[str, Done], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="must be a directory"):
         run(done.recipe, tmp_path / "file")
+    with pytest.raises(CheckpointError, match="--resume must not come with --overwrite"):
+        run(done.recipe, done.output, resume=True, overwrite=True)
     assert not (tmp_path / "nowhere").exists()
 
 

@@ -65,6 +65,9 @@ def check_output(directory: Path, overwrite: bool, resume: bool) -> None:
     It is there already, or is to be resumed and is not, or is to be overwritten and is not that of a run.
     """
     writable(directory, "output")
+    if resume and overwrite:
+        rule = "not come with --overwrite, which begins again"
+        raise CheckpointError(Problem("--resume", "both", rule, "one of the two"))
     if resume and not directory.is_dir():
         raise CheckpointError(Problem("output", str(directory), "exist to be resumed", "a run without --resume"))
     if directory.exists() and not directory.is_dir():
