@@ -481,6 +481,9 @@ def test_without_its_state_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
     for step in (5, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+        save_file({"w": torch.ones(1)}, tmp_path / f"checkpoint-{step}" / "model.safetensors")
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            torch.save({}, tmp_path / f"checkpoint-{step}" / name)
     save_file({"steps": torch.tensor(5)}, tmp_path / "checkpoint-5" / STATE_FILE)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
     assert last_checkpoint(tmp_path / "nowhere") is None

@@ -120,9 +120,6 @@ class Session:
         path = Path() if checkpoint is None else checkpoint / STATE_FILE
         keeps = self.clock is not None or (bool(self.prunings) and not self._locked)
         saved = read_state(path) if checkpoint is not None and keeps else None
-        if saved is not None and COUNT in saved and int(saved[COUNT]) != len(saved) - 1:
-            rule = f"hold the {int(saved[COUNT])} tensors that were written into it"
-            raise CheckpointError(Problem(str(path), len(saved) - 1, rule, "an earlier checkpoint"))
 
         def part(name: str) -> dict[str, Tensor] | None:
             return None if saved is None else part_of(saved, name, path)
@@ -141,6 +138,9 @@ class Session:
             self.clock.begin(part("clock"))
         if self.best is not None:  # earlier versions wrote nothing of it
             self.best.begin(None if saved is None or "best.step" not in saved else part("best"), state.global_step)
+        if saved is not None and COUNT in saved and int(saved[COUNT]) != len(saved) - 1:
+            rule = f"hold the {int(saved[COUNT])} tensors that were written into it"
+            raise CheckpointError(Problem(str(path), len(saved) - 1, rule, "an earlier checkpoint"))
 
     def _begin_masks(
         self,
