@@ -271,13 +271,13 @@ def no_space(*args: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C during the step."""
+def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch, number: int = signal.SIGINT) -> None:
+    """A signal, Ctrl-C, during the step."""
     whole = PruneCallback.on_optimizer_step
 
     def stopping(self: PruneCallback, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         whole(self, args, state, control, model, **kwargs)
         if state.global_step + 1 == step:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
 
     monkeypatch.setattr(PruneCallback, "on_optimizer_step", stopping)

@@ -554,7 +554,7 @@ def test_ctrl_c_before_any_checkpoint_begins_again(
         patch.setattr("prunus.training.run.dense_model", stop)
         ran = prunus("run", recipe, "-o", tmp_path / "out")
     assert (ran.code, ran.out) == (130, "")
-    assert ran.err.strip().endswith("stopped")
+    assert ran.err.strip().endswith("stopped: go on with --resume")
     assert prunus("run", recipe, "-o", tmp_path / "out", "--resume").code == 0
     assert (tmp_path / "out" / "model.safetensors").is_file()
 

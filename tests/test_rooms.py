@@ -14,7 +14,7 @@ from prunus import errors
 SOURCE = Path(__file__).parents[1] / "src" / "prunus"
 # From the ground up; rooms that share a floor may import each other. __init__.py is the door: its imports are lazy.
 FLOORS = (
-    {"errors", "_version", "cache", "paths", "progress", "import_hook", "architectures", "grid"},
+    {"errors", "_version", "cache", "paths", "progress", "signals", "import_hook", "architectures", "grid"},
     {"runtime"},
     {"sparsity"},
     {"distillation"},
@@ -37,7 +37,7 @@ FLOORS = (
     {"cli", "cli_errors", "cli_runtime", "__main__", "plan_view"},
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
-WITHOUT_TRANSFORMERS = {"errors", "_version", "cache", "paths", "import_hook", "architectures", "sparsity"}
+WITHOUT_TRANSFORMERS = {"errors", "_version", "cache", "paths", "signals", "import_hook", "architectures", "sparsity"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve"}
 LONGEST = 400

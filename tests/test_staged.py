@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from prunus.checkpoint.staged import staged
+from prunus.checkpoint.staged import is_new, staged
+from prunus.errors import CheckpointError
 
 
 def names(place: Path) -> dict[str, str]:
@@ -53,3 +54,27 @@ def test_what_an_earlier_one_left_is_not_taken(tmp_path: Path) -> None:
     with staged(tmp_path) as partial:
         (partial / "a").write_text("new")
     assert names(tmp_path) == {"a": "new"}
+
+
+def test_a_file_that_another_process_wrote_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    with staged(tmp_path / "out", new="b") as partial:
+        (partial / "b").write_text("first")
+    with pytest.raises(CheckpointError, match="output must not hold b yet"), staged(tmp_path / "out", new="b"):
+        pass
+    assert (tmp_path / "out" / "b").read_text() == "first"
+
+
+def test_what_a_killed_command_left_is_not_in_the_way(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert is_new(output)
+    (output / ".partial").mkdir(parents=True)
+    (output / ".partial" / "half").touch()
+    assert is_new(output)
+    with staged(output, new="b") as partial:
+        (partial / "b").touch()
+    assert [path.name for path in output.iterdir()] == ["b"]
+    assert not is_new(output)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    assert [is_new(tmp_path / name) for name in ("link", "file", "empty")] == [False, False, False]

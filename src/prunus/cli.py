@@ -1,7 +1,8 @@
 """The command line: ``prunus run | plan | eval | export | compact | bench | serve | report | convert | recipes | env``.
 
 Facts go to standard output, as text or (``--json``) as one JSON object; progress and errors go to standard error. Exit
-codes: 0 done, 2 a ``PrunusError`` (nothing was trained where it could be known), 130 stopped by Ctrl-C.
+codes: 0 done, 2 a ``PrunusError`` (nothing was trained where it could be known), 130 stopped by Ctrl-C, 143 by
+SIGTERM, 129 by SIGHUP.
 """
 
 import shlex
@@ -19,6 +20,7 @@ from prunus.cli_errors import errors, in_utf8, print_json, tolerant
 from prunus.cli_runtime import bench, compact, convert, engines_table, export, serve
 from prunus.errors import CheckpointError, Problem, RecipeError
 from prunus.paths import readable, writable
+from prunus.signals import handling, stop
 
 app = typer.Typer(
     name="prunus",
@@ -357,7 +359,8 @@ def main() -> None:
     in_utf8()
     tolerant()
     try:
-        app()
+        with handling(stop):
+            app()
     finally:
         if "prunus.distributed.processes" in sys.modules:  # else nothing has started a group
             from prunus.distributed.processes import leave_process_group

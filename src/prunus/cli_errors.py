@@ -1,13 +1,14 @@
 """How every verb ends badly, and how it prints facts.
 
 A ``PrunusError``, and what the system refuses (a file, a device, the network), end with their reason and exit code 2, Ctrl-C
-with 130. Anything else is a fault of prunus: exit code 1, one line, and the traceback in a file for the report of it, or on the
-terminal where ``PRUNUS_DEBUG`` is set.
+with 130, SIGTERM with 143, SIGHUP with 129. Anything else is a fault of prunus: exit code 1, one line, and the traceback in a
+file for the report of it, or on the terminal where ``PRUNUS_DEBUG`` is set.
 """
 
 import errno
 import json
 import os
+import signal
 import sys
 import tempfile
 import traceback
@@ -38,7 +39,7 @@ def errors(console: Console) -> Iterator[None]:
         raise typer.Exit(EXIT_CODE) from None
     except KeyboardInterrupt as stop:
         console.print(f"stopped: {stop}" if str(stop) else "stopped", highlight=False)
-        raise typer.Exit(130) from None
+        raise typer.Exit(128 + getattr(stop, "number", signal.SIGINT)) from None
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.EPIPE:  # who reads us has gone; typer ends quietly
             raise

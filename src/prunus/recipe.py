@@ -89,7 +89,7 @@ class Recipe:
     """Whether the dense baseline is evaluated. False saves that time; the report then has no dense metrics."""
     output: str | None = None
     """A new directory for the results, by default `runs/RECIPE`. `--overwrite` replaces an old one, `--resume`
-    continues it."""
+    continues one with the same recipe."""
 
     @property
     def needs_dense(self) -> bool:

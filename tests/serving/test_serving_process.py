@@ -85,7 +85,7 @@ def test_a_crowd_before_a_short_queue_is_answered_or_refused(
     np.testing.assert_allclose([a for a, _ in pairs], [b for _, b in pairs], atol=1e-6)
 
 
-@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_answers_what_was_accepted(sign: int, models: dict[str, Path]) -> None:
     with server(models["none"], 0.25, max_batch_tokens=32) as (process, port):
 
@@ -105,6 +105,18 @@ def test_a_stop_answers_what_was_accepted(sign: int, models: dict[str, Path]) ->
         assert process.stderr.read() == ""  # type: ignore[union-attr]
         with pytest.raises(ConnectionRefusedError):
             asked(port, get("/health"))
+
+
+def test_below_nohup_a_hangup_stops_nothing(models: dict[str, Path]) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the server inherits
+    try:
+        with server(models["none"]) as (process, port):
+            process.send_signal(signal.SIGHUP)
+            assert asked(port, embed("good")).status == 200
+            process.terminate()
+            assert process.wait(5) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def gauge_of(reply: Reply, name: str) -> float:

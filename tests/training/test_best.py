@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from prunus import CheckpointError
 from prunus.errors import RecipeError
 from prunus.recipe import read_recipe
 from prunus.training import run as run_module
@@ -44,13 +45,21 @@ def test_which_one_is_kept(
     assert best.restore(model) == (expected is not None)
     assert model.weight[0, 0].item() == (-1 if expected is None else expected)
     again = KeepBest(tmp_path, "accuracy", after)
-    state: Any = SimpleNamespace(global_step=10)
-    again.on_train_begin(None, state, None)
+    again.begin(best.state_dict(), 10)
     assert again.value == (None if expected is None else values[expected])
     if expected:
-        state.global_step = expected - 1  # what was found later than where training goes on from did not happen
-        again.on_train_begin(None, state, None)
+        again.begin(None, expected - 1)  # what was found later than where training goes on from did not happen
         assert again.value is None
+        again.path.unlink()
+        with pytest.raises(CheckpointError, match=f"must hold the best weights so far, of step {expected}, got 'none'"):
+            again.begin(best.state_dict(), 10)
+
+
+def test_best_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    best = KeepBest(tmp_path, "accuracy", 0)
+    best.see(nn.Linear(2, 2), 1, 0.5)
+    with pytest.raises(CheckpointError, match="must hold the weights of this model"):
+        best.restore(nn.Linear(3, 2))
 
 
 def test_a_run_ends_with_its_best_weights(

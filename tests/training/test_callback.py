@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,58 @@ def test_a_resumed_training_ends_bit_for_bit_as_an_uninterrupted_one(step: int, 
     assert same(callback.masker.state_dict(), other.masker.state_dict())
     assert callback.facts == other.facts
     assert sum(fact.zeros for fact in other.facts) == 4 * int(0.7 * 1024)
+
+
+def length(directory: Path, resume: str | None = None, pruning: Pruning | None = None, **more: Any) -> PruneCallback:
+    """20 steps in epochs of 5 with a checkpoint after each second, masks updated from 10 to 80 per cent of them."""
+    schedule = Schedule("polynomial", Span(10, "%"), end=Span(80, "%"), every=Span(1))
+    callback = PruneCallback(pruning or four_by_one(0.6, schedule=schedule))
+    given = {"max_steps": 20, "save_strategy": "steps", "save_steps": 2} | more
+    model = tiny_model()
+    trainer = plain_trainer(model, arguments(directory, **given), rows(20), callbacks=[callback])
+    trainer.train(resume_from_checkpoint=resume)
+    assert sum(fact.zeros for fact in callback.facts) == zeros(model)
+    return callback
+
+
+@pytest.mark.parametrize("new", [{"max_steps": 12}, {"max_steps": 40}, {"max_steps": -1, "num_train_epochs": 6}])
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_training_of_another_length_ends_at_the_target(new: dict[str, Any], step: int, tmp_path: Path) -> None:
+    length(tmp_path)
+    callback = length(tmp_path / "on", str(tmp_path / f"checkpoint-{step}"), **new)
+    assert sum(fact.zeros for fact in callback.facts) == 4 * int(0.6 * 1024)
+
+
+@pytest.mark.parametrize(
+    ("step", "steps"), [(8, 6), (8, 8), (12, 14)], ids=["fewer than done", "as many as done", "a schedule that is over"]
+)
+def test_a_training_that_cannot_reach_its_target_any_more_is_refused(step: int, steps: int, tmp_path: Path) -> None:
+    length(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"schedule must update masks after step {step}, .* of 0\.6"):
+        length(tmp_path / "on", str(tmp_path / f"checkpoint-{step}"), max_steps=steps)
+
+
+@pytest.mark.parametrize("steps", [10, 18, 20, 30])
+def test_masks_that_are_whole_stay_whatever_the_length(steps: int, tmp_path: Path) -> None:
+    length(tmp_path)
+    callback = length(tmp_path / "on", str(tmp_path / "checkpoint-18"), max_steps=steps)
+    assert sum(fact.zeros for fact in callback.facts) == 4 * int(0.6 * 1024)
+
+
+@pytest.mark.parametrize("step", [8, 20])
+@pytest.mark.parametrize("sparsity", [0.3, 0.8])
+def test_another_sparsity_is_refused(step: int, sparsity: float, tmp_path: Path) -> None:
+    first = length(tmp_path)
+    pruning = replace(first.prunings[0], sparsity=sparsity)
+    with pytest.raises(CheckpointError, match=rf"prune\[0\]\.sparsity must be 0\.6, .* got {sparsity}"):
+        length(tmp_path / "on", str(tmp_path / f"checkpoint-{step}"), pruning)
+
+
+def test_a_state_of_another_step_is_refused(tmp_path: Path) -> None:
+    length(tmp_path)
+    shutil.copy(tmp_path / "checkpoint-2" / STATE_FILE, tmp_path / "checkpoint-4" / STATE_FILE)
+    with pytest.raises(CheckpointError, match="must be after the 4 steps of the checkpoint that holds it"):
+        length(tmp_path / "on", str(tmp_path / "checkpoint-4"))
 
 
 def test_without_its_state_a_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -373,6 +373,79 @@ def test_stopped_by_ctrl_c_and_resumed(
     assert not checkpoints.exists()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_leave_a_checkpoint_too(
+    number: int, finished: dict[str, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        interrupt_at(7, patch, number)
+        with pytest.raises(Interrupted, match="the last checkpoint is whole; go on with --resume") as caught:
+            run(finished["classification"].recipe, tmp_path / "out")
+    assert caught.value.number == number
+    assert signal.getsignal(number) is before
+    assert last_checkpoint(tmp_path / "out" / "checkpoints") == tmp_path / "out" / "checkpoints" / "checkpoint-7"
+    assert read_facts(tmp_path / "out").status == "interrupted"
+
+
+def _less(path: Path, key: str) -> None:
+    """One tensor less in a file."""
+    held = load_file(path)
+    del held[next(name for name in held if key in name)]
+    save_file(held, path, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda c: torch.save({}, c / "scheduler.pt"), r"checkpoint-7 must hold what was saved there, unchanged \(KeyError"),
+        (lambda c: torch.save({"cpu": 1}, c / "rng_state.pth"), r"must hold what was saved there, unchanged \(KeyError"),
+        (lambda c: (c / "rng_state.pth").rename(c / "rng_state_0.pth") and shutil.copy(c / "rng_state_0.pth", c / "rng_state_1.pth"), "processes must be the 2 that wrote"),  # noqa: E501
+        (lambda c: _less(c / STATE_FILE, ".score."), r"must hold the \d+ tensors that were written into it"),
+        (lambda c: _less(c / "model.safetensors", "LayerNorm.weight"), "weights of the checkpoint must be those of the model"),
+    ],
+    ids=["schedule", "random numbers", "processes", "state", "weights"],
+)  # fmt: skip
+def test_a_checkpoint_with_other_contents_is_refused(
+    change: Any, said: str, stopped: Path, finished: dict[str, Done], tmp_path: Path
+) -> None:
+    shutil.copytree(stopped, tmp_path / "out")
+    change(tmp_path / "out" / "checkpoints" / "checkpoint-7")
+    with pytest.raises(CheckpointError, match=said):
+        run(finished["classification"].recipe, tmp_path / "out", resume=True)
+
+
+@pytest.fixture(scope="module")
+def stopped(finished: dict[str, Done], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after 7 of its 24 steps."""
+    output = tmp_path_factory.mktemp("stopped") / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_at(7, patch)
+        with pytest.raises(Interrupted):
+            run(finished["classification"].recipe, output)
+    return output
+
+
+@pytest.mark.parametrize(
+    ("absent", "start"),
+    [
+        ([], "goes on from checkpoint-7"),
+        (["7/optimizer.pt"], "goes on from checkpoint-5; checkpoint-7 cannot be used: files are missing or cut short"),
+        (
+            ["7/rng_state.pth", "5/scheduler.pt"],
+            "goes on from the beginning: checkpoint-5, checkpoint-7 cannot be used",
+        ),
+        (["7", "5"], "goes on: it has no checkpoint yet"),
+    ],
+)
+def test_where_a_run_goes_on_from_is_said(absent: list[str], start: str, stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path / "out")
+    for name in absent:
+        path = tmp_path / "out" / "checkpoints" / f"checkpoint-{name}"
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert run_module._start_of(tmp_path / "out").startswith(start)
+
+
 @pytest.mark.parametrize("where", ["a checkpoint", "the end"])
 def test_a_full_disk_leaves_the_last_checkpoint(
     where: str, finished: dict[str, Done], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -408,6 +481,9 @@ def test_without_its_state_a_checkpoint_is_passed_over(tmp_path: Path) -> None:
     for step in (5, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
         (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+        save_file({"w": torch.ones(1)}, tmp_path / f"checkpoint-{step}" / "model.safetensors")
+        for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+            torch.save({}, tmp_path / f"checkpoint-{step}" / name)
     save_file({"steps": torch.tensor(5)}, tmp_path / "checkpoint-5" / STATE_FILE)
     assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
     assert last_checkpoint(tmp_path / "nowhere") is None
@@ -504,6 +580,8 @@ def test_nothing_to_resume(finished: dict[str, Done], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match="must be a directory"):
         run(done.recipe, tmp_path / "file")
+    with pytest.raises(CheckpointError, match="--resume must not come with --overwrite"):
+        run(done.recipe, done.output, resume=True, overwrite=True)
     assert not (tmp_path / "nowhere").exists()
 
 

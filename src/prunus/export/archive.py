@@ -250,7 +250,7 @@ def export_archive(
         raise CheckpointError(Problem("output", str(output), rule, "--overwrite or another directory"))
     tensors = read_weights(directory)
     ranges = read_tensors(directory / RANGES_FILE) if (directory / RANGES_FILE).is_file() else {}
-    with staged(output, FACTS) as partial:
+    with staged(output, FACTS, new="" if overwrite else ARCHIVE) as partial:
         copy_files(directory, partial, KEEPS)
         carry_tokenizer(directory, partial, console)
         if sentences is not None:
@@ -286,7 +286,7 @@ def restore_archive(
         fix = f"prunus export {directory} --to archive"
         raise CheckpointError(Problem(str(directory / ARCHIVE), "nothing", "be a file", fix))
     tensors = read_archive(directory / ARCHIVE)
-    with staged(output, MODEL) as partial:
+    with staged(output, MODEL, new="" if overwrite else MODEL) as partial:
         copy_files(directory, partial, KEEPS)
         carry_tokenizer(directory, partial, console)
         carry_sentence_files(directory, partial)

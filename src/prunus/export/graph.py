@@ -137,7 +137,7 @@ def export_graph(
             quantize(model, Quantization(), batches)
             source = "calibrated"
         example = batches[0] if batches else guess(model)
-        with staged(output, FACTS) as partial:
+        with staged(output, FACTS, new="" if overwrite else FILES[to]) as partial:
             copy_files(directory, partial, COPIED)
             carry_tokenizer(directory, partial, console)
             if sentences is not None and console is not None:

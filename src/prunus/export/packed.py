@@ -110,7 +110,7 @@ def export_packed(
             raise DataError(
                 Problem("texts", note or "nothing", rule, "--texts FILE, --data DIR, or --precision float32")
             )
-        with staged(output, FACTS) as partial:
+        with staged(output, FACTS, new="" if overwrite else FILE) as partial:
             copy_files(directory, partial, COPIED)
             if carry_tokenizer(directory, partial, console) is None and console is not None:
                 console.print("no tokenizer: the packed model takes token ids alone", highlight=False)

@@ -27,7 +27,7 @@ from prunus._version import __version__
 from prunus.architectures import KEYS
 from prunus.checkpoint.huggingface import compact
 from prunus.checkpoint.sentence_files import find_sentence_files, model_directory
-from prunus.checkpoint.staged import staged
+from prunus.checkpoint.staged import is_new, staged
 from prunus.checkpoint.tensor_io import RANGES_FILE
 from prunus.errors import CheckpointError, Problem, first_line
 from prunus.export.source import carry_tokenizer
@@ -74,7 +74,7 @@ def compact_directory(directory: Path, output: Path, console: Console | None = N
     Raises ``CheckpointError`` where nothing can be taken out, for a model that was trained in 8 bits, and where the outputs
     would not stay.
     """
-    if output.exists():
+    if not is_new(output):
         raise CheckpointError(Problem("--output", str(output), "be a new directory", "another name"))
     if (directory / RANGES_FILE).is_file():
         rule = "be in float32: learned ranges belong to layers as they are"
@@ -105,7 +105,7 @@ def compact_directory(directory: Path, output: Path, console: Console | None = N
         "layers": _layers(whole, layout),
         "layout": layout,
     }
-    with staged(output, FACTS_FILE) as partial:
+    with staged(output, FACTS_FILE, new=FACTS_FILE) as partial:
         model.save_pretrained(partial)
         carry_tokenizer(directory, partial, console)
         if sentences is not None:

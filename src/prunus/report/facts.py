@@ -100,6 +100,8 @@ class RunFacts:
     status: Status = ""
     command: str = ""
     recipe: Row = field(default_factory=dict)
+    inputs: Row = field(default_factory=dict)
+    """Key of the recipe -> digest of the rows or weights that it named."""
     model: ModelFacts = field(default_factory=ModelFacts)
     task: TaskFacts = field(default_factory=TaskFacts)
     environment: Row = field(default_factory=dict)

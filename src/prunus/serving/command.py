@@ -1,7 +1,7 @@
 """``prunus serve``: one process, one engine, one port.
 
-    SIGTERM, Ctrl-C    new requests get 503, open ones are answered (at most ``grace`` seconds), the process ends with 0
-    again              it ends at once
+    SIGTERM, Ctrl-C, SIGHUP    new requests get 503, open ones are answered (at most ``grace`` seconds), the process ends with 0
+    again                      it ends at once
 
 The line that says where it listens goes to standard error, as do errors; nothing is written of what clients ask.
 """
@@ -88,7 +88,7 @@ def serve(
     max_body_bytes: int = 2**20,
     name: str | None = None,
 ) -> None:
-    """Serves a packed model until SIGTERM or SIGINT.
+    """Serves a packed model until SIGTERM, SIGINT or SIGHUP.
 
     Args:
         directory: what ``prunus export --to prunus`` wrote.

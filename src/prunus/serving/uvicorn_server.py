@@ -4,8 +4,12 @@ Both are subclasses that use what uvicorn offers for it; nothing of it is replac
 """
 
 import asyncio
+import signal
 import socket
+import threading
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from types import FrameType
 from typing import cast
 
@@ -29,8 +33,25 @@ class GracefulServer(Server):
         self.lost = 0
         """Requests that were still open when the time was over."""
 
+    @contextmanager
+    def capture_signals(self) -> Generator[None]:
+        """SIGHUP, which a closed terminal sends, is as SIGTERM; below ``nohup`` it is ignored, and stays so."""
+        hangup = getattr(signal, "SIGHUP", None)
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(hangup) if hangup is not None and main else signal.SIG_IGN
+        if hangup is None or before == signal.SIG_IGN:
+            with super().capture_signals():
+                yield
+            return
+        signal.signal(hangup, self.handle_exit)
+        try:
+            with super().capture_signals():
+                yield
+        finally:
+            signal.signal(hangup, before)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Of SIGINT and SIGTERM. uvicorn's own would close the port at once, and end with the signal instead of 0."""
+        """Of SIGINT, SIGTERM and SIGHUP. uvicorn's own would close the port at once, and end with the signal instead of 0."""
         if self._state.stopping:
             self.lost = self._state.open_requests
             self.should_exit = self.force_exit = True

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from prunus.errors import CheckpointError, Problem, TrainingError
 from prunus.sparsity.allocation import importance
+from prunus.sparsity.continuing import continued, missed_targets, read_rules, rules_as_tensor, state_problems
 from prunus.sparsity.mask_update import select_masks
 from prunus.sparsity.measure import TensorFacts, is_sharded, measure
 from prunus.sparsity.patterns import Pattern
@@ -45,9 +46,10 @@ class Masker:
     """Scores, masks and the step count of a pruning run, all by parameter name.
 
     ``prunings`` are the rules; ``total_steps`` and ``steps_per_epoch`` count optimizer steps and turn the spans of the
-    schedules into steps. ``state`` is what ``state_dict`` returned in an earlier run of the same recipe; the masker then
-    continues from there. ``saved`` are masks (``[out, in]``, bool or 0 and 1, True = kept) that were saved with the model: a
-    rule that locks zeros keeps those of its mask. Raises ``RecipeError`` with all problems of all rules.
+    schedules into steps. ``state`` is what ``state_dict`` returned in an earlier run of the same rules; the masker then
+    continues from there, also in a training of another length (``continuing``). ``saved`` are masks (``[out, in]``, bool or 0
+    and 1, True = kept) that were saved with the model: a rule that locks zeros keeps those of its mask. Raises ``RecipeError``
+    with all problems of all rules, ``CheckpointError`` for a state of other rules or of another model.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Masker:
         several = [prunings] if isinstance(prunings, Pruning) else list(prunings)
         saved = None if saved is None else masks_by_name(model, saved, skip_unknown=True)
         self.rules: list[Rule] = resolve(model, several, total_steps, steps_per_epoch or total_steps)
+        self._timetables = [rule.timetable for rule in self.rules]  # of this length, had it begun with it
         self.steps = 0
         weights = {name: parameter(model, name) for name in self.patterns}
         self._sharding, self._shards = shards_of(weights, self.patterns)
@@ -177,6 +180,8 @@ class Masker:
             for fact in facts
             if fact.zeros < self._planned.get(fact.name, 0)
         ]
+        if not problems:
+            problems += missed_targets(self.rules, {fact.name: fact.zeros for fact in facts}, self.steps)
         if problems:
             raise TrainingError(*problems)
         return facts
@@ -251,6 +256,7 @@ class Masker:
         Of sharded parameters it is that of the whole, and all processes call it.
         """
         state = {"steps": torch.tensor(self.steps), "seed": torch.tensor(self._scorer.seed)}
+        state["rules"] = rules_as_tensor(self.rules, self._timetables)
         state |= {f"mask.{name}": mask for name, mask in self.masks.items()}
         state |= {f"dense.{name}": self._sharding.gather(dense) for name, dense in self._dense.items()}
         inputs = {name for rule in self.rules if rule.criterion.needs_input for name in rule.selection.taken}
@@ -358,12 +364,15 @@ class Masker:
     # Going on from an earlier run
 
     def _load(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+        self.steps = int(state.get("steps", torch.tensor(0)))
+        if "rules" in state:
+            self.rules = continued(self.rules, read_rules(state["rules"]), self.steps)
         rules = {name: rule for rule in self.rules for name in rule.selection.taken}
         for key, value in state.items():
             kind, _, name = key.partition(".")
-            if kind == "steps":
-                self.steps = int(value)
-            elif kind == "seed":
+            if kind in ("steps", "rules"):
+                continue
+            if kind == "seed":
                 self._scorer.seed = int(value)
             elif name not in rules:
                 text = "name only tensors that this recipe prunes"
@@ -372,6 +381,9 @@ class Masker:
                 self._planned[name] = int(value)
             else:
                 self._load_tensor(kind, name, rules[name], value, weights[name].device)
+        problems = state_problems(self.rules, state, self.steps)
+        if problems:
+            raise CheckpointError(*problems)
 
     def _load_tensor(self, kind: str, name: str, rule: Rule, value: Tensor, device: torch.device) -> None:
         """A mask, dense weights, or a tensor of the criterion's state."""

@@ -91,6 +91,9 @@ class Timetable:
     """Of ``multistep``: the share of the final sparsity that is due from each update on."""
     hold_updates: int = 0
     """How many of the updates, the last ones, select again at the final sparsity."""
+    before: "Timetable | None" = None
+    """Followed up to the step ``since``, where a training went on with another length (``continuing``)."""
+    since: int = 0
 
     def due(self, step: int) -> bool:
         """Whether masks are updated after ``step`` optimizer steps."""
@@ -98,10 +101,16 @@ class Timetable:
 
     def progress(self, step: int) -> float:
         """x at ``step``: 0 before the first update, 1 from the last one on."""
-        done, growing = sum(update <= step for update in self.update_steps), len(self.update_steps) - self.hold_updates
+        done, growing = self._done(step), self._done(self.update_steps[-1]) - self.hold_updates
         if done == 0:
             return 0.0
-        return 1.0 if done >= growing else (done - 1) / (growing - 1)
+        if done >= growing:
+            return 1.0
+        return (done - 1) / (growing - 1) if self.before is None else done / growing
+
+    def _done(self, step: int) -> int:
+        """How many updates there were up to ``step``; of a training that went on, since then."""
+        return sum(update <= step and (self.before is None or update > self.since) for update in self.update_steps)
 
     def prunes(self, step: int) -> bool:
         """Whether anything may be pruned after ``step`` optimizer steps; the first update of a growing schedule does not."""
@@ -113,11 +122,14 @@ class Timetable:
 
     def sparsity(self, step: int, final: float, initial: float = 0.0) -> float:
         """Sparsity due after ``step`` optimizer steps, as a fraction."""
-        x = self.progress(step)
-        if not self.update_steps or step < self.update_steps[0]:
+        if self.before is not None:
+            initial = self.before.sparsity(min(step, self.since), final, initial)
+        if not self.update_steps or not self._done(step):
             return initial
+        x = self.progress(step)
         if self.kind == "multistep":
-            return final * self.levels[sum(update <= step for update in self.update_steps) - 1]
+            level = final * self.levels[sum(update <= step for update in self.update_steps) - 1]
+            return level if self.before is None else max(initial, level)
         if x == 1.0 or self.kind in ("one_shot", "constant"):
             return final
         if self.kind == "linear":

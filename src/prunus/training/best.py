@@ -8,18 +8,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from prunus.checkpoint.tensor_io import read_tensors, write_tensors
 from prunus.distributed.processes import barrier, is_main_process
+from prunus.errors import CheckpointError, Problem, first_line
 from prunus.sparsity.measure import whole
 from prunus.training.session import Session
 
 __all__ = ["KeepBest"]
 
 _FILE: Final = "best.safetensors"
+_FIX: Final = "the run's directory as it was written, or --overwrite"
 
 
 class KeepBest(TrainerCallback):  # type: ignore[misc]
@@ -36,21 +39,36 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
     def __init__(self, directory: Path, metric: str, after: int, session: Session | None = None) -> None:
         self.path, self.metric, self.after, self.session = directory / _FILE, metric, after, session
         self.value: float | None = None
+        if session is not None:
+            session.best = self
         self.step = self.looked = -1
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """What a stopped training had found counts, if it was found before the step that training goes on from."""
+    def begin(self, saved: Mapping[str, Tensor] | None, step: int) -> None:
+        """What a stopped training had found counts, if it was found before the ``step`` that training goes on from.
+
+        Raises ``CheckpointError`` where the weights that ``saved`` tells of are not there.
+        """
         self.value, self.step = None, -1
+        value, found = self._found()
+        wanted = -1 if saved is None else int(saved["step"])
+        if wanted > found:
+            rule = f"hold the best weights so far, of step {wanted}"
+            raise CheckpointError(Problem(str(self.path), "none" if found < 0 else f"step {found}", rule, _FIX))
+        if step and 0 <= found <= step:
+            self.value, self.step = value, found
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The step of the best weights so far, -1 where there are none."""
+        return {"step": torch.tensor(self.step)}
+
+    def _found(self) -> tuple[float, int]:
+        """Value and step of what is in the file; step -1 where there is none."""
         try:
             with safe_open(self.path, "pt") as file:
                 held = file.metadata() or {}
-            value, step = float(held["value"]), int(held["step"])
+            return float(held["value"]), int(held["step"])
         except (OSError, SafetensorError, KeyError, ValueError):
-            return
-        if step <= state.global_step:
-            self.value, self.step = value, step
+            return 0.0, -1
 
     def on_evaluate(
         self,
@@ -85,5 +103,9 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         if self.value is None:
             return False
         barrier()
-        model.load_state_dict(read_tensors(self.path))
+        try:
+            model.load_state_dict(read_tensors(self.path))
+        except RuntimeError as error:
+            rule = f"hold the weights of this model ({first_line(error)})"
+            raise CheckpointError(Problem(str(self.path), "others", rule, _FIX)) from None
         return True

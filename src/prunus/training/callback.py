@@ -117,9 +117,11 @@ class PruneCallback(SessionCallback):
 
     After training, ``facts`` holds what was counted in the weights and ``masker`` the masks. Checkpoints carry the state of
     the masker, so that ``trainer.train(resume_from_checkpoint=...)`` goes on with the same masks and schedule, wherever the
-    checkpoint lies. Raises ``RecipeError`` at the start of training for rules that do not fit the model or its length,
-    ``TrainingError`` at its end where the zeros are not there. A training that is stopped before the last mask update
-    (``EarlyStoppingCallback``) ends with a warning that names the sparsity it reached.
+    checkpoint lies. Where the training has another length then (``max_steps``, ``num_train_epochs``), the rest of the schedule
+    leads from the sparsity of the checkpoint to the target. Raises ``RecipeError`` at the start of training for rules that do
+    not fit the model or its length, ``CheckpointError`` for other rules than those of the checkpoint, ``TrainingError`` at its
+    end where the zeros are not there. A training that is stopped before the last mask update (``EarlyStoppingCallback``) ends
+    with a warning that names the sparsity it reached.
 
     Trainer saves adapters (PEFT) without the model below them. Where that is pruned, it is written to ``pruned_base`` in the
     output directory at the end of training, which a warning says at its beginning.

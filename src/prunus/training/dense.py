@@ -2,17 +2,19 @@
 
 It is kept below ``$PRUNUS_CACHE`` (default: ``prunus`` in the user's cache directory) under a name that is a digest of all
 that decides it: the model's weights and configuration, the task with its data and tokens, the training, and the versions of
-torch and transformers. A changed recipe therefore trains another one, and an unchanged one does not.
+torch and transformers. A changed recipe therefore trains another one, and an unchanged one does not. While it is trained it
+lies in ``DIGEST.partial`` beside its place, with its checkpoints.
 """
 
 import hashlib
 import json
 import shutil
-from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from time import sleep, time
+from typing import Any, Final
 from uuid import uuid4
 
 import torch
@@ -21,21 +23,26 @@ from transformers import PreTrainedModel, set_seed
 
 from prunus._version import __version__
 from prunus.cache import cache_or_temporary
-from prunus.checkpoint.weights import weight_files
-from prunus.distributed.processes import barrier, is_main_process, process_count
+from prunus.checkpoint.locked import Busy, locked
+from prunus.distributed.processes import barrier, from_main_process, is_main_process, process_count
+from prunus.errors import CheckpointError
 from prunus.models.loading import load_model
-from prunus.models.predict import LABEL_KEYS
 from prunus.progress import Bars
 from prunus.recipe_blocks import TrainSpec
 from prunus.report.facts_file import FACTS_FILE, read_json, write_json
+from prunus.signals import Stopped
 from prunus.tasks.collate import Collate
-from prunus.tasks.masked_language import MaskedRows
 from prunus.tasks.spec import TaskSpec
 from prunus.training.fit import Interrupted, drop_checkpoints, fit
+from prunus.training.inputs import rows_digest, weights_digest
 from prunus.training.run_facts import plain, size_on_disk
 from prunus.training.run_plan import RunPlan
 
 __all__ = ["DenseModel", "dense_model"]
+
+_WAIT: Final = 1.0
+"""Seconds between two looks at whether another process has done."""
+_ABANDONED: Final = 7 * 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -50,33 +57,22 @@ class DenseModel:
 
 def _digest(plan: RunPlan) -> str:
     """Names the dense model by everything that decides its weights."""
-    sha = hashlib.sha256()
-    source = Path(plan.dense_source)
-    files = weight_files(source) if source.is_dir() else []  # none of a model of the Hub
-    for path in files:
-        sha.update(path.name.encode())
-        with path.open("rb") as file:
-            sha.update(hashlib.file_digest(file, "sha256").digest())
-    if isinstance(plan.train_features, MaskedRows):
-        sha.update(plan.train_features.digest.encode())
-    else:
-        for row in plan.train_features:
-            sha.update(array("q", row["input_ids"]).tobytes())
-            sha.update(repr([row.get(key) for key in sorted(LABEL_KEYS)]).encode())
+    weights = weights_digest(plan.dense_source)
     config = plan.dense_config.to_diff_dict()
     said: dict[str, Any] = {
         "config": {
             name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")
         },
-        "source": None if files else [plan.dense_source, _revision(plan)],
+        "weights": weights,
+        "rows_digest": rows_digest(plan.train_features),
+        "source": None if weights else [plan.dense_source, _revision(plan)],
         "task": _said(replace(plan.recipe.task, train=None, validation=None, data=None), TaskSpec()),
         "rows": len(plan.train_features),
         "head": plan.task.head,
         "train": _said(plan.recipe.dense_training, TrainSpec()),
         "versions": [torch.__version__, transformers.__version__],
     }
-    sha.update(json.dumps(said, sort_keys=True, default=str).encode())
-    return sha.hexdigest()[:16]
+    return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _revision(plan: RunPlan) -> str | None:
@@ -92,23 +88,37 @@ def _said(spec: Any, default: Any) -> dict[str, Any]:
 
 
 def dense_model(plan: RunPlan, collate: Collate, bars: Bars, say: Callable[[str], None]) -> DenseModel:
-    """The dense model of a recipe, fine-tuned now or kept from an earlier run."""
+    """The dense model of a recipe, fine-tuned now or kept from an earlier run.
+
+    A training that was stopped or killed goes on from its last whole checkpoint. Only one process trains a dense model: others
+    wait for it.
+    """
     kept = cache_or_temporary("dense", _digest(plan))
-    head = plan.task.head
-    barrier()  # all look before one writes
-    there = (kept / FACTS_FILE).is_file()
-    barrier()
-    if there:
-        say(f"dense model: kept from an earlier run in {kept}")
-        model = load_model(str(kept), plan.dense_config, head)
-        return DenseModel(model, float(read_json(kept)["seconds"]), True, size_on_disk(kept))
+    with _alone(kept, say) as alone:
+        there = from_main_process((kept / FACTS_FILE).is_file)
+        if there:
+            say(f"dense model: kept from an earlier run in {kept}")
+            model = load_model(str(kept), plan.dense_config, plan.task.head)
+            return DenseModel(model, float(read_json(kept)["seconds"]), True, size_on_disk(kept))
+        if is_main_process():
+            _drop_abandoned(kept.parent)
+        seconds, model = _train(plan, collate, bars, kept, alone)
+    say(f"dense model: kept for the next run in {kept}")
+    return DenseModel(model, seconds, False, size_on_disk(kept))
+
+
+def _train(plan: RunPlan, collate: Collate, bars: Bars, kept: Path, alone: bool) -> tuple[float, PreTrainedModel]:
+    """Seconds of the training, and the model; it is saved in ``kept``."""
     train = plan.recipe.dense_training
     set_seed(train.seed)
     revision, rows = plan.recipe.model.revision, plan.train_features
     new = plan.recipe.model.head == "new"
-    model = load_model(plan.dense_source, plan.dense_config, head, revision, rows, new_head=new)
-    partial = kept.with_name(f"{kept.name}.{uuid4().hex[:8] if process_count() == 1 else 'several'}.partial")
-    partial.mkdir(parents=True, exist_ok=process_count() > 1)
+    model = load_model(plan.dense_source, plan.dense_config, plan.task.head, revision, rows, new_head=new)
+    # Where there are no locks, another process may train the same model: each in a place of its own.
+    count, own = process_count(), "" if alone else f".{uuid4().hex[:8]}"
+    name = f"{kept.name}.{count}{own}.partial" if count > 1 or own else f"{kept.name}.partial"
+    partial = kept.with_name(from_main_process(lambda: name))
+    partial.mkdir(parents=True, exist_ok=True)
     try:
         result = fit(
             model,
@@ -118,21 +128,64 @@ def dense_model(plan: RunPlan, collate: Collate, bars: Bars, say: Callable[[str]
             plan.dense_length,
             partial,
             bars=bars,
-            head=head,
+            head=plan.task.head,
             what="dense training",
+            resume=alone,
         )
         if is_main_process():
             drop_checkpoints(partial)
             model.save_pretrained(partial)
             plan.tokenizer.save_pretrained(partial)
             write_json(partial / FACTS_FILE, {"prunus": __version__, "seconds": result.seconds})
+            if alone:
+                shutil.rmtree(kept, ignore_errors=True)  # without its facts, it is what is left of one
             if not kept.exists():
                 partial.rename(kept)
         barrier()
-    except Interrupted:
-        # What there is of a dense model is not kept, so there is nothing to go on from.
-        raise KeyboardInterrupt from None
-    finally:
+    except BaseException as error:
+        # Of one that is alone the checkpoints stay, unless they are what is wrong.
+        if not alone or isinstance(error, CheckpointError):
+            shutil.rmtree(partial, ignore_errors=True)
+        if not alone and isinstance(error, Interrupted):
+            raise Stopped(number=error.number) from None
+        raise
+    if not alone:
         shutil.rmtree(partial, ignore_errors=True)
-    say(f"dense model: kept for the next run in {kept}")
-    return DenseModel(model, result.seconds, False, size_on_disk(kept))
+    return result.seconds, model
+
+
+@contextmanager
+def _alone(kept: Path, say: Callable[[str], None]) -> Iterator[bool]:
+    """Until no other process trains the dense model ``kept``; False where the file system has no locks. The same for all of
+    several processes that train together.
+    """
+    with ExitStack() as stack:
+
+        def take() -> bool:
+            told = False
+            while not (kept / FACTS_FILE).is_file():
+                try:
+                    return stack.enter_context(locked(kept))
+                except Busy as busy:
+                    if not told:
+                        say(
+                            f"dense model: waits for the process that trains it ({busy.problems[0].rule.split(': ')[-1]})"
+                        )
+                    told = True
+                    sleep(_WAIT)
+            return True
+
+        yield from_main_process(take)
+
+
+def _drop_abandoned(directory: Path) -> None:
+    """Removes what killed trainings left, a week after they last wrote, where no process is at work on it."""
+    for partial in directory.glob("*.partial"):
+        try:
+            wrote = max(path.stat().st_mtime for path in (partial, *partial.glob("*"), *partial.glob("*/*")))
+            if time() - wrote < _ABANDONED:
+                continue
+            with locked(partial.with_name(partial.name.partition(".")[0])):
+                shutil.rmtree(partial, ignore_errors=True)
+        except (OSError, Busy):
+            continue

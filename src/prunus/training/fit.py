@@ -1,19 +1,16 @@
 """One training: a model, its features and a ``TrainSpec`` in, the trained model and its history out.
 
-Ctrl-C finishes the current step, writes a checkpoint and ends the training; a second one ends at once. Checkpoints stand
-in ``OUT/checkpoints``; one that was cut off while it was written is recognised (``checkpoint.whole``) and passed over.
+Ctrl-C (or SIGTERM, SIGHUP) finishes the current step, writes a checkpoint and ends the training; a second one ends at once.
+Checkpoints stand in ``OUT/checkpoints``; one that was cut off while it was written is recognised (``checkpoint.whole``) and
+passed over.
 """
 
 import re
 import shutil
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from threading import current_thread, main_thread
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,9 +20,11 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from prunus.checkpoint.whole import is_whole
 from prunus.distillation.logits import Distillation
 from prunus.distributed.gathered import GatheredParameters
-from prunus.distributed.processes import training_threads
+from prunus.distributed.processes import process_count, training_threads
+from prunus.errors import CheckpointError, Problem, PrunusError, first_line
 from prunus.progress import Bars
 from prunus.recipe_blocks import TrainSpec
+from prunus.signals import Stopped, handling, stop
 from prunus.sparsity.pruning import Pruning
 from prunus.tasks.base import Feature, HeadKind, Metrics
 from prunus.tasks.collate import Collate
@@ -43,8 +42,8 @@ from prunus.training.trainer import PrunusTrainer, release
 __all__ = ["Fit", "Interrupted", "drop_checkpoints", "fit", "last_checkpoint"]
 
 
-class Interrupted(KeyboardInterrupt):
-    """The user stopped a training; its last checkpoint is whole."""
+class Interrupted(Stopped):
+    """A signal stopped a training; its last checkpoint is whole."""
 
 
 @dataclass(frozen=True)
@@ -64,27 +63,23 @@ class Fit:
 class _StopOnSignal(TrainerCallback):  # type: ignore[misc]
     def __init__(self, session: Session) -> None:
         self.session = session
+        self.number = 0
+        self.began = False
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.began = True
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.session.interrupted and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        if current_thread() is not main_thread():
-            yield
-            return
-
-        def handle(number: int, frame: FrameType | None) -> None:
-            if self.session.interrupted:
-                raise KeyboardInterrupt
-            self.session.interrupted = True
-
-        before = signal.signal(signal.SIGINT, handle)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
+    def handle(self, number: int) -> None:
+        """The first signal ends the training after its step, the second at once."""
+        if self.session.interrupted:
+            stop(number)
+        self.session.interrupted, self.number = True, number
 
 
 def last_checkpoint(directory: Path) -> Path | None:
@@ -122,16 +117,19 @@ def fit(
     ``masks`` were saved with the model; rules that lock zeros keep theirs.
 
     ``resume`` goes on from the last whole checkpoint; where there is none yet, from the beginning. Raises ``Interrupted`` after
-    Ctrl-C, ``TrainingError`` for a loss that is not finite or zeros that are missing.
+    a signal, ``TrainingError`` for a loss that is not finite or zeros that are missing, ``CheckpointError`` for a checkpoint of
+    another training or of another number of processes.
     """
     torch.set_num_threads(training_threads(train.threads))
     checkpoints = directory / "checkpoints"
     start = last_checkpoint(checkpoints) if resume else None
+    if start is not None:
+        _check_processes(start)
     frozen = [re.compile(pattern) for pattern in train.freeze]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not any(regex.search(name) for regex in frozen))
     session = Session(pruning, seed=train.seed, saved_masks=masks)
-    stop = _StopOnSignal(session)
+    on_signal = _StopOnSignal(session)
     logger = JsonlLogger(directory / LOG_FILE) if logged else None
     best = None
     if train.keep == "best" and score is not None:
@@ -149,17 +147,26 @@ def fit(
         score=score,
         rate=_rate(train, length, pruning),
         head=head,
-        callbacks=[TrainingBar(bars, what), stop, *(each for each in (best, logger) if each is not None)],
+        callbacks=[TrainingBar(bars, what), on_signal, *(each for each in (best, logger) if each is not None)],
     )
     monitor = CollapseMonitor(metric, train.collapse, train.on_collapse, session)
     trainer.add_callback(monitor)
     trainer.remove_callback(PrinterCallback)
     gathered = GatheredParameters(model)
-    with stop.listening(), dropout(model, train.dropout):
-        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    with handling(on_signal.handle), dropout(model, train.dropout):
+        try:
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
+        except (PrunusError, OSError):
+            raise
+        except Exception as error:  # what transformers and torch say of files that are not what they wrote
+            if start is None or on_signal.began:
+                raise
+            rule = f"hold what was saved there, unchanged ({type(error).__name__}: {first_line(error)})"
+            fix = "removing it: --resume then goes on from the checkpoint before"
+            raise CheckpointError(Problem(str(start), "other contents", rule, fix)) from error
     seconds = trainer.seconds
     if session.interrupted and trainer.state.global_step < trainer.state.max_steps:
-        raise Interrupted("the last checkpoint is whole; go on with --resume")
+        raise Interrupted("the last checkpoint is whole; go on with --resume", on_signal.number)
     gathered.restore(model)
     masker = session.masker
     if masker is not None:
@@ -178,6 +185,14 @@ def fit(
     if logger is not None and logger.warning is not None:
         warnings.append(logger.warning)
     return Fit(seconds, list(trainer.state.log_history), session, kept, banks, warnings)
+
+
+def _check_processes(checkpoint: Path) -> None:
+    """Each process has random numbers of its own."""
+    wrote = len(list(checkpoint.glob("rng_state*.pth")))
+    if wrote != process_count():
+        rule = f"be the {wrote} that wrote {checkpoint}, whose random numbers it holds"
+        raise CheckpointError(Problem("processes", process_count(), rule, f"{wrote} processes, or --overwrite"))
 
 
 def drop_checkpoints(directory: Path) -> None:

@@ -11,15 +11,18 @@ The directory is that of a plain Hugging Face model (``AutoModelFor....from_pret
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
+from signal import SIGINT
 from typing import Any, Final
 
 from rich.console import Console
 from transformers import PreTrainedModel, set_seed
 
 from prunus._version import __version__
+from prunus.checkpoint.locked import locked
 from prunus.checkpoint.sentence_files import find_sentence_files
 from prunus.checkpoint.staged import staged
 from prunus.checkpoint.tensor_io import MASKS_FILE, RANGES_FILE, write_masks, write_tensors
@@ -35,15 +38,18 @@ from prunus.recipe import OWN_TEACHERS, Recipe
 from prunus.report.card import model_card
 from prunus.report.facts import FACTS_FILE, History, ModelFacts, ModelResults, RunFacts, Status, read_facts, write_facts
 from prunus.report.html import render_html
+from prunus.signals import Stopped
 from prunus.sparsity.measure import measure
 from prunus.tasks.base import Metrics
 from prunus.tasks.collate import TOKEN_KEYS, Collate
 from prunus.training.budgeted import timed_again
 from prunus.training.dense import dense_model
-from prunus.training.fit import Fit, drop_checkpoints, fit
+from prunus.training.fit import Fit, drop_checkpoints, fit, last_checkpoint
+from prunus.training.inputs import input_digests
 from prunus.training.prepare import prepare, saved_masks
 from prunus.training.run_facts import counted, history, recipe_facts, size_on_disk, task_facts, tensor_rows
 from prunus.training.run_plan import RunPlan
+from prunus.training.same_recipe import check_inputs, check_recipe
 from prunus.training.shape import cut
 
 __all__ = ["run", "score_model"]
@@ -59,6 +65,9 @@ def check_output(directory: Path, overwrite: bool, resume: bool) -> None:
     It is there already, or is to be resumed and is not, or is to be overwritten and is not that of a run.
     """
     writable(directory, "output")
+    if resume and overwrite:
+        rule = "not come with --overwrite, which begins again"
+        raise CheckpointError(Problem("--resume", "both", rule, "one of the two"))
     if resume and not directory.is_dir():
         raise CheckpointError(Problem("output", str(directory), "exist to be resumed", "a run without --resume"))
     if directory.exists() and not directory.is_dir():
@@ -78,8 +87,8 @@ def check_output(directory: Path, overwrite: bool, resume: bool) -> None:
         raise CheckpointError(Problem("output", str(directory), rule, "another --output"))
 
 
-def _check_inputs(plan: RunPlan, output: Path) -> None:
-    """``CheckpointError`` where removing ``output`` would remove what the run reads."""
+def _empty(plan: RunPlan, output: Path) -> None:
+    """Removes what is in ``output``. ``CheckpointError`` where that would remove what the run reads."""
     task = plan.recipe.task
     for read in (
         plan.source,
@@ -93,6 +102,8 @@ def _check_inputs(plan: RunPlan, output: Path) -> None:
             raise CheckpointError(
                 Problem("output", str(output), f"not hold {read}, which the run reads", "another one")
             )
+    shutil.rmtree(output.resolve())  # of a link its target is emptied, and the link stays
+    output.resolve().mkdir()
 
 
 def score_model(model: PreTrainedModel, plan: RunPlan, bars: Bars, what: str) -> Metrics:
@@ -114,10 +125,20 @@ def run(
 
     With ``resume`` a run that was stopped or killed at any moment goes on: from its last whole checkpoint, from the beginning
     where there is none yet; one that is finished is left as it is. Raises ``PrunusError`` before any training for all that can
-    be known then, and ``Interrupted`` after Ctrl-C.
+    be known then, and ``Stopped`` (a ``KeyboardInterrupt``) after Ctrl-C, SIGTERM or SIGHUP.
     """
-    console = console if is_main_process() else None
     output = readable(output, "output")
+    if not is_main_process():
+        return _run(recipe, output, command, overwrite, resume, None)
+    writable(output, "output")
+    with locked(output):
+        return _run(recipe, output, command, overwrite, resume, console)
+
+
+def _run(
+    recipe: Recipe, output: Path, command: str, overwrite: bool, resume: bool, console: Console | None
+) -> RunFacts:
+    """``run``, while no other command writes into ``output``."""
     if is_main_process():
         check_output(output, overwrite, resume)
     barrier()
@@ -127,20 +148,22 @@ def run(
         if console is not None:
             console.print(text, highlight=False, soft_wrap=True)
 
+    if earlier is not None:
+        check_recipe(recipe, earlier, output, resolved=False)
     if earlier is not None and earlier.status == "finished":
         say(f"{output} is finished: nothing to go on with")
         return earlier
     with Bars(console) as bars:
-        plan = prepare(recipe, bars, earlier.budget or None if earlier is not None else None)
+        plan, inputs = _prepared(recipe, output, bars, earlier)
         recipe = plan.recipe
-        if overwrite and not resume and output.is_dir() and is_main_process():
-            _check_inputs(plan, output)
-            shutil.rmtree(output.resolve())  # of a link its target is emptied, and the link stays
-            output.resolve().mkdir()
+        if earlier is not None:
+            say(_start_of(output))
+        elif overwrite and output.is_dir() and is_main_process():
+            _empty(plan, output)
         barrier()
         output.mkdir(parents=True, exist_ok=True)
         collate = Collate(plan.tokenizer)
-        facts = _first_facts(plan, command)
+        facts = replace(_first_facts(plan, command), inputs=inputs)
         _write(output, facts)
         patterns = {name: rule.pattern for rule in plan.rules for name in rule.selection.taken}
         try:
@@ -181,9 +204,43 @@ def run(
             metrics = score_model(model, plan, bars, "evaluating")
         except (KeyboardInterrupt, PrunusError) as error:
             status: Status = "failed" if isinstance(error, PrunusError) else "interrupted"
-            _write(output, replace(facts, status=status))
-            raise
-        return _finish(plan, model, result, metrics, facts, output)
+            with suppress(PrunusError):  # what went wrong first is said
+                _write(output, replace(facts, status=status))
+            raise _advised(error) from None
+        try:
+            return _finish(plan, model, result, metrics, facts, output)
+        except KeyboardInterrupt as error:
+            raise _advised(error) from None
+
+
+def _prepared(recipe: Recipe, output: Path, bars: Bars, earlier: RunFacts | None) -> tuple[RunPlan, dict[str, str]]:
+    """The plan, and digests of what the run reads; of one that goes on both are compared with the ``earlier`` facts."""
+    plan = prepare(recipe, bars, earlier.budget or None if earlier is not None else None)
+    inputs = input_digests(plan)
+    if earlier is not None:
+        check_recipe(plan.recipe, earlier, output, resolved=True)
+        check_inputs(inputs, earlier, output)
+    return plan, inputs
+
+
+def _start_of(output: Path) -> str:
+    """Where a run goes on from, in words."""
+    checkpoints = output / "checkpoints"
+    start, there = last_checkpoint(checkpoints), {path.name for path in checkpoints.glob("checkpoint-*")}
+    if start is None:
+        more = f": {', '.join(sorted(there))} cannot be used, files are missing or cut short" if there else ""
+        return f"goes on from the beginning{more}" if there else "goes on: it has no checkpoint yet"
+    step = int(start.name.rpartition("-")[2])
+    later = sorted(name for name in there if (last := name.rpartition("-")[2]).isdecimal() and int(last) > step)
+    more = f"; {', '.join(later)} cannot be used: files are missing or cut short" if later else ""
+    return f"goes on from {start.name}{more}"
+
+
+def _advised(error: BaseException) -> BaseException:
+    """What a signal raised, with how to go on."""
+    if not isinstance(error, KeyboardInterrupt) or str(error):
+        return error
+    return Stopped("go on with --resume", getattr(error, "number", SIGINT))
 
 
 def _first_facts(plan: RunPlan, command: str) -> RunFacts:
@@ -272,7 +329,7 @@ def _finish(
     if not is_main_process():
         barrier()
         return facts
-    with staged(output, FACTS_FILE) as partial:
+    with staged(output, FACTS_FILE, held=True) as partial:
         masker, tensors = result.session.masker, result.session.tensor_facts
         ranges = to_float(model)
         if ranges:

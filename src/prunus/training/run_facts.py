@@ -2,17 +2,19 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
 from torch import nn
 
-from prunus.recipe import Recipe
+from prunus.quantization.spec import Quantization
+from prunus.recipe import DistillSpec, Recipe
 from prunus.report.facts import History, ModelResults, Row, TaskFacts
+from prunus.sparsity.continuing import plain
 from prunus.sparsity.masker import Masker
 from prunus.sparsity.measure import TensorFacts, all_sparsity, sparsity_of
-from prunus.sparsity.schedules import Span
+from prunus.sparsity.pruning import Pruning
 from prunus.tasks.base import Task
 
 __all__ = [
@@ -26,28 +28,25 @@ __all__ = [
 ]
 
 
-def plain(value: Any) -> Any:
-    """Dataclasses, spans and tuples as what JSON and YAML can say."""
-    if isinstance(value, Span):
-        return str(value) if value.unit != "steps" else int(value.value)
-    if is_dataclass(value) and not isinstance(value, type):
-        return {name: plain(getattr(value, name)) for name in asdict(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return value
-
-
 def recipe_facts(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as it ran, without the keys that were left out."""
+    """The recipe as it ran, without empty keys that are empty where they are left out too."""
 
-    def present(value: Any) -> Any:
+    def present(value: Any, usual: Any) -> Any:
         if isinstance(value, dict):
-            return {key: present(item) for key, item in value.items() if item is not None and item not in ({}, [])}
-        return [present(item) for item in value] if isinstance(value, list) else value
+            usual = usual if isinstance(usual, dict) else {}
+            kept = {key: item for key, item in value.items() if not (_empty(item) and item == usual.get(key))}
+            return {key: present(item, usual.get(key)) for key, item in kept.items()}
+        if isinstance(value, list):
+            return [present(item, usual[0] if isinstance(usual, list) and usual else None) for item in value]
+        return value
 
-    return dict(present(plain(recipe)))
+    blocks = Recipe(dense=recipe.train, prune=(Pruning(),), distill=DistillSpec(), quantize=Quantization())
+    usual = plain(blocks)  # the dense training shares what it does not say
+    return {key: present(item, usual[key]) for key, item in plain(recipe).items() if not _empty(item)}
+
+
+def _empty(value: Any) -> bool:
+    return value is None or value in ({}, [])
 
 
 def task_facts(task: Task) -> TaskFacts:

@@ -5,6 +5,7 @@
     banks        which ones there are (their files lie beside)     training/contrast.py
     rows         the random state that drew this epoch's order
     clock        seconds so far
+    best         the step of the best weights (which lie beside)     training/best.py
 
 ``prunus_state.safetensors`` holds them all, each under its name (``masker.mask.ENCODER...``). A resumed training reads it from
 the checkpoint that was named; a part that this training needs and the file lacks is an error. Callbacks are thin: they tell the
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil, floor
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Final, final
+from typing import Any, Final, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,18 @@ from prunus.training.teaching import Teaching
 __all__ = ["STATE_FILE", "Clock", "RowOrder", "Session"]
 
 STATE_FILE: Final = "prunus_state.safetensors"
+COUNT: Final = "session.tensors"
+"""How many tensors there are beside this one: a file that has lost some is not the training's state."""
+
+
+class KeepsBest(Protocol):
+    """Keeps the best weights in a file of its own (``training/best.py``)."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Which step they are of."""
+
+    def begin(self, saved: Mapping[str, Tensor] | None, step: int) -> None:
+        """A training begins, or goes on from ``step``."""
 
 
 class Session:
@@ -64,6 +77,7 @@ class Session:
         self.contrasting: Contrasting | None = None
         self.rows: RowOrder | None = None
         self.clock: Clock | None = None
+        self.best: KeepsBest | None = None
         self.tensor_facts: list[TensorFacts] = []
         """What was counted in the weights at the end of training."""
         self.interrupted = False
@@ -90,7 +104,10 @@ class Session:
             parts["rows"] = self.rows.state_dict()
         if self.clock is not None:
             parts["clock"] = self.clock.state_dict()
-        return {f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()}
+        if self.best is not None:
+            parts["best"] = self.best.state_dict()
+        named = {f"{part}.{name}": value for part, state in parts.items() for name, value in state.items()}
+        return named | {COUNT: torch.tensor(len(named))} if named else {}
 
     def save(self, directory: Path, writes: bool = True) -> None:
         """Writes the state into a checkpoint's directory, in the process that ``writes``; others help to gather it."""
@@ -103,7 +120,7 @@ class Session:
         """Resolves the rules against the model and starts all parts, from the checkpoint where the training is resumed.
 
         ``batches`` is the loader of the training data. Raises ``RecipeError`` for rules that do not fit the model or the length
-        of the training, ``CheckpointError`` for a state that is missing or of another model.
+        of the training, ``CheckpointError`` for a state that is missing, of other rules or of another model.
         """
         checkpoint = resumed_from(args, state)
         path = Path() if checkpoint is None else checkpoint / STATE_FILE
@@ -124,6 +141,11 @@ class Session:
             self.rows.begin(part("rows") if state.epoch and not float(state.epoch).is_integer() else None)
         if self.clock is not None:
             self.clock.begin(part("clock"))
+        if self.best is not None:  # earlier versions wrote nothing of it
+            self.best.begin(None if saved is None or "best.step" not in saved else part("best"), state.global_step)
+        if saved is not None and COUNT in saved and int(saved[COUNT]) != len(saved) - 1:
+            rule = f"hold the {int(saved[COUNT])} tensors that were written into it"
+            raise CheckpointError(Problem(str(path), len(saved) - 1, rule, "an earlier checkpoint"))
 
     def _begin_masks(
         self,
@@ -150,6 +172,10 @@ class Session:
             state=saved,
             saved=self._saved_masks,
         )
+        if saved is not None and self.masker.steps != state.global_step:
+            rule = f"be after the {state.global_step} steps of the checkpoint that holds it"
+            fix = "the checkpoint as it was written"
+            raise CheckpointError(Problem(str(path), f"a state after {self.masker.steps} steps", rule, fix))
         problems = _frozen(model, self.masker)
         if problems:
             raise RecipeError(*problems)

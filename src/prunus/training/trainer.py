@@ -23,7 +23,7 @@ from transformers import Trainer
 
 from prunus.distillation.logits import Distillation
 from prunus.distillation.stacks import IGNORED
-from prunus.errors import Problem, PrunusError, TrainingError, first_line
+from prunus.errors import CheckpointError, Problem, PrunusError, TrainingError, first_line
 from prunus.models.masked_language import masked_outputs
 from prunus.quantization.layers import RANGES
 from prunus.sparsity.measure import sparsity_of
@@ -344,6 +344,26 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             fix = "space, then --resume: it goes on from the checkpoint before"
             raise TrainingError(Problem(str(directory), why, "be written whole", fix)) from None
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Called when a checkpoint's weights are read. What it lacks would keep its initial values, which is no going on."""
+        missing = set(load_result.missing_keys)
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        read = {
+            id(parameter) for name, parameter in parameters.items() if name not in missing
+        }  # tied ones are saved once
+        absent = sorted(name for name in missing if name in parameters and id(parameters[name]) not in read)
+        found = (("without", absent), ("also", list(load_result.unexpected_keys)))
+        problems = [
+            Problem(
+                "weights of the checkpoint", f"{what} {names[0]}", "be those of the model that is trained", _ANOTHER
+            )
+            for what, names in found
+            if names
+        ]
+        if problems:
+            raise CheckpointError(*problems)
+        super()._issue_warnings_after_load(load_result)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model; beside it the session's state, in a checkpoint always, elsewhere where there are masks; a pruned base."""
         super().save_model(output_dir, _internal_call)
@@ -379,5 +399,6 @@ def _unlabelled(inputs: Mapping[str, Any]) -> bool:
     return isinstance(labels, Tensor) and not labels.is_floating_point() and not bool((labels != IGNORED).any())
 
 
+_ANOTHER = "the model that the training began with, or an earlier checkpoint"
 _ROOM = 1 << 20
 """Bytes; torch does not say that a disk is full, and leaves less."""

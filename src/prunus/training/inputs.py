@@ -1,0 +1,49 @@
+"""What a training reads, as digests: the rows of its data, and the weights of the models that it begins with or learns from."""
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from pathlib import Path
+
+from prunus.checkpoint.weights import weight_files
+from prunus.models.predict import LABEL_KEYS
+from prunus.recipe import OWN_TEACHERS
+from prunus.tasks.base import Feature
+from prunus.tasks.masked_language import MaskedRows
+from prunus.training.run_plan import RunPlan
+
+__all__ = ["input_digests", "rows_digest", "weights_digest"]
+
+
+def weights_digest(source: str) -> str | None:
+    """Of the names and contents of a directory's weight files; None for a model of the Hub, which has none here."""
+    sha, files = hashlib.sha256(), weight_files(Path(source)) if Path(source).is_dir() else []
+    for path in files:
+        sha.update(path.name.encode())
+        with path.open("rb") as file:
+            sha.update(hashlib.file_digest(file, "sha256").digest())
+    return sha.hexdigest() if files else None
+
+
+def rows_digest(features: Sequence[Feature]) -> str:
+    """Of tokens and labels, in their order."""
+    sha = hashlib.sha256()
+    if isinstance(features, MaskedRows):
+        sha.update(features.digest.encode())
+    else:
+        for row in features:
+            sha.update(array("q", row["input_ids"]).tobytes())
+            sha.update(repr([row.get(key) for key in sorted(LABEL_KEYS)]).encode())
+    return sha.hexdigest()
+
+
+def input_digests(plan: RunPlan) -> dict[str, str]:
+    """Key of the recipe -> digest of what it names, for everything that a run trains with."""
+    sources = {"model.name": plan.source, "model.dense": plan.dense_source} | {
+        key: name for key, name in plan.teachers.items() if name not in OWN_TEACHERS
+    }
+    if plan.dense_source == plan.source or not plan.recipe.needs_dense:
+        del sources["model.dense"]
+    weights = {key: weights_digest(source) for key, source in sources.items()}
+    rows = {"task.train": rows_digest(plan.train_features)[:16]}
+    return rows | {key: digest[:16] for key, digest in weights.items() if digest is not None}
