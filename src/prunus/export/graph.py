@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -29,17 +28,16 @@ from prunus.checkpoint.sentence_files import find_sentence_files, model_director
 from prunus.checkpoint.staged import copy_files, staged
 from prunus.checkpoint.state import RANGES_FILE, read_tensors
 from prunus.checkpoint.weights import weight_files
-from prunus.errors import CheckpointError, DataError, EngineError, Problem, first_line
+from prunus.errors import CheckpointError, DataError, EngineError, Problem
 from prunus.export.onnx import export_onnx, whole_weight
 from prunus.export.packed import COPIED, Calibration, run_task, splits_for, texts_of, tokenizer_of
 from prunus.export.running import Running, output_names
 from prunus.export.scoring import agreement
 from prunus.export.source import carry_tokenizer
-from prunus.models.loading import check_complete
+from prunus.models.checkpoints import check_encoder, load_checkpoint, read_config
 from prunus.models.predict import predict
 from prunus.progress import Bars
 from prunus.quantization import Quantization, QuantLinear, quantize, restore
-from prunus.runtime.families import read_settings
 from prunus.runtime.isa import choose
 from prunus.tasks.base import Task
 from prunus.tasks.collate import TOKEN_KEYS, Collate
@@ -53,31 +51,28 @@ FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "TransposeMatMul"}
 
 
 def load(directory: Path) -> PreTrainedModel:
-    """The saved model, with plain attention, whose products of bytes every engine recognises."""
+    """The saved model, with plain attention, whose products of bytes every engine recognises.
+
+    Raises:
+        EngineError: an architecture that cannot be exported.
+        CheckpointError: weights that are missing, damaged or not finite.
+
+    """
     if not (directory / "config.json").is_file():
         raise EngineError(Problem(str(directory / "config.json"), "nothing", "be a file"))
     weight_files(directory)
-    names = read_settings(directory / "config.json").get("architectures") or [""]
-    names = names if isinstance(names, list) else [names]
+    config = read_config(directory)
+    name = str(next(iter(config.architectures or ()), ""))
     kinds = {
         "ForSequenceClassification": AutoModelForSequenceClassification,
         "ForQuestionAnswering": AutoModelForQuestionAnswering,
     }
-    kind = next((kind for end, kind in kinds.items() if str(names[0]).endswith(end)), None)
-    if kind is None:
+    auto = next((auto for end, auto in kinds.items() if name.endswith(end)), None)
+    if auto is None:
         rule = "be a model for sequence classification or question answering"
-        raise EngineError(Problem("config.json: architectures", names[0], rule))
-    try:
-        more = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
-        model: PreTrainedModel
-        model, loaded = kind.from_pretrained(
-            directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, **more
-        )
-        check_complete(model, loaded["missing_keys"], drawn=False)
-    except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        rule = f"hold a model that transformers can load ({first_line(error)})"
-        raise EngineError(Problem("directory", str(directory), rule, "saving it again")) from None
-    return model.eval()
+        raise EngineError(Problem("config.json: architectures", name, rule))
+    check_encoder(config, name)
+    return load_checkpoint(auto, directory, config, attn_implementation="eager")
 
 
 def export_graph(

@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -29,8 +28,9 @@ from prunus.checkpoint.huggingface import compact
 from prunus.checkpoint.sentence_files import find_sentence_files, model_directory
 from prunus.checkpoint.staged import staged
 from prunus.checkpoint.state import RANGES_FILE
-from prunus.errors import CheckpointError, Problem, first_line
+from prunus.errors import CheckpointError, Problem
 from prunus.export.source import carry_tokenizer
+from prunus.models.checkpoints import load_checkpoint, read_config
 from prunus.report.facts import FACTS_FILE, RunFacts, read_facts, write_facts
 from prunus.sparsity.compact import Layout
 from prunus.sparsity.structures import Structure, structures
@@ -53,17 +53,12 @@ _TOLERANCE: Final = 1e-3
 def read_model(directory: Path) -> Any:
     """The model of a directory with the head that its ``config.json`` names, in float32 and evaluation mode.
 
-    Raises ``CheckpointError`` where it cannot be read.
+    Raises ``PrunusError`` where it cannot be read, and for models that do not read tokens or pixels alone.
     """
-    try:
-        config = AutoConfig.from_pretrained(directory)
-        name = str(next(iter(config.architectures or ()), ""))
-        auto = next((auto for suffix, auto in _CLASSES.items() if name.endswith(suffix)), AutoModel)
-        return auto.from_pretrained(directory, config=config, dtype=torch.float32).eval()
-    except Exception as error:
-        # Whatever a directory from outside lacks is told, not typed.
-        rule = f"be a model that transformers loads ({first_line(error)})"
-        raise CheckpointError(Problem("directory", str(directory), rule, "the output of a run")) from None
+    config = read_config(directory)
+    name = str(next(iter(config.architectures or ()), ""))
+    auto = next((auto for suffix, auto in _CLASSES.items() if name.endswith(suffix)), AutoModel)
+    return load_checkpoint(auto, directory, config)
 
 
 def compact_directory(directory: Path, output: Path, console: Console | None = None) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def dense_model(plan: RunPlan, collate: Collate, bars: Bars, say: Callable[[str]
     barrier()
     if there:
         say(f"dense model: kept from an earlier run in {kept}")
-        model = load_model(str(kept), plan.dense_config, head)
+        model = load_model(str(kept), plan.dense_config, head, key="the kept dense model")
         return Dense(model, float(read_json(kept)["seconds"]), True, size_on_disk(kept))
     train = plan.recipe.dense_training
     set_seed(train.seed)
