@@ -218,3 +218,88 @@ def test_checkpoint_errors_are_of_one_kind(tmp_path: Path) -> None:
     for command in ("onnx", "compact", "bench"):
         with pytest.raises(CheckpointError, match=r"of directory must have the shape \[16\] that its config.json"):
             COMMANDS[command](place, tmp_path / "out")
+
+
+_TOKENS: dict[str, Any] = {"vocab_size": 40, "pad_token_id": 0, "num_labels": 2}
+OTHERS: dict[str, Callable[[], Any]] = {
+    "T5ForSequenceClassification": lambda: transformers.T5Config(
+        **_TOKENS, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, eos_token_id=3, decoder_start_token_id=0
+    ),
+    "BartForSequenceClassification": lambda: transformers.BartConfig(
+        **_TOKENS,
+        d_model=16,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        max_position_embeddings=64,
+        eos_token_id=3,
+    ),
+    "GPT2ForSequenceClassification": lambda: transformers.GPT2Config(
+        **_TOKENS, n_embd=16, n_layer=2, n_head=2, n_positions=64
+    ),
+    "XLNetForSequenceClassification": lambda: transformers.XLNetConfig(
+        vocab_size=40, d_model=16, n_layer=2, n_head=2, d_inner=32
+    ),
+    "ViTForImageClassification": lambda: transformers.ViTConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=32, patch_size=8
+    ),
+    "ResNetForImageClassification": lambda: transformers.ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1]
+    ),
+    "CLIPModel": lambda: transformers.CLIPConfig(
+        text_config={"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+        },
+        projection_dim=8,
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_architectures_are_refused_in_words(name: str, tmp_path: Path, plan_of: Callable[[Path], Any]) -> None:
+    place, kind = tmp_path / "model", getattr(transformers, name)
+    kind(OTHERS[name]()).save_pretrained(place)
+    tiny_tokenizer().save_pretrained(place)
+    for command, run in COMMANDS.items():
+        with pytest.raises(PrunusError) as told:
+            run(place, tmp_path / command)
+        assert not (tmp_path / command).exists()
+        text = str(told.value)
+        assert "AttributeError" not in text or "read tokens or pixels alone" in text, command
+    export_archive(place, tmp_path / "archive")  # which keeps the weights of any model
+    if not name.endswith("ForSequenceClassification"):
+        with pytest.raises(RecipeError, match="of an architecture with a head for classification"):
+            plan_of(place)
+
+
+@pytest.mark.parametrize("name", ["BertForPreTraining", "BertForNextSentencePrediction"])
+def test_compaction_keeps_every_head(name: str, tmp_path: Path) -> None:
+    model = getattr(transformers, name)(CONFIGS["bert"]())
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[:, ::2] = 0
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    compact_directory(tmp_path / "model", tmp_path / "compact")
+    again, tokens = type(model).from_pretrained(tmp_path / "compact").eval(), torch.tensor([[2, 5, 6, 3]])
+    with torch.no_grad():
+        for one, other in zip(again(tokens).values(), model.eval()(tokens).values(), strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_a_configuration_that_computes_its_layers_is_planned(tmp_path: Path, plan_of: Callable[[Path], Any]) -> None:
+    config = transformers.FunnelConfig(
+        vocab_size=40, d_model=16, n_head=2, d_head=8, d_inner=32, block_sizes=[1, 1], num_labels=2
+    )
+    transformers.FunnelModel(config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    assert plan_of(tmp_path / "model").parameters > 0

@@ -63,7 +63,7 @@ def check_encoder(config: PreTrainedConfig, name: str) -> None:
         rule = "be an encoder that reads text in both directions, such as BERT"
     if rule:
         raise EngineError(
-            Problem(f"config.json: model_type of {name}", kind, rule, "prunus run, plan and eval take it")
+            Problem(f"config.json: model_type of {name}", kind, rule, "--to archive, and prunus eval, which take it")
         )
 
 

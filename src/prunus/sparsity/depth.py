@@ -53,6 +53,7 @@ def keep_layers(model: Any, kept: Sequence[int], key: str = "layers") -> None:
         rule = f"be one or more different numbers in 0..{len(layers) - 1}"
         raise TargetError(Problem(key, list(kept), rule, str(spread(len(layers), max(1, len(layers) // 2)))))
     chosen = sorted(kept)
+    _count_layers(model, len(chosen))
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, nn.ModuleList([layers[i] for i in chosen]))
     for place, i in enumerate(chosen):  # a decoder's cache goes by these
@@ -60,13 +61,22 @@ def keep_layers(model: Any, kept: Sequence[int], key: str = "layers") -> None:
             if isinstance(getattr(module, "layer_idx", None), int):
                 setattr(module, "layer_idx", place)  # noqa: B010 - mypy takes the plain form for a submodule
     config = _config(model)
-    for counter in (KEYS.layers, *LAYER_GROUPS_KEYS):
-        if hasattr(config, counter):
-            setattr(config, counter, len(chosen))
     for attribute in KEYS.per_layer:
         values = getattr(config, attribute, None)
         if isinstance(values, list) and len(values) == len(layers):
             setattr(config, attribute, [values[i] for i in chosen])
+
+
+def _count_layers(model: Any, count: int) -> None:
+    """Writes the number of layers into the configuration; ``TargetError`` for one that computes it from other keys."""
+    config = _config(model)
+    try:
+        for counter in (KEYS.layers, *LAYER_GROUPS_KEYS):
+            if hasattr(config, counter):
+                setattr(config, counter, count)
+    except (NotImplementedError, AttributeError):
+        rule = f"have a configuration whose {KEYS.layers} can be set"
+        raise TargetError(Problem("model", type(model).__name__, rule, "another model")) from None
 
 
 def spread(layers: int, count: int) -> list[int]:
