@@ -45,7 +45,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Facts as one JSON object o
 
 
 def export(
-    directory: Annotated[Path, typer.Argument(help="The output of a run, or any Hugging Face directory.")],
+    directory: Annotated[
+        Path, typer.Argument(help="The output of a run, a Hugging Face directory, or a Hub id in the cache.")
+    ],
     to: Annotated[
         str, typer.Option(help="A runtime: prunus, onnx, openvino. Or archive, a small file; transformers undoes it.")
     ] = "prunus",
@@ -71,9 +73,9 @@ def export(
         if to not in TARGETS:
             raise RecipeError(Problem("--to", to, f"be one of {', '.join(TARGETS)}", nearest(to, TARGETS)))
         quiet()
-        directory = readable(directory, "directory")
         suffix = "packed" if to == "prunus" else to
-        target = writable(output or beside(directory, suffix))
+        directory, place = found(directory, suffix)
+        target = writable(output or place)
         if to in ("archive", "transformers"):
             archive(directory, target, to, overwrite, as_json)
             return
@@ -114,9 +116,19 @@ def export(
         out.print(f"{target}: load it with prunus.runtime.load", highlight=False)
 
 
-def beside(directory: Path, suffix: str) -> Path:
-    """The place of what is made of a directory, where the user names none."""
-    return directory.with_name(f"{directory.resolve().name}-{suffix}")
+def found(directory: Path, suffix: str) -> tuple[Path, Path]:
+    """The directory that is meant, and the place of what is made of it where the user names none: ``DIRECTORY-SUFFIX``.
+
+    A Hub id means the model's files in the cache; nothing is downloaded for a name that may be a mistyped path.
+    """
+    name, path = str(directory), readable(directory, "directory")
+    if not path.exists() and not name.startswith((".", "/", "~")) and name.count("/") < 2:
+        from prunus.models.hub import cached_snapshot
+
+        snapshot = cached_snapshot(name)
+        if snapshot is not None:
+            return snapshot, Path(f"{path.name}-{suffix}")
+    return path, path.with_name(f"{path.resolve().name}-{suffix}")
 
 
 def engines_table(
@@ -198,7 +210,9 @@ def export_to(
 
 
 def bench(
-    directory: Annotated[Path, typer.Argument(help="The output of a run, or any Hugging Face directory.")],
+    directory: Annotated[
+        Path, typer.Argument(help="The output of a run, a Hugging Face directory, or a Hub id in the cache.")
+    ],
     engine: Annotated[list[str] | None, typer.Option(help="An engine, as 'openvino int8'; repeat for more.")] = None,
     case: Annotated[list[str] | None, typer.Option(metavar="BxT", help="Sequences x tokens, as 8x128.")] = None,
     texts: Annotated[Path | None, typer.Option(help="One text a line: for int8 ranges and mixed lengths.")] = None,
@@ -220,7 +234,7 @@ def bench(
 
         cases = [read_case(text) for text in case or ()] or list(CASES)
         quiet()
-        directory = readable(directory, "directory")
+        directory = found(directory, "")[0]
         texts = None if texts is None else expanded(texts, "--texts")
         count = min(2, max(1, processors())) if threads is None else threads
         facts = run_bench(directory, engine or (), cases, count, rounds, texts, err)
@@ -247,7 +261,9 @@ def print_speed(facts: dict[str, Any]) -> None:
 
 
 def compact(
-    directory: Annotated[Path, typer.Argument(help="The output of a run, or any Hugging Face directory.")],
+    directory: Annotated[
+        Path, typer.Argument(help="The output of a run, a Hugging Face directory, or a Hub id in the cache.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New directory; default DIRECTORY-compact.")
     ] = None,
@@ -257,8 +273,8 @@ def compact(
     with errors(err):
         from prunus.export.smaller import compact_directory
 
-        directory = readable(directory, "directory")
-        place = writable(output or beside(directory, "compact"))
+        directory, place = found(directory, "compact")
+        place = writable(output or place)
         facts = compact_directory(directory, place, err)
         if as_json:
             print_json(facts)

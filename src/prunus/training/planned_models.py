@@ -42,7 +42,7 @@ class Models:
 
 def resolve_sources(spec: ModelSpec, teachers: Mapping[str, str], problems: list[Problem]) -> Sources | None:
     """Looks for the models; None, and a problem for each that is not there."""
-    model = _source(spec.name, "model.name", problems)
+    model = _source(spec.name, "model.name", problems, spec.revision)
     dense = model if spec.dense is None else _source(spec.dense, "model.dense", problems)
     found = {key: name if name in OWN_TEACHERS else _source(name, key, problems) for key, name in teachers.items()}
     if model is None or dense is None:
@@ -88,8 +88,8 @@ def shaped(config: PreTrainedConfig, head: HeadKind, spec: ModelSpec) -> PreTrai
     return skeleton
 
 
-def _source(name: str, key: str, found: list[Problem]) -> str | None:
-    return gather(found, lambda: model_source(name, key))
+def _source(name: str, key: str, found: list[Problem], revision: str | None = None) -> str | None:
+    return gather(found, lambda: model_source(name, key, revision))
 
 
 def _teacher(source: str, task: Task, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:
