@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -560,3 +561,25 @@ def test_ctrl_c_before_any_checkpoint_begins_again(
 
 def test_the_files_of_the_table_are_there(small_data: Path) -> None:
     assert {path.name for path in small_data.iterdir()} == {TEXT_FILE, QA_FILE}
+
+
+# terminals
+
+
+@pytest.mark.parametrize(
+    ("shell", "code", "first"),
+    [
+        ("prunus recipes show quickstart >&-", 0, ""),
+        ("prunus recipes ls --json >&- 2>&-", 0, ""),
+        ("prunus recipes show nothing 2>&-", 2, ""),
+        ("COLUMNS=0 prunus recipes ls", 0, "cap-4x1-80 "),
+        ("COLUMNS=3 prunus recipes ls", 0, "cap-4x1-80 "),
+        ("prunus recipes show quickstart >/dev/full", 2, "OSError"),
+    ],
+)
+def test_terminals_of_every_kind(shell: str, code: int, first: str) -> None:
+    command = shell.replace("prunus", f"{shlex.quote(sys.executable)} -m prunus")
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "src")}
+    ran = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout + ran.stderr if not first else "") == (code, "")
+    assert (ran.stdout + ran.stderr).startswith(first)

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from prunus.cli_errors import errors, print_json
+from prunus.cli_errors import console, errors, print_json
 from prunus.errors import CheckpointError, MissingExtra, Problem, RecipeError, nearest
 from prunus.paths import expanded, readable, writable
 
@@ -18,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bench", "compact", "convert", "export", "serve"]
 
-out = Console(soft_wrap=True, markup=False)  # a path may hold brackets
-err = Console(stderr=True, soft_wrap=True, markup=False)
+out = console()
+err = console(stderr=True)
 WORDS = {
     "gather": "4x1 blocks, zeros skipped",
     "blocks": "1x4 blocks, zeros skipped",

@@ -131,6 +131,4 @@ def test_depth_keeps_a_first_layer_unlike_the_others(
     raw = recipe_of(tmp_path / "model", small_data, {"layers": [1, 2]}, distill=None)
     said = r"model\.layers must leave layer 0 in its place: layer 1 differs from it in attn_norm"
     with pytest.raises(RecipeError, match=said):
-        RecipeError, match=r"model\.layers must leave layer 0 in its place: layer 1 differs from it in attn_norm"
-    ):
         prepare(read_recipe(raw))
