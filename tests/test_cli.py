@@ -570,10 +570,8 @@ def test_the_files_of_the_table_are_there(small_data: Path) -> None:
     ("shell", "code", "first"),
     [
         ("prunus recipes show quickstart >&-", 0, ""),
-        ("prunus recipes ls --json >&- 2>&-", 0, ""),
         ("prunus recipes show nothing 2>&-", 2, ""),
         ("COLUMNS=0 prunus recipes ls", 0, "cap-4x1-80 "),
-        ("COLUMNS=3 prunus recipes ls", 0, "cap-4x1-80 "),
         ("prunus recipes show quickstart >/dev/full", 2, "OSError"),
     ],
 )

@@ -204,7 +204,7 @@ def export_to(
     scores = {"torch": metrics["torch"], to: metrics["file"]} if metrics else {}
     out.print(engines_table(scores, {to: metrics["agreement"]} if metrics else {}, {to: facts["bytes"]}))
     for note in facts["notes"]:
-        out.print(f"metric not measured: {note}", highlight=False, markup=False)
+        out.print(note, highlight=False, markup=False)
     out.print(f"{target}", highlight=False)
 
 

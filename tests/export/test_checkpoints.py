@@ -317,3 +317,34 @@ def test_what_an_exporter_cannot_do_is_told(tmp_path: Path, monkeypatch: pytest.
         ):
             export_graph(place, tmp_path / "out", to, "float32")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"hidden_act": "nothing"}, "KeyError: 'nothing'"),
+        ({"hidden_size": -16}, "RuntimeError: .*negative dimension"),
+        ({"num_attention_heads": 0}, "ZeroDivisionError"),
+        ({"num_attention_heads": 3}, "ValueError: .*not a multiple"),
+    ],
+)
+def test_a_configuration_of_which_no_model_can_be_made(
+    said: dict[str, Any], told: str, tmp_path: Path, plan_of: Callable[[Path], Any]
+) -> None:
+    place = classifier(tmp_path / "model")
+    (place / "config.json").write_text(json.dumps(json.loads((place / "config.json").read_text()) | said))
+    with pytest.raises(RecipeError, match=rf"have a config\.json that a model can be made of \({told}"):
+        plan_of(place)
+    for command, run in COMMANDS.items():
+        with pytest.raises(PrunusError):
+            run(place, tmp_path / command)
+
+
+def test_eight_bit_floats_are_looked_at_too(tmp_path: Path) -> None:
+    place = classifier(tmp_path / "model")
+    numbers = torch.tensor([1.0] * 15 + [float("nan")]).to(torch.float8_e4m3fn)
+    change(place, **{NAME: numbers})
+    with pytest.raises(CheckpointError, match="NaN or infinity in 1 of them"):
+        export_archive(place, tmp_path / "archive")
+    change(place, **{NAME: torch.ones(16).to(torch.float8_e4m3fn)})
+    export_archive(place, tmp_path / "archive")

@@ -149,7 +149,9 @@ def export_graph(
                 "ranges": source,
                 "products": {"int8": integers, "float32": floats, "quantized layers": len(layers)},
                 "bytes": sum(p.stat().st_size for p in partial.iterdir() if p.suffix in {".onnx", ".xml", ".bin"}),
-                "notes": [each for each in (note, saturation(layers.values(), to)) if each],
+                "notes": [
+                    each for each in (note and f"metric not measured: {note}", saturation(layers.values(), to)) if each
+                ],
             }
             inside = [name for name in layers if split_layer(name)]  # in the stack of layers
             if integers < len(inside):

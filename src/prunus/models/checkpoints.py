@@ -153,7 +153,8 @@ def finite_problems(tensors: Mapping[str, Tensor], key: str, fix: str = _FINITE)
     bad: dict[str, int] = {}
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.is_meta:
-            fine = torch.isfinite(tensor.detach())
+            values = tensor.detach()
+            fine = torch.isfinite(values.float() if values.element_size() == 1 else values)  # torch asks no 8-bit float
             if not bool(fine.all()):
                 bad[name] = int((~fine).sum())
     if not bad:

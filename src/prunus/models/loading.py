@@ -29,7 +29,7 @@ from prunus.checkpoint.huggingface import shrink_as_saved
 from prunus.checkpoint.sentence_files import model_directory
 from prunus.checkpoint.state import RANGES_FILE, read_tensors, write_tensors
 from prunus.checkpoint.weights import read_weights
-from prunus.errors import DataError, MissingExtra, Problem, RecipeError, first_line
+from prunus.errors import DataError, MissingExtra, Problem, PrunusError, RecipeError, first_line
 from prunus.models.checkpoints import load_checkpoint, read_config
 from prunus.models.hub import snapshot
 from prunus.paths import expanded, readable
@@ -206,14 +206,21 @@ def from_config(config: PreTrainedConfig, head: HeadKind) -> PreTrainedModel:
 def meta_model(config: PreTrainedConfig, head: HeadKind, key: str = "model.name") -> PreTrainedModel:
     """The model without any memory for its weights: names and shapes for a plan, as ``from_config`` makes it.
 
-    Raises ``RecipeError`` for an architecture that has no such head, ``CheckpointError`` for a layout that does not fit.
+    Raises ``RecipeError`` for an architecture that has no such head and for a configuration of which no model can be made,
+    ``CheckpointError`` for a layout that does not fit.
     """
     try:
         with torch.device("meta"):
             return from_config(config, head)
-    except ValueError as error:
+    except PrunusError:
+        raise
+    except Exception as error:  # each architecture has its own way to refuse a configuration
         rule = f"be of an architecture with a head for {head} ({first_line(error)})"
-        raise RecipeError(Problem(key, config.model_type, rule, "an encoder such as minilm")) from None
+        fix = "an encoder such as minilm"
+        if not isinstance(error, ValueError) or "Unrecognized configuration" not in str(error):
+            told = f"{type(error).__name__}: {first_line(error)}"
+            rule, fix = f"have a config.json that a model can be made of ({told})", "saving it again, or another model"
+        raise RecipeError(Problem(key, config.model_type, rule, fix)) from None
 
 
 def carry_over(source: str, saved: Path, prefix: str) -> None:
