@@ -1,7 +1,6 @@
 """The verbs without training: ``prunus export | compact | bench | convert | serve``; ``cli`` puts them beside the others."""
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,14 +26,8 @@ WORDS = {
     "singles": "single weights, zeros skipped",
 }
 
-TARGETS: dict[str, tuple[str, ...]] = {
-    "prunus": (),
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "openvino"),
-    "archive": (),
-    "transformers": (),
-}
-"""What a model can be exported to, and the packages that takes."""
+TARGETS = ("prunus", "onnx", "openvino", "archive", "transformers")
+"""What a model can be exported to."""
 
 Directory = Annotated[Path, typer.Argument(help="A packed model: what prunus export wrote.")]
 Threads = Annotated[
@@ -182,10 +175,6 @@ def export_to(
     as_json: bool,
 ) -> None:
     """ONNX or OpenVINO IR."""
-    absent = [name for name in TARGETS[to] if find_spec(name) is None]
-    if absent:
-        fix = 'pip install "prunus[export]"'
-        raise MissingExtra(Problem(f"prunus export --to {to}", f"no package {absent[0]}", "have its packages", fix))
     from prunus.export.graph import export_graph
 
     facts = export_graph(

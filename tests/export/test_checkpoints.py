@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
 from prunus.bench.command import bench
-from prunus.errors import CheckpointError, EngineError, PrunusError, RecipeError
+from prunus.errors import CheckpointError, EngineError, MissingExtra, PrunusError, RecipeError
 from prunus.export import Calibration, export_packed
 from prunus.export.archive import export_archive
 from prunus.export.graph import export_graph
@@ -348,3 +348,11 @@ def test_eight_bit_floats_are_looked_at_too(tmp_path: Path) -> None:
         export_archive(place, tmp_path / "archive")
     change(place, **{NAME: torch.ones(16).to(torch.float8_e4m3fn)})
     export_archive(place, tmp_path / "archive")
+
+
+@pytest.mark.parametrize(("to", "lacking"), [("onnx", "onnxscript"), ("openvino", "openvino"), ("onnx", "onnxruntime")])
+def test_a_package_that_is_not_there(to: str, lacking: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = classifier(tmp_path / "model")
+    monkeypatch.setattr("prunus.export.graph.find_spec", lambda name: None if name == lacking else object())
+    with pytest.raises(MissingExtra, match=rf"export --to {to} must have its packages, got no package {lacking}"):
+        export_graph(place, tmp_path / "out", to, "float32")

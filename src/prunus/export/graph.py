@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from prunus.checkpoint.sentence_files import find_sentence_files, model_director
 from prunus.checkpoint.staged import copy_files, staged
 from prunus.checkpoint.state import RANGES_FILE, read_tensors
 from prunus.checkpoint.weights import weight_files
-from prunus.errors import CheckpointError, DataError, EngineError, Problem, PrunusError, first_line
+from prunus.errors import CheckpointError, DataError, EngineError, MissingExtra, Problem, PrunusError, first_line
 from prunus.export.onnx import LONGEST, export_onnx, whole_weight
 from prunus.export.packed import COPIED, Calibration, run_task, splits_for, texts_of, tokenizer_of
 from prunus.export.running import Running, output_names
@@ -45,6 +46,8 @@ from prunus.tasks.collate import TOKEN_KEYS, Collate
 __all__ = ["FILES", "export_graph", "integer_products"]
 
 FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+"""What it takes to write a file and to run it."""
 FACTS = "export.json"
 INTEGER = {"MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul"}
 FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "TransposeMatMul"}
@@ -75,6 +78,13 @@ def load(directory: Path) -> PreTrainedModel:
     return load_checkpoint(auto, directory, config, attn_implementation="eager")
 
 
+def _check_packages(to: str) -> None:
+    absent = [name for name in PACKAGES[to] if find_spec(name) is None]
+    if absent:
+        fix = 'pip install "prunus[export]"'
+        raise MissingExtra(Problem(f"prunus export --to {to}", f"no package {absent[0]}", "have its packages", fix))
+
+
 def export_graph(
     directory: Path,
     output: Path,
@@ -100,8 +110,10 @@ def export_graph(
 
     Raises:
         PrunusError: all that is wrong, before anything is computed; ``EngineError`` where the file lost something.
+        MissingExtra: a package that it takes is not installed.
 
     """
+    _check_packages(to)
     calibration = calibration or Calibration()
     found = calibration.problems()
     if precision not in {"int8", "float32"}:
