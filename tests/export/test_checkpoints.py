@@ -356,3 +356,18 @@ def test_a_package_that_is_not_there(to: str, lacking: str, tmp_path: Path, monk
     monkeypatch.setattr("prunus.export.graph.find_spec", lambda name: None if name == lacking else object())
     with pytest.raises(MissingExtra, match=rf"export --to {to} must have its packages, got no package {lacking}"):
         export_graph(place, tmp_path / "out", to, "float32")
+
+
+def test_an_architecture_that_is_written_as_a_text(tmp_path: Path, plan_of: Callable[[Path], Any]) -> None:
+    place = classifier(tmp_path / "model")
+    model = AutoModelForSequenceClassification.from_pretrained(place)
+    with torch.no_grad():
+        model.bert.encoder.layer[0].output.dense.weight[:, ::2] = 0
+    model.save_pretrained(place)
+    held = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(held | {"architectures": held["architectures"][0]}))
+    assert plan_of(place).config.architectures == ["BertForSequenceClassification"]
+    assert type(load_for_graph(place)) is BertForSequenceClassification
+    compact_directory(place, tmp_path / "compact")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "compact")
+    assert torch.equal(again.classifier.weight, model.classifier.weight)

@@ -51,6 +51,8 @@ def read_config(source: str | Path, key: str = "directory", revision: str | None
     for part in (config, *parts):
         for name, value in _OUTPUTS.items() if part is not None else ():
             setattr(part, name, value)
+    if isinstance(config.architectures, str):  # as hands write it
+        config.architectures = [config.architectures]
     return config
 
 
