@@ -347,6 +347,10 @@ def test_eight_bit_floats_are_looked_at_too(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="NaN or infinity in 1 of them"):
         export_archive(place, tmp_path / "archive")
     change(place, **{NAME: torch.ones(16).to(torch.float8_e4m3fn)})
+    save_file({"a.weight_range": torch.tensor([[float("inf")]])}, place / "ranges.safetensors")
+    with pytest.raises(CheckpointError, match=r"a\.weight_range of .*ranges\.safetensors must be finite"):
+        export_archive(place, tmp_path / "archive")
+    (place / "ranges.safetensors").unlink()
     export_archive(place, tmp_path / "archive")
 
 

@@ -250,10 +250,10 @@ def export_archive(
         rule = "not hold an archive yet"
         raise CheckpointError(Problem("output", str(output), rule, "--overwrite or another directory"))
     tensors = read_weights(directory)
-    lost = finite_problems(tensors, str(directory))
+    ranges = read_tensors(directory / RANGES_FILE) if (directory / RANGES_FILE).is_file() else {}
+    lost = [*finite_problems(tensors, str(directory)), *finite_problems(ranges, str(directory / RANGES_FILE))]
     if lost:
         raise CheckpointError(*lost)
-    ranges = read_tensors(directory / RANGES_FILE) if (directory / RANGES_FILE).is_file() else {}
     with staged(output, FACTS) as partial:
         copy_files(directory, partial, KEEPS)
         carry_tokenizer(directory, partial, console)
