@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.syntax import Syntax
 
 from prunus._version import __version__
-from prunus.cli_errors import errors, in_utf8, print_json, tolerant
+from prunus.cli_errors import console, errors, in_utf8, print_json, tolerant
 from prunus.cli_runtime import bench, compact, convert, engines_table, export, serve
 from prunus.errors import CheckpointError, Problem, RecipeError
 from prunus.paths import readable, writable
@@ -37,8 +36,8 @@ app.command()(bench)
 app.command()(convert)
 app.command()(serve)
 
-out = Console(soft_wrap=True, markup=False)  # a path may hold brackets
-err = Console(stderr=True, soft_wrap=True, markup=False)
+out = console()
+err = console(stderr=True)
 
 Recipe_ = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe (prunus recipes ls) or a YAML file.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key, as train.epochs=3.")]

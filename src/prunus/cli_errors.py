@@ -21,7 +21,7 @@ from rich.console import Console
 
 from prunus.errors import EXIT_CODE, PrunusError, first_line
 
-__all__ = ["errors", "in_utf8", "print_json", "tolerant"]
+__all__ = ["console", "errors", "in_utf8", "print_json", "tolerant"]
 
 DEBUG: Final = "PRUNUS_DEBUG"
 FAULT_CODE: Final = 1
@@ -91,8 +91,20 @@ def in_utf8() -> None:
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
 
 
+def console(stderr: bool = False) -> Console:
+    """A console that prints paths as they are: a path may hold brackets. A width of 0, which would show nothing, is none."""
+    environ = {name: value for name, value in os.environ.items() if (name, value) != ("COLUMNS", "0")}
+    return Console(stderr=stderr, soft_wrap=True, markup=False, _environ=environ)
+
+
 def tolerant() -> None:
-    """From now on standard output takes any text: what its encoding lacks is written as an escape."""
+    """From now on standard output takes any text: what its encoding lacks is written as an escape.
+
+    A stream that the caller has closed (``>&-``) takes it, too, and drops it.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

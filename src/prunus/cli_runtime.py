@@ -1,15 +1,13 @@
 """The verbs without training: ``prunus export | compact | bench | convert | serve``; ``cli`` puts them beside the others."""
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from prunus.cli_errors import errors, print_json
+from prunus.cli_errors import console, errors, print_json
 from prunus.errors import CheckpointError, MissingExtra, Problem, RecipeError, nearest
 from prunus.paths import expanded, readable, writable
 
@@ -18,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["bench", "compact", "convert", "export", "serve"]
 
-out = Console(soft_wrap=True, markup=False)  # a path may hold brackets
-err = Console(stderr=True, soft_wrap=True, markup=False)
+out = console()
+err = console(stderr=True)
 WEIGHT_FORMATS = {
     "group_sparse_int8": "4x1 blocks, zeros skipped",
     "block_sparse_int8": "1x4 blocks, zeros skipped",
@@ -28,14 +26,8 @@ WEIGHT_FORMATS = {
     "sparse_float32": "single weights, zeros skipped",
 }
 
-TARGETS: dict[str, tuple[str, ...]] = {
-    "prunus": (),
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "openvino"),
-    "archive": (),
-    "transformers": (),
-}
-"""What a model can be exported to, and the packages that takes."""
+TARGETS = ("prunus", "onnx", "openvino", "archive", "transformers")
+"""What a model can be exported to."""
 
 Directory = Annotated[Path, typer.Argument(help="A packed model: what prunus export wrote.")]
 Threads = Annotated[
@@ -45,7 +37,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Facts as one JSON object o
 
 
 def export(
-    directory: Annotated[Path, typer.Argument(help="The output of a run, or any Hugging Face directory.")],
+    directory: Annotated[
+        Path, typer.Argument(help="The output of a run, a Hugging Face directory, or a Hub id in the cache.")
+    ],
     to: Annotated[
         str, typer.Option(help="A runtime: prunus, onnx, openvino. Or archive, a small file; transformers undoes it.")
     ] = "prunus",
@@ -71,9 +65,9 @@ def export(
         if to not in TARGETS:
             raise RecipeError(Problem("--to", to, f"be one of {', '.join(TARGETS)}", nearest(to, TARGETS)))
         quiet()
-        directory = readable(directory, "directory")
         suffix = "packed" if to == "prunus" else to
-        target = writable(output or beside(directory, suffix))
+        directory, place = found(directory, suffix)
+        target = writable(output or place)
         if to in ("archive", "transformers"):
             archive(directory, target, to, overwrite, as_json)
             return
@@ -116,9 +110,19 @@ def export(
         out.print(f"{target}: load it with prunus.runtime.load", highlight=False)
 
 
-def beside(directory: Path, suffix: str) -> Path:
-    """The place of what is made of a directory, where the user names none."""
-    return directory.with_name(f"{directory.resolve().name}-{suffix}")
+def found(directory: Path, suffix: str) -> tuple[Path, Path]:
+    """The directory that is meant, and the place of what is made of it where the user names none: ``DIRECTORY-SUFFIX``.
+
+    A Hub id means the model's files in the cache; nothing is downloaded for a name that may be a mistyped path.
+    """
+    name, path = str(directory), readable(directory, "directory")
+    if not path.exists() and not name.startswith((".", "/", "~")) and name.count("/") < 2:
+        from prunus.models.hub import cached_snapshot
+
+        snapshot = cached_snapshot(name)
+        if snapshot is not None:
+            return snapshot, Path(f"{path.name}-{suffix}")
+    return path, path.with_name(f"{path.resolve().name}-{suffix}")
 
 
 def engines_table(
@@ -173,10 +177,6 @@ def export_to(
     as_json: bool,
 ) -> None:
     """ONNX or OpenVINO IR."""
-    absent = [name for name in TARGETS[to] if find_spec(name) is None]
-    if absent:
-        fix = 'pip install "prunus[export]"'
-        raise MissingExtra(Problem(f"prunus export --to {to}", f"no package {absent[0]}", "have its packages", fix))
     from prunus.export.graph import export_graph
 
     facts = export_graph(
@@ -195,12 +195,14 @@ def export_to(
     scores = {"torch": metrics["torch"], to: metrics["file"]} if metrics else {}
     out.print(engines_table(scores, {to: metrics["agreement"]} if metrics else {}, {to: facts["bytes"]}))
     for note in facts["notes"]:
-        out.print(f"metric not measured: {note}", highlight=False, markup=False)
+        out.print(note, highlight=False, markup=False)
     out.print(f"{target}", highlight=False)
 
 
 def bench(
-    directory: Annotated[Path, typer.Argument(help="The output of a run, or any Hugging Face directory.")],
+    directory: Annotated[
+        Path, typer.Argument(help="The output of a run, a Hugging Face directory, or a Hub id in the cache.")
+    ],
     engine: Annotated[list[str] | None, typer.Option(help="An engine, as 'openvino int8'; repeat for more.")] = None,
     case: Annotated[list[str] | None, typer.Option(metavar="BxT", help="Sequences x tokens, as 8x128.")] = None,
     texts: Annotated[Path | None, typer.Option(help="One text a line: for int8 ranges and mixed lengths.")] = None,
@@ -222,7 +224,7 @@ def bench(
 
         cases = [read_case(text) for text in case or ()] or list(CASES)
         quiet()
-        directory = readable(directory, "directory")
+        directory = found(directory, "")[0]
         texts = None if texts is None else expanded(texts, "--texts")
         count = min(2, max(1, processors())) if threads is None else threads
         facts = run_bench(directory, engine or (), cases, count, rounds, texts, err)
@@ -249,7 +251,9 @@ def print_speed(facts: dict[str, Any]) -> None:
 
 
 def compact(
-    directory: Annotated[Path, typer.Argument(help="The output of a run, or any Hugging Face directory.")],
+    directory: Annotated[
+        Path, typer.Argument(help="The output of a run, a Hugging Face directory, or a Hub id in the cache.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="New directory; default DIRECTORY-compact.")
     ] = None,
@@ -259,8 +263,8 @@ def compact(
     with errors(err):
         from prunus.export.smaller import compact_directory
 
-        directory = readable(directory, "directory")
-        place = writable(output or beside(directory, "compact"))
+        directory, place = found(directory, "compact")
+        place = writable(output or place)
         facts = compact_directory(directory, place, err)
         if as_json:
             print_json(facts)

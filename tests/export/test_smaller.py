@@ -112,7 +112,7 @@ def test_what_cannot_be_made_smaller_is_told(place: Path, facts: dict[str, Any],
     (tmp_path / "empty").mkdir()
     empty = call("compact", str(tmp_path / "empty"))
     assert empty.exit_code == 2
-    assert "be a model that transformers loads" in empty.output
+    assert "be a model that can be read" in empty.output
 
 
 def test_the_plain_words(place: Path, tmp_path: Path) -> None:

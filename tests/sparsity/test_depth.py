@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from test_compact import ARCHITECTURES, SHARED, inputs_of, logits, model_of
 from torch import Tensor
-from transformers import AutoModel, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModel, AutoModelForSequenceClassification, LlamaConfig, LlamaForCausalLM, T5Config
 
 from prunus import TargetError
-from prunus.sparsity.depth import influence, keep_layers, layers_of, spread
+from prunus.sparsity.depth import influence, is_first_fixed, keep_layers, layers_of, spread
 
 
 def deep(architecture: str, layers: int = 4) -> Any:
@@ -108,3 +109,37 @@ def test_layers_that_share_weights_are_no_layers_of_their_own(sizes: dict[str, i
         setattr(config, name, value)
     with pytest.raises(TargetError, match=r"layers with weights of their own; .* num_hidden_groups: 1"):
         layers_of(AutoModel.from_config(config))
+
+
+def t5(architecture: str = "T5EncoderModel") -> Any:
+    config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=4, num_decoder_layers=4, num_heads=2)
+    config.decoder_start_token_id = 0
+    torch.manual_seed(1)
+    return getattr(transformers, architecture)(config).eval()
+
+
+@pytest.mark.parametrize("kept", [[1, 2, 3], [3], [2, 3]])
+@pytest.mark.parametrize("family", ["modernbert", "t5"])
+def test_a_first_layer_unlike_the_others_stays(family: str, kept: list[int]) -> None:
+    """ModernBERT's has no norm before attention, T5's holds the positions of all: made again, another would be one like it."""
+    model = deep("modernbert") if family == "modernbert" else t5()
+    names = list(model.state_dict())
+    with pytest.raises(TargetError, match=r"leave layer 0 in its place: layer \d differs from it in .*\n    try \[0, "):
+        keep_layers(model, kept)
+    assert list(model.state_dict()) == names
+    assert is_first_fixed(model)
+    assert not is_first_fixed(deep("bert"))
+
+
+@pytest.mark.parametrize("kept", [[0], [0, 2, 3]])
+@pytest.mark.parametrize("architecture", ["T5EncoderModel", "T5Model"])
+def test_t5_loads_again_with_the_same_outputs(architecture: str, kept: list[int], tmp_path: Path) -> None:
+    model = t5(architecture)
+    keep_layers(model, kept)
+    ids = torch.randint(4, 40, (2, 7), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if architecture == "T5Model" else {})
+    model.save_pretrained(tmp_path / "small")
+    again, loaded = type(model).from_pretrained(tmp_path / "small", output_loading_info=True)
+    assert not loaded["missing_keys"]
+    with torch.no_grad():
+        assert torch.equal(again.eval()(**inputs).last_hidden_state, model(**inputs).last_hidden_state)

@@ -255,7 +255,9 @@ def test_other_weights_in_the_same_directory_train_another_dense_model(
                 torch.save(part, tmp_path / "model" / name)
             if shards > 1:
                 places = {name: f"pytorch_model-{index}.bin" for index, part in enumerate(parts) for name in part}
-                (tmp_path / "model" / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+                (tmp_path / "model" / "pytorch_model.bin.index.json").write_text(
+                    json.dumps({"metadata": {}, "weight_map": places})
+                )
         else:
             model.save_pretrained(tmp_path / "model", max_shard_size="20KB" if form == "shards" else "1GB")
         digests.append(dense_module._digest(prepare(recipe)))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModel, AutoModelForSequenceClassification
 from typer.testing import CliRunner
 
 import prunus  # noqa: F401 - so that a narrow model loads
@@ -15,7 +15,7 @@ from prunus.cli import app
 from prunus.recipe import read_recipe
 from prunus.training.prepare import prepare
 from prunus.training.run import run
-from small import interrupt_at, save_tiny_bert, small_recipe
+from small import CONFIGS, interrupt_at, save_tiny_bert, small_recipe, tiny_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -111,3 +111,24 @@ def test_a_run_that_goes_on_ends_as_a_whole_one(
 def test_mistakes_are_told(shape: dict[str, Any], said: str, deep_bert: Path, small_data: Path) -> None:
     with pytest.raises(RecipeError, match=said):
         prepare(read_recipe(recipe_of(deep_bert, small_data, shape)))
+
+
+def test_depth_keeps_a_first_layer_unlike_the_others(
+    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ModernBERT, whose layers turn the more the deeper they are: the first stays all the same."""
+    config = CONFIGS["modernbert"]()
+    config.num_hidden_layers, config.layer_types = 4, ["full_attention"] * 4
+    torch.manual_seed(0)
+    AutoModel.from_config(config).save_pretrained(tmp_path / "model")
+    tiny_tokenizer().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("prunus.training.shape.influence", lambda model, batches: [0.1, 0.2, 0.3, 0.4])
+    raw = recipe_of(tmp_path / "model", small_data, {"depth": 2}, distill=None)
+    facts = run(read_recipe(raw), tmp_path / "run")
+    assert facts.shape["layers"] == [0, 3]
+    result = CliRunner().invoke(app, ["eval", str(tmp_path / "run"), "--json"])
+    assert json.loads(result.stdout)["metrics"] == facts.dense.metrics
+    raw = recipe_of(tmp_path / "model", small_data, {"layers": [1, 2]}, distill=None)
+    said = r"model\.layers must leave layer 0 in its place: layer 1 differs from it in attn_norm"
+    with pytest.raises(RecipeError, match=said):
+        prepare(read_recipe(raw))

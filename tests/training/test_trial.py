@@ -25,7 +25,7 @@ from transformers import (
 import prunus
 from prunus import CheckpointError, PrunusError, RecipeError
 from prunus.checkpoint.huggingface import narrow
-from prunus.errors import DataError, EngineError
+from prunus.errors import DataError
 from prunus.export.graph import export_graph
 from prunus.models.loading import load_model
 from prunus.recipe import read_recipe
@@ -269,7 +269,7 @@ def test_a_body_of_another_shape_is_not_drawn_afresh(tmp_path: Path) -> None:
     place = classifier(tmp_path / "old", 2)
     config = AutoConfig.from_pretrained(place)
     config.intermediate_size = 64
-    with pytest.raises(PrunusError, match="has another shape"):
+    with pytest.raises(PrunusError, match=r"must have the shape .* that its config.json describes"):
         load_model(str(place), config, "classification", new_head=True)
 
 
@@ -358,7 +358,7 @@ def test_weights_that_cannot_be_loaded_are_told_by_plan(damage: str, small_data:
     told = (
         "hold whole files of weights"
         if damage == "cut"
-        else r"have the shape \[64(, 16)?\] that its config.json describes"
+        else r"have the shape \[(16, )?64(, 16)?\] that its config.json describes"
     )
     with pytest.raises(PrunusError, match=told):
         prepare(read_recipe(plain(place, small_data)))
@@ -373,7 +373,7 @@ def test_weights_that_are_missing_are_not_drawn_in_silence(small_data: Path, tmp
     for head in ("saved", "new"):
         if head == "new":
             raw["model"]["head"] = "new"
-        with pytest.raises(CheckpointError, match=r"bert.encoder.layer.1.output.dense.weight is missing, one of 1"):
+        with pytest.raises(PrunusError, match=r"bert.encoder.layer.1.output.dense.weight is missing, one of 1"):
             run(read_recipe(raw), tmp_path / head)
 
 
@@ -390,7 +390,7 @@ def test_weights_under_a_wrappers_names_are_missing(small_data: Path, tmp_path: 
     place = classifier(tmp_path / "model", 2)
     tensors = {f"module.{name}": value for name, value in load_file(place / "model.safetensors").items()}
     save_file(tensors, place / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match="is missing, one of"):
+    with pytest.raises(PrunusError, match="is missing, one of"):
         run(read_recipe(plain(place, small_data)), tmp_path / "out")
-    with pytest.raises(EngineError, match="is missing, one of"):
+    with pytest.raises(CheckpointError, match="is missing, one of"):
         export_graph(place, tmp_path / "onnx", "onnx", "float32")

@@ -22,7 +22,9 @@ from prunus.bench.engines import ENGINES, Batch, Call, Subject, make_engines, mi
 from prunus.bench.rounds import Timing, compare, timed
 from prunus.checkpoint.sentence_files import model_directory
 from prunus.environment import package_versions, processor
-from prunus.errors import EngineError, Problem, first_line
+from prunus.errors import EngineError, Problem
+from prunus.models.checkpoints import load_checkpoint, read_config
+from prunus.models.hub import name_of
 from prunus.runtime.families import shape_of
 from prunus.runtime.isa import choose
 
@@ -111,7 +113,7 @@ def bench(
         raise EngineError(*unknown)
     names = [name for name, missing in absent.items() if not missing]
     torch.set_num_threads(threads)
-    directory, name = model_directory(directory), directory.resolve().name
+    directory, name = model_directory(directory), name_of(directory)
     model = model_of(directory)
     shape = shape_of(model.config.to_dict())
     words, longest = shape.vocab_size, shape.positions - shape.first_position
@@ -155,13 +157,10 @@ def bench(
 
 
 def model_of(directory: Path) -> Any:
-    """The body of a saved model in torch. Raises ``EngineError`` where it cannot be read."""
-    try:
-        return AutoModel.from_pretrained(directory, dtype=torch.float32).eval()
-    except Exception as error:
-        # Whatever a directory from outside lacks is told, not typed.
-        rule = f"be a model that transformers loads ({first_line(error)})"
-        raise EngineError(Problem("directory", str(directory), rule, "the output of a run")) from None
+    """The body of a saved model in torch. Raises ``PrunusError`` where it cannot be read, or has no fused engine."""
+    config = read_config(directory)
+    shape_of(config.to_dict())  # told before the weights are read
+    return load_checkpoint(AutoModel, directory, config)
 
 
 def real_rows(directory: Path, texts: Path, longest: int) -> list[NDArray[Any]]:

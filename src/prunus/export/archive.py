@@ -40,6 +40,7 @@ from prunus.errors import CheckpointError, Problem
 from prunus.export.packed import COPIED
 from prunus.export.source import carry_sentence_files, carry_tokenizer
 from prunus.grid import from_integers, largest, symmetric_step, to_integers
+from prunus.models.checkpoints import finite_problems
 
 __all__ = ["ARCHIVE", "export_archive", "read_archive", "restore_archive", "write_archive"]
 
@@ -239,7 +240,7 @@ def export_archive(
     compressed by zlib (level 6), as float32, as int8 where the model was trained in it, and as archived.
 
     Raises:
-        CheckpointError: no model there, an output that is taken, or a disk that is full.
+        CheckpointError: no model there, weights that are not finite, an output that is taken, or a disk that is full.
 
     """
     sentences = find_sentence_files(directory)
@@ -250,6 +251,9 @@ def export_archive(
         raise CheckpointError(Problem("output", str(output), rule, "--overwrite or another directory"))
     tensors = read_weights(directory)
     ranges = read_tensors(directory / RANGES_FILE) if (directory / RANGES_FILE).is_file() else {}
+    lost = [*finite_problems(tensors, str(directory)), *finite_problems(ranges, str(directory / RANGES_FILE))]
+    if lost:
+        raise CheckpointError(*lost)
     with staged(output, FACTS, new="" if overwrite else ARCHIVE) as partial:
         copy_files(directory, partial, KEEPS)
         carry_tokenizer(directory, partial, console)

@@ -12,6 +12,7 @@ import json
 import tempfile
 from collections.abc import Iterable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, PreTrainedModel
 
@@ -29,17 +29,16 @@ from prunus.checkpoint.sentence_files import find_sentence_files, model_director
 from prunus.checkpoint.staged import copy_files, staged
 from prunus.checkpoint.tensor_io import RANGES_FILE, read_tensors
 from prunus.checkpoint.weights import weight_files
-from prunus.errors import CheckpointError, DataError, EngineError, Problem, first_line
-from prunus.export.onnx import export_onnx, whole_weight
+from prunus.errors import CheckpointError, DataError, EngineError, MissingExtra, Problem, PrunusError, first_line
+from prunus.export.onnx import LONGEST, export_onnx, whole_weight
 from prunus.export.packed import COPIED, Calibration, run_task, splits_for, texts_of, tokenizer_of
 from prunus.export.running import Running, output_names
 from prunus.export.scoring import agreement
 from prunus.export.source import carry_tokenizer
-from prunus.models.loading import check_complete
+from prunus.models.checkpoints import check_encoder, load_checkpoint, read_config
 from prunus.models.predict import predict
 from prunus.progress import Bars
 from prunus.quantization import Quantization, QuantLinear, quantize, restore
-from prunus.runtime.families import read_settings
 from prunus.runtime.isa import choose
 from prunus.tasks.base import Task
 from prunus.tasks.collate import TOKEN_KEYS, Collate
@@ -47,37 +46,43 @@ from prunus.tasks.collate import TOKEN_KEYS, Collate
 __all__ = ["FILES", "export_graph", "integer_products"]
 
 FILES = {"onnx": "model.onnx", "openvino": "openvino_model.xml"}
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
+"""What it takes to write a file and to run it."""
 FACTS = "export.json"
 INTEGER = {"MatMulIntegerToFloat", "MatMulInteger", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul"}
 FLOAT = {"MatMul", "FusedMatMul", "Gemm", "FusedGemm", "TransposeMatMul"}
 
 
 def load(directory: Path) -> PreTrainedModel:
-    """The saved model, with plain attention, whose products of bytes every engine recognises."""
+    """The saved model, with plain attention, whose products of bytes every engine recognises.
+
+    Raises:
+        EngineError: an architecture that cannot be exported.
+        CheckpointError: weights that are missing, damaged or not finite.
+
+    """
     if not (directory / "config.json").is_file():
         raise EngineError(Problem(str(directory / "config.json"), "nothing", "be a file"))
     weight_files(directory)
-    names = read_settings(directory / "config.json").get("architectures") or [""]
-    names = names if isinstance(names, list) else [names]
+    config = read_config(directory)
+    name = str(next(iter(config.architectures or ()), ""))
     kinds = {
         "ForSequenceClassification": AutoModelForSequenceClassification,
         "ForQuestionAnswering": AutoModelForQuestionAnswering,
     }
-    kind = next((kind for end, kind in kinds.items() if str(names[0]).endswith(end)), None)
-    if kind is None:
+    auto = next((auto for end, auto in kinds.items() if name.endswith(end)), None)
+    if auto is None:
         rule = "be a model for sequence classification or question answering"
-        raise EngineError(Problem("config.json: architectures", names[0], rule))
-    try:
-        more = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
-        model: PreTrainedModel
-        model, loaded = kind.from_pretrained(
-            directory, dtype=torch.float32, attn_implementation="eager", output_loading_info=True, **more
-        )
-        check_complete(model, loaded["missing_keys"], drawn=False)
-    except (OSError, RuntimeError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        rule = f"hold a model that transformers can load ({first_line(error)})"
-        raise EngineError(Problem("directory", str(directory), rule, "saving it again")) from None
-    return model.eval()
+        raise EngineError(Problem("config.json: architectures", name, rule))
+    check_encoder(config, name)
+    return load_checkpoint(auto, directory, config, attn_implementation="eager")
+
+
+def _check_packages(to: str) -> None:
+    absent = [name for name in PACKAGES[to] if find_spec(name) is None]
+    if absent:
+        fix = 'pip install "prunus[export]"'
+        raise MissingExtra(Problem(f"prunus export --to {to}", f"no package {absent[0]}", "have its packages", fix))
 
 
 def export_graph(
@@ -105,8 +110,10 @@ def export_graph(
 
     Raises:
         PrunusError: all that is wrong, before anything is computed; ``EngineError`` where the file lost something.
+        MissingExtra: a package that it takes is not installed.
 
     """
+    _check_packages(to)
     calibration = calibration or Calibration()
     found = calibration.problems()
     if precision not in {"int8", "float32"}:
@@ -154,7 +161,9 @@ def export_graph(
                 "ranges": source,
                 "products": {"int8": integers, "float32": floats, "quantized layers": len(layers)},
                 "bytes": sum(p.stat().st_size for p in partial.iterdir() if p.suffix in {".onnx", ".xml", ".bin"}),
-                "notes": [each for each in (note, saturation(layers.values(), to)) if each],
+                "notes": [
+                    each for each in (note and f"metric not measured: {note}", saturation(layers.values(), to)) if each
+                ],
             }
             inside = [name for name in layers if split_layer(name)]  # in the stack of layers
             if integers < len(inside):
@@ -187,7 +196,9 @@ def sampled(
     directory: Path, calibration: Calibration, task: Task | None, tokenizer: Any, model: PreTrainedModel, bars: Bars
 ) -> list[dict[str, Tensor]]:
     """Batches of real inputs."""
-    rows = texts_of(directory, calibration, task, tokenizer, int(getattr(model.config, KEYS.positions)) - 2, bars)
+    positions = getattr(model.config, KEYS.positions, None) or 0
+    longest = positions - 2 if positions > 2 else LONGEST  # some families count no positions
+    rows = texts_of(directory, calibration, task, tokenizer, longest, bars)
     collate = Collate(tokenizer)
     plain = [{name: value for name, value in row.items() if name in TOKEN_KEYS} for row in rows]
     return [
@@ -205,6 +216,17 @@ def guess(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def write(model: PreTrainedModel, example: Mapping[str, Tensor], names: list[str], output: Path, to: str) -> None:
+    """The file. Raises ``EngineError`` for a family that torch or the engine cannot export."""
+    try:
+        _write(model, example, names, output, to)
+    except (OSError, PrunusError):
+        raise
+    except Exception as error:  # each operator that an exporter lacks has its own error
+        rule = f"be a family that torch can export to {to} ({type(error).__name__}: {first_line(error)})"
+        raise EngineError(Problem("config.json: model_type", model.config.model_type, rule, "prunus eval")) from None
+
+
+def _write(model: PreTrainedModel, example: Mapping[str, Tensor], names: list[str], output: Path, to: str) -> None:
     if to == "onnx":
         export_onnx(model, example, names, output / FILES[to])
         return

@@ -102,7 +102,7 @@ def export_packed(
         raise CheckpointError(*found)
     sentences, more = read_sentences(directory), cross_encoder_settings(directory)
     directory = model_directory(directory)
-    dense = read_dense(directory, more)
+    dense = read_dense(directory, more, embeds=sentences is not None)
     with Bars(console) as bars:
         task, note = run_task(directory, calibration.data, bars, splits_for(precision, calibration, evaluate))
         if precision == "int8" and calibration.texts is None and task is None:

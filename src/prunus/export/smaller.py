@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+import transformers
 from rich.console import Console
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
@@ -21,6 +21,7 @@ from transformers import (
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    PreTrainedModel,
 )
 
 from prunus._version import __version__
@@ -31,6 +32,8 @@ from prunus.checkpoint.staged import is_new, staged
 from prunus.checkpoint.tensor_io import RANGES_FILE
 from prunus.errors import CheckpointError, Problem, first_line
 from prunus.export.source import carry_tokenizer
+from prunus.models.checkpoints import load_checkpoint, read_config
+from prunus.models.hub import name_of
 from prunus.report.facts import FACTS_FILE, RunFacts, read_facts, write_facts
 from prunus.sparsity.compact import Layout
 from prunus.sparsity.structures import Structure, structures
@@ -45,6 +48,15 @@ _CLASSES: Final[dict[str, Any]] = {
     "ForCausalLM": AutoModelForCausalLM,
     "ForImageClassification": AutoModelForImageClassification,
 }
+_OUTPUTS: Final = (
+    "logits",
+    "start_logits",
+    "end_logits",
+    "prediction_logits",
+    "seq_relationship_logits",
+    "last_hidden_state",
+)
+"""What models give, by name, of which all that is there is compared."""
 _ROWS, _TOKENS, _SEED = 4, 32, 0
 _TOLERANCE: Final = 1e-3
 """Of the largest output: rounding of float32 sums is a hundredth of it."""
@@ -53,17 +65,14 @@ _TOLERANCE: Final = 1e-3
 def read_model(directory: Path) -> Any:
     """The model of a directory with the head that its ``config.json`` names, in float32 and evaluation mode.
 
-    Raises ``CheckpointError`` where it cannot be read.
+    Raises ``PrunusError`` where it cannot be read, and for models that do not read tokens or pixels alone.
     """
-    try:
-        config = AutoConfig.from_pretrained(directory)
-        name = str(next(iter(config.architectures or ()), ""))
-        auto = next((auto for suffix, auto in _CLASSES.items() if name.endswith(suffix)), AutoModel)
-        return auto.from_pretrained(directory, config=config, dtype=torch.float32).eval()
-    except Exception as error:
-        # Whatever a directory from outside lacks is told, not typed.
-        rule = f"be a model that transformers loads ({first_line(error)})"
-        raise CheckpointError(Problem("directory", str(directory), rule, "the output of a run")) from None
+    config = read_config(directory)
+    name = str(next(iter(config.architectures or ()), ""))
+    own = getattr(transformers, name, None)  # of its own class: another one would lose the head
+    if not isinstance(own, type) or not issubclass(own, PreTrainedModel):
+        own = next((auto for suffix, auto in _CLASSES.items() if name.endswith(suffix)), AutoModel)
+    return load_checkpoint(own, directory, config)
 
 
 def compact_directory(directory: Path, output: Path, console: Console | None = None) -> dict[str, Any]:
@@ -82,8 +91,8 @@ def compact_directory(directory: Path, output: Path, console: Console | None = N
     sentences = find_sentence_files(directory)
     source, directory = directory, model_directory(directory)
     model = read_model(directory)
-    inputs, before, whole = _inputs(model), _counts(model), structures(model)
-    expected = _outputs(model, inputs)
+    before, whole = _counts(model), structures(model)
+    inputs, expected = _tried(model)
     layout = compact(model)
     if not layout:
         rule = "hold heads or neurons whose columns in the layer that reads them are all zero"
@@ -96,7 +105,7 @@ def compact_directory(directory: Path, output: Path, console: Console | None = N
         rule = f"give the same outputs, within {_TOLERANCE:g} of the largest ({size:.3g})"
         raise CheckpointError(Problem("the smaller model", gap, rule, "a bug report"))
     facts: dict[str, Any] = {
-        "source": source.name,
+        "source": name_of(source),
         "prunus": __version__,
         "parameters": {"before": before[0], "after": _counts(model)[0]},
         "encoder": {"before": before[1], "after": _counts(model)[1]},
@@ -154,6 +163,20 @@ def _layers(whole: list[Structure], layout: Layout) -> list[dict[str, Any]]:
     ]
 
 
+def _tried(model: Any) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    """Inputs, and what the model gives for them; ``CheckpointError`` for one that wants more than tokens or pixels."""
+    try:
+        inputs = _inputs(model)
+        found = _outputs(model, inputs)
+        reason = "" if found else "it gives neither logits nor states"
+    except Exception as error:  # each architecture has its own way to refuse what it is given
+        found, reason = [], f"{type(error).__name__}: {first_line(error)}"
+    if reason:
+        rule = f"read tokens or pixels alone, so that outputs can be compared ({reason})"
+        raise CheckpointError(Problem("config.json: architectures", type(model).__name__, rule, "an encoder"))
+    return inputs, found
+
+
 def _inputs(model: Any) -> dict[str, torch.Tensor]:
     """Random tokens, or pixels, with some rows shorter than others."""
     generator = torch.Generator().manual_seed(_SEED)
@@ -161,7 +184,8 @@ def _inputs(model: Any) -> dict[str, torch.Tensor]:
         side, channels = model.config.image_size, getattr(model.config, "num_channels", 3)
         return {"pixel_values": torch.randn(_ROWS, channels, side, side, generator=generator)}
     config = model.config.get_text_config()
-    longest = min(_TOKENS, int(getattr(config, KEYS.positions, _TOKENS)) - 4)
+    positions = getattr(config, KEYS.positions, None) or 0
+    longest = min(_TOKENS, positions - 4) if positions > 4 else _TOKENS  # some families count no positions
     ids = torch.randint(0, config.vocab_size, (_ROWS, longest), generator=generator)
     mask = torch.ones_like(ids)
     for row in range(1, _ROWS):
@@ -175,7 +199,7 @@ def _outputs(model: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     given = model(**inputs)
     mask = inputs.get("attention_mask")
     found = []
-    for name in ("logits", "start_logits", "end_logits", "last_hidden_state"):
+    for name in _OUTPUTS:
         value = given.get(name)
         if value is not None:
             whole = mask is not None and value.dim() > 1 and value.shape[:2] == mask.shape

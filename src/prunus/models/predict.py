@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
+from prunus.errors import TrainingError
+from prunus.models.checkpoints import finite_problems
 from prunus.models.masked_language import masked_outputs
 from prunus.progress import Bars
 from prunus.tasks.base import Feature, HeadKind, Metrics, Task
@@ -88,7 +90,13 @@ def _masked(model: nn.Module, batch: Mapping[str, Tensor], device: torch.device)
 def score_task(
     model: nn.Module, task: Task, tokenizer: PreTrainedTokenizerBase, batch_size: int, bars: Bars, what: str
 ) -> Metrics:
-    """The task's official metrics of ``model`` on its whole validation split; ``what`` names the bar."""
+    """The task's official metrics of ``model`` on its whole validation split; ``what`` names the bar.
+
+    Raises ``TrainingError`` where the model's weights are not finite: its answers would say nothing.
+    """
+    lost = finite_problems(dict(model.named_parameters()), "the trained model", "a lower learning rate")
+    if lost:
+        raise TrainingError(*lost)
     features = task.features("validation", tokenizer, lambda done, total: bars("tokenising", done, total))
     collate = Collate(tokenizer)
     outputs = predict(model, features, collate, task.head, batch_size, lambda done, total: bars(what, done, total))

@@ -20,7 +20,7 @@ from prunus.errors import EngineError, Problem
 from prunus.runtime.convert import Model, chunks
 from prunus.runtime.encoder import Encoder
 from prunus.runtime.families import places
-from prunus.runtime.heads import Head, head_of
+from prunus.runtime.heads import Head, head_of, head_of_settings
 from prunus.runtime.isa import choose
 from prunus.runtime.processors import processors
 from prunus.runtime.sentences import MEAN, unit
@@ -33,7 +33,6 @@ Array = NDArray[Any]
 AT_ONCE = 4096
 """Tokens that one pass computes at most, unless one sequence is longer: bounds the memory of a large batch."""
 NOWHERE = -10000.0
-HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
 
 class Output(dict[str, Any]):
@@ -67,12 +66,9 @@ class Engine:
             raise EngineError(Problem("threads", count, "be 1 to 256"))
         self.model, self.directory = model, directory
         self.settings = model.settings
-        architectures = model.settings.get("architectures") or [""]
-        self.architecture = str(architectures[0]) if isinstance(architectures, list) else str(architectures)
+        self.architecture = head_of_settings(model.settings)
         self.sentences = model.sentences or MEAN
-        named = self.architecture
-        if model.sentences is not None and not named.endswith(HEADS):
-            named = "Model"  # sentence-transformers reads the encoder alone, whatever head it was trained with
+        named = head_of_settings(model.settings, model.sentences is not None)
         self.head: Head = head_of(named, model.shape.family, model.tensors, model.shape.hidden)
         self.encoder = Encoder(model, choose(isa), count)
         self._read = Texts(directory, self.longest, self.sentences)

@@ -6,9 +6,9 @@ question answering         every token -> start, end                            
 none                       hidden states; the pooled first token where there is one
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +17,14 @@ from prunus.errors import EngineError, Problem
 from prunus.runtime.families import encoder_of
 from prunus.runtime.reference import ACTIVATIONS
 
-__all__ = ["Head", "head_of"]
+__all__ = ["Head", "head_kind", "head_of", "head_of_settings"]
 
 Array = NDArray[Any]
+_KINDS: Final = {
+    "ForSequenceClassification": "sequence",
+    "ForTokenClassification": "tokens",
+    "ForQuestionAnswering": "span",
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,29 @@ class Head:
             # not by matmul: it wakes the threads of BLAS, which spin for milliseconds on the processors the engine needs
             states = activation(np.vecdot(states[:, None], weight) + bias)
         return states
+
+
+def head_of_settings(settings: Mapping[str, Any], embeds: bool = False) -> str:
+    """The architecture whose head a model has: the first that ``config.json`` names.
+
+    With ``embeds`` it is an encoder without a head, whatever head it was trained with, unless that head is a task's:
+    sentence-transformers reads the encoder alone.
+    """
+    named = settings.get("architectures") or [""]
+    name = str(named[0]) if isinstance(named, list) else str(named)
+    return "Model" if embeds and not name.endswith(tuple(_KINDS)) else name
+
+
+def head_kind(architecture: str) -> str:
+    """``Head.kind`` of an architecture of ``transformers``. Raises ``EngineError`` for one without a head here."""
+    for end, kind in _KINDS.items():
+        if architecture.endswith(end):
+            return kind
+    if architecture.endswith("Model") and not architecture.endswith("HeadModel"):
+        return "none"
+    rule = "be an encoder, or one with a head for sequence classification, token classification or question answering"
+    fix = "the encoder alone: AutoModel.from_pretrained(DIRECTORY).save_pretrained(...), and its tokenizer"
+    raise EngineError(Problem("config.json: architectures", architecture or "nothing", rule, fix))
 
 
 def same(x: Array) -> Array:
@@ -71,20 +99,18 @@ def head_of(architecture: str, family: str, tensors: dict[str, Array], hidden: i
             raise EngineError(Problem(f"head.{name}", got, f"be a dense layer of {inputs} inputs"))
         return weight, bias, activation
 
-    if architecture.endswith("ForSequenceClassification"):
+    kind = head_kind(architecture)
+    if kind == "sequence":
         names = encoder_of(family)[1].classifier
         activation = np.tanh if names.activation == "tanh" else ACTIVATIONS[names.activation]
         dense = layer(names.first, hidden, activation)
         return Head("sequence", (dense, layer(names.last, len(dense[0]), same)))
-    if architecture.endswith("ForTokenClassification"):
+    if kind == "tokens":
         return Head("tokens", (layer("classifier", hidden, same),))
-    if architecture.endswith("ForQuestionAnswering"):
+    if kind == "span":
         span = layer("qa_outputs", hidden, same)
         if len(span[0]) != 2:
             raise EngineError(Problem("head.qa_outputs", f"{len(span[0])} outputs", "have two: start and end"))
         return Head("span", (span,))
-    if architecture.endswith("Model") and not architecture.endswith("HeadModel"):
-        pooler = encoder_of(family)[1].pooler
-        return Head("none", (layer(pooler, hidden, np.tanh),) if f"head.{pooler}.weight" in tensors else ())
-    rule = "be a model of its own, or one for sequence classification, token classification or question answering"
-    raise EngineError(Problem("config.json: architectures", architecture, rule))
+    pooler = encoder_of(family)[1].pooler
+    return Head("none", (layer(pooler, hidden, np.tanh),) if f"head.{pooler}.weight" in tensors else ())

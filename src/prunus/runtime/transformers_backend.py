@@ -25,6 +25,7 @@ from prunus.errors import EngineError, Problem
 from prunus.runtime.convert import Model, calibrate, convert
 from prunus.runtime.engine import Engine
 from prunus.runtime.families import canonical
+from prunus.runtime.heads import head_kind, head_of
 from prunus.runtime.store import read_model, write_model
 
 __all__ = ["PrunusConfig", "PrunusExporter", "PrunusRunner", "as_model", "register_exporter"]
@@ -55,15 +56,18 @@ class PrunusExporter(HfExporter):  # type: ignore[misc]
         """The packed model, and what the exporters record of it."""
         if config.precision not in {"float32", "int8"}:
             raise EngineError(Problem("precision", config.precision, "be float32 or int8"))
-        settings = model.config.to_dict() | {"architectures": [type(model).__name__]}
+        name = type(model).__name__
+        head_kind(name)
+        settings = model.config.to_dict() | {"architectures": [name]}
         dense = canonical(settings, {name: v.detach().float().numpy() for name, v in model.state_dict().items()})
+        head_of(name, dense.shape.family, dense.tensors, dense.shape.hidden)
         ranges = None
         if config.precision == "int8":
             ids, mask = sample_inputs["input_ids"], sample_inputs.get("attention_mask")
             keep = torch.ones_like(ids) if mask is None else mask
             ranges = calibrate(dense, [row[kept != 0].numpy() for row, kept in zip(ids, keep, strict=True)])
         metadata = ExportMetadata(
-            architecture=type(model).__name__,
+            architecture=name,
             export_dtype="float32",
             export_device="cpu",
             kwargs={name: {} for name in sample_inputs},

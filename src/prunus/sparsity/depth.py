@@ -17,7 +17,7 @@ from torch.nn import functional
 from prunus.architectures import KEYS, LAYER_GROUPS_KEYS
 from prunus.errors import Problem, TargetError
 
-__all__ = ["influence", "keep_layers", "layers_of", "spread"]
+__all__ = ["influence", "is_first_fixed", "keep_layers", "layers_of", "spread"]
 
 
 def _config(model: Any) -> Any:
@@ -46,13 +46,16 @@ def layers_of(model: Any, key: str = "model") -> tuple[str, nn.ModuleList]:
 def keep_layers(model: Any, kept: Sequence[int], key: str = "layers") -> None:
     """Leaves these layers, in place and in their order.
 
-    Raises ``TargetError`` for numbers that are not there, twice there, or none.
+    Raises ``TargetError`` for numbers that are not there, twice there, or none, and where a layer would come to a place whose
+    layer has other weights: ModernBERT's first layer has no norm before attention, T5's holds the table of positions.
     """
     name, layers = layers_of(model)
     if not kept or len(set(kept)) != len(kept) or not all(0 <= i < len(layers) for i in kept):
         rule = f"be one or more different numbers in 0..{len(layers) - 1}"
         raise TargetError(Problem(key, list(kept), rule, str(spread(len(layers), max(1, len(layers) // 2)))))
     chosen = sorted(kept)
+    _check_places(layers, chosen, key)
+    _count_layers(model, len(chosen))
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, nn.ModuleList([layers[i] for i in chosen]))
     for place, i in enumerate(chosen):  # a decoder's cache goes by these
@@ -60,13 +63,42 @@ def keep_layers(model: Any, kept: Sequence[int], key: str = "layers") -> None:
             if isinstance(getattr(module, "layer_idx", None), int):
                 setattr(module, "layer_idx", place)  # noqa: B010 - mypy takes the plain form for a submodule
     config = _config(model)
-    for counter in (KEYS.layers, *LAYER_GROUPS_KEYS):
-        if hasattr(config, counter):
-            setattr(config, counter, len(chosen))
     for attribute in KEYS.per_layer:
         values = getattr(config, attribute, None)
         if isinstance(values, list) and len(values) == len(layers):
             setattr(config, attribute, [values[i] for i in chosen])
+
+
+def is_first_fixed(model: Any) -> bool:
+    """Whether the first layer has weights that the others lack, or lacks some: it can neither go nor be replaced."""
+    _, layers = layers_of(model)
+    return any(_names(layer) != _names(layers[0]) for layer in layers)
+
+
+def _names(layer: nn.Module) -> set[str]:
+    return {name for name, _ in layer.named_parameters()}
+
+
+def _check_places(layers: nn.ModuleList, chosen: Sequence[int], key: str) -> None:
+    """Raises ``TargetError`` for a layer that the architecture, made again, would make with other weights in its new place."""
+    for place, i in enumerate(chosen):
+        other = _names(layers[i]) ^ _names(layers[place])
+        if other:
+            rule = f"leave layer {place} in its place: layer {i} differs from it in {min(other)}"
+            fix = str(sorted({place, *chosen}))
+            raise TargetError(Problem(key, list(chosen), rule, fix))
+
+
+def _count_layers(model: Any, count: int) -> None:
+    """Writes the number of layers into the configuration; ``TargetError`` for one that computes it from other keys."""
+    config = _config(model)
+    try:
+        for counter in (KEYS.layers, *LAYER_GROUPS_KEYS):
+            if hasattr(config, counter):
+                setattr(config, counter, count)
+    except (NotImplementedError, AttributeError):
+        rule = f"have a configuration whose {KEYS.layers} can be set"
+        raise TargetError(Problem("model", type(model).__name__, rule, "another model")) from None
 
 
 def spread(layers: int, count: int) -> list[int]:

@@ -98,7 +98,7 @@ def dense_model(plan: RunPlan, collate: Collate, bars: Bars, say: Callable[[str]
         there = from_main_process((kept / FACTS_FILE).is_file)
         if there:
             say(f"dense model: kept from an earlier run in {kept}")
-            model = load_model(str(kept), plan.dense_config, plan.task.head)
+            model = load_model(str(kept), plan.dense_config, plan.task.head, key="the kept dense model")
             return DenseModel(model, float(read_json(kept)["seconds"]), True, size_on_disk(kept))
         if is_main_process():
             _drop_abandoned(kept.parent)

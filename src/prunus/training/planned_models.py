@@ -1,4 +1,7 @@
-"""Resolves the models of a run: where they come from, their configurations, tokenizer and shapes; no weights are read."""
+"""Resolves the models of a run: where they come from, their configurations, tokenizer and shapes.
+
+Weights are read once to see that they are whole, and let go: what a checkpoint lacks is told before anything is trained.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,7 +11,7 @@ from typing import TypeVar
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from prunus.errors import Problem, PrunusError
-from prunus.models.loading import config_for, load_tokenizer, meta_model, model_source, trained_for, weight_problems
+from prunus.models.loading import config_for, load_model, load_tokenizer, meta_model, model_source, trained_for
 from prunus.recipe import OWN_TEACHERS
 from prunus.recipe_blocks import ModelSpec
 from prunus.tasks.base import HeadKind, Task
@@ -41,7 +44,7 @@ class Models:
 
 def resolve_sources(spec: ModelSpec, teachers: Mapping[str, str], problems: list[Problem]) -> Sources | None:
     """Looks for the models; None, and a problem for each that is not there."""
-    model = _source(spec.name, "model.name", problems)
+    model = _source(spec.name, "model.name", problems, spec.revision)
     dense = model if spec.dense is None else _source(spec.dense, "model.dense", problems)
     found = {key: name if name in OWN_TEACHERS else _source(name, key, problems) for key, name in teachers.items()}
     if model is None or dense is None:
@@ -57,13 +60,17 @@ def resolve_models(spec: ModelSpec, sources: Sources, task: Task, problems: list
         problems.append(Problem("model.head", "new", rule, "leaving it out"))
     tokenizer = gather(problems, lambda: load_tokenizer(sources.model, spec.revision))
     config = gather(problems, lambda: config_for(sources.model, task, spec.revision, tokenizer=tokenizer, new_head=new))
-    if config is not None:
-        problems += gather(problems, lambda: weight_problems(sources.model, config, head, "model.name", new)) or ()
+    skeleton = None if config is None else gather(problems, lambda: shaped(config, head, spec))
+    if config is not None and skeleton is not None:
+        gather(problems, lambda: load_model(sources.model, config, head, spec.revision, new_head=new))
     dense_config = config
     if spec.dense is not None:
         dense_config = gather(
             problems, lambda: config_for(sources.dense, task, key="model.dense", tokenizer=tokenizer, new_head=new)
         )
+        if dense_config is not None:
+            key = "model.dense"
+            gather(problems, lambda: load_model(sources.dense, dense_config, head, new_head=new, key=key))
         problems += _knows(dense_config, tokenizer, "model.dense")
     for key, teacher in sources.teachers.items():
         if teacher == "start" and config is not None and not trained_for(config, head):
@@ -71,7 +78,6 @@ def resolve_models(spec: ModelSpec, sources: Sources, task: Task, problems: list
             problems.append(Problem(key, "start", rule, "dense, which fine-tunes one first, or a directory"))
         elif teacher not in OWN_TEACHERS:
             problems += _teacher(teacher, task, tokenizer, key) + _reads(teacher, tokenizer, key)
-    skeleton = None if config is None else gather(problems, lambda: shaped(config, head, spec))
     if config is None or dense_config is None or tokenizer is None or skeleton is None:
         return None
     return Models(config, dense_config, tokenizer, skeleton)
@@ -84,8 +90,8 @@ def shaped(config: PreTrainedConfig, head: HeadKind, spec: ModelSpec) -> PreTrai
     return skeleton
 
 
-def _source(name: str, key: str, found: list[Problem]) -> str | None:
-    return gather(found, lambda: model_source(name, key))
+def _source(name: str, key: str, found: list[Problem], revision: str | None = None) -> str | None:
+    return gather(found, lambda: model_source(name, key, revision))
 
 
 def _teacher(source: str, task: Task, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:
@@ -95,6 +101,8 @@ def _teacher(source: str, task: Task, tokenizer: PreTrainedTokenizerBase | None,
     if config is not None and not trained_for(config, task.head):
         rule = f"be a model that is fine-tuned for {task.head}"
         found.append(Problem(key, source, rule, "dense, which fine-tunes one first"))
+    elif config is not None:
+        gather(found, lambda: load_model(source, config, task.head, key=key))
     return found + _knows(config, tokenizer, key)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from prunus.checkpoint.huggingface import narrow, shorten
 from prunus.errors import Problem, RecipeError
 from prunus.recipe_blocks import ModelSpec
-from prunus.sparsity.depth import influence, layers_of, spread
+from prunus.sparsity.depth import influence, is_first_fixed, layers_of, spread
 from prunus.sparsity.width import stream_width, strength
 
 __all__ = ["cut", "cut_shapes"]
@@ -46,7 +46,8 @@ def cut(model: Any, spec: ModelSpec, batches: Callable[[], Iterable[Mapping[str,
         if spec.depth is not None:
             turned = influence(model, batches())
             facts["influence"] = turned
-            kept = sorted(sorted(range(len(turned)), key=lambda i: -turned[i])[: spec.depth])
+            fixed = is_first_fixed(model)  # then it is kept, whatever it turns
+            kept = sorted(sorted(range(len(turned)), key=lambda i: (not (fixed and i == 0), -turned[i]))[: spec.depth])
         shorten(model, kept, "model.layers")
         facts["layers"] = kept
     if spec.hidden is not None and spec.hidden < stream_width(model):
