@@ -95,7 +95,11 @@ class _Line:
         place: Any = self.modules[first]()
         copied = False  # by PEFT: what follows are modules of the copy
         for part, each in zip(self._parts[first:-1], self.modules[first + 1 :], strict=True):
-            place, expected = None if place is None else child_of(place, part), each()
+            expected = each()
+            if place is not None and expected is not None and place._modules.get(part) is expected:
+                place = expected  # as it was, which is quicker to see than what a wrapper holds
+                continue
+            place = None if place is None else child_of(place, part)
             if place is None or (expected is None and not copied and each is not self.modules[-1]):
                 return None
             if expected is not None and not copied and unwrapped(place) is not expected:
