@@ -24,7 +24,17 @@ from prunus.sparsity.pruning import Rule
 from prunus.sparsity.schedules import Span, Timetable
 from prunus.sparsity.selection import count_of
 
-__all__ = ["SavedRule", "continued", "missed_targets", "plain", "read_rules", "rules_as_tensor", "state_problems"]
+__all__ = [
+    "SavedRule",
+    "check_shape",
+    "continued",
+    "finish_problems",
+    "missed_targets",
+    "plain",
+    "read_rules",
+    "rules_as_tensor",
+    "state_problems",
+]
 
 _FIX: Final = "the rules that the training began with, or a training from the beginning"
 
@@ -214,7 +224,34 @@ def missed_targets(rules: Sequence[Rule], zeros: Mapping[str, int], step: int) -
     return problems
 
 
+def finish_problems(
+    rules: Sequence[Rule], planned: Mapping[str, int], zeros: Mapping[str, int], step: int
+) -> list[Problem]:
+    """What is missing at the end of a training: mask updates, zeros that an update made (``planned``), or zeros that were asked.
+
+    ``planned`` and ``zeros`` are counts by name; ``zeros`` are those in the weights.
+    """
+    problems = [
+        Problem("steps", step, f"reach the last mask update, step {last}", "a longer training")
+        for rule in rules
+        if step < (last := rule.timetable.update_steps[-1])
+    ]
+    problems += [
+        Problem(name, count, f"hold the {planned[name]} zeros asked for", "a bug report")
+        for name, count in zeros.items()
+        if count < planned.get(name, 0)
+    ]
+    return problems or missed_targets(rules, zeros, step)
+
+
 # What a state must hold
+
+
+def check_shape(value: Tensor, shape: tuple[int, int], what: str, fix: str) -> None:
+    """Raises ``CheckpointError`` unless a tensor of a state has the shape ``[out, in]`` of ``what``."""
+    if tuple(value.shape) != shape:
+        rule = f"have the shape {list(shape)} of {what}"
+        raise CheckpointError(Problem("masker state", list(value.shape), rule, fix))
 
 
 def state_problems(rules: Sequence[Rule], state: Mapping[str, Tensor], step: int) -> list[Problem]:

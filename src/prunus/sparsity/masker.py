@@ -27,7 +27,14 @@ from torch import Tensor, nn
 
 from prunus.errors import CheckpointError, Problem, TrainingError
 from prunus.sparsity.allocation import importance
-from prunus.sparsity.continuing import continued, missed_targets, read_rules, rules_as_tensor, state_problems
+from prunus.sparsity.continuing import (
+    check_shape,
+    continued,
+    finish_problems,
+    read_rules,
+    rules_as_tensor,
+    state_problems,
+)
 from prunus.sparsity.mask_update import select_masks
 from prunus.sparsity.measure import TensorFacts, is_sharded, measure
 from prunus.sparsity.patterns import Pattern
@@ -170,18 +177,7 @@ class Masker:
                 weight = self._rows(name, parameter(model, name))
                 weight.masked_fill_(~self._masks[name], 0.0)
         facts = self.measure(model)
-        problems = [
-            Problem("steps", self.steps, f"reach the last mask update, step {last}", "a longer training")
-            for rule in self.rules
-            if self.steps < (last := rule.timetable.update_steps[-1])
-        ]
-        problems += [
-            Problem(fact.name, fact.zeros, f"hold the {self._planned[fact.name]} zeros asked for", "a bug report")
-            for fact in facts
-            if fact.zeros < self._planned.get(fact.name, 0)
-        ]
-        if not problems:
-            problems += missed_targets(self.rules, {fact.name: fact.zeros for fact in facts}, self.steps)
+        problems = finish_problems(self.rules, self._planned, {fact.name: fact.zeros for fact in facts}, self.steps)
         if problems:
             raise TrainingError(*problems)
         return facts
@@ -309,7 +305,7 @@ class Masker:
         self._sharding, self._shards = shards_of(weights, self.patterns)
         self._scorer.share_out(self._sharding, self._shards)
         self._masks, self._dense = {}, {}
-        self._load(weights, state)
+        self._load_tensors(weights, state)
 
     def _observes_next(self, rule: Rule) -> bool:
         """Whether the rule's criterion needs the gradient of the next step; none does after the last update."""
@@ -367,6 +363,12 @@ class Masker:
         self.steps = int(state.get("steps", torch.tensor(0)))
         if "rules" in state:
             self.rules = continued(self.rules, read_rules(state["rules"]), self.steps)
+        self._load_tensors(weights, state)
+        problems = state_problems(self.rules, state, self.steps)
+        if problems:
+            raise CheckpointError(*problems)
+
+    def _load_tensors(self, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         rules = {name: rule for rule in self.rules for name in rule.selection.taken}
         for key, value in state.items():
             kind, _, name = key.partition(".")
@@ -381,15 +383,12 @@ class Masker:
                 self._planned[name] = int(value)
             else:
                 self._load_tensor(kind, name, rules[name], value, weights[name].device)
-        problems = state_problems(self.rules, state, self.steps)
-        if problems:
-            raise CheckpointError(*problems)
 
     def _load_tensor(self, kind: str, name: str, rule: Rule, value: Tensor, device: torch.device) -> None:
         """A mask, dense weights, or a tensor of the criterion's state."""
         shard = self._shards[name]
         if kind in ("mask", "dense"):
-            _check_shape(value, shard.shape, name, "the model it was saved with")
+            check_shape(value, shard.shape, name, "the model it was saved with")
             here = rows_here(shard, value.to(device, torch.bool if kind == "mask" else value.dtype, copy=True))
             (self._masks if kind == "mask" else self._dense)[name] = here
         elif kind not in rule.criterion.state:
@@ -399,11 +398,5 @@ class Masker:
             self._scorer.load(name, kind, value.to(device))
         else:
             fix = "the pattern and the criterion that the state was saved with"
-            _check_shape(value, rule.score_shape(name), f"the scores of {name}", fix)
+            check_shape(value, rule.score_shape(name), f"the scores of {name}", fix)
             self._scorer.load(name, kind, units_here(shard, value).to(device))
-
-
-def _check_shape(value: Tensor, shape: tuple[int, int], what: str, fix: str) -> None:
-    if tuple(value.shape) != shape:
-        rule = f"have the shape {list(shape)} of {what}"
-        raise CheckpointError(Problem("masker state", list(value.shape), rule, fix))

@@ -29,6 +29,7 @@ from prunus.sparsity.pruning import Pruning
 from prunus.tasks.base import Feature, HeadKind, Metrics
 from prunus.tasks.collate import Collate
 from prunus.training.arguments import training_arguments
+from prunus.training.autocast import release
 from prunus.training.best import KeepBest
 from prunus.training.collapse_monitor import CollapseMonitor
 from prunus.training.dropout import dropout
@@ -37,7 +38,7 @@ from prunus.training.lr_schedules import cosine_cycles, linear_rewinding
 from prunus.training.progress import TrainingBar
 from prunus.training.run_plan import Length
 from prunus.training.session import STATE_FILE, Session
-from prunus.training.trainer import PrunusTrainer, release
+from prunus.training.trainer import PrunusTrainer
 
 __all__ = ["Fit", "Interrupted", "drop_checkpoints", "fit", "last_checkpoint"]
 

@@ -10,8 +10,7 @@ micro-batch counts as much as the others. Evaluation asks no teacher.
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +30,14 @@ from prunus.sparsity.pruning import Pruning
 from prunus.sparsity.wrappers import unwrapped
 from prunus.tasks.base import HeadKind
 from prunus.training.adapters import BASE_DIRECTORY, unsaved, write_base
+from prunus.training.autocast import in_float32
 from prunus.training.callback import PruneCallback, SessionCallback
 from prunus.training.contrast import ROW_ID, Contrasting, Numbered, columns_of, representing
 from prunus.training.sampler import SeededSampler
 from prunus.training.session import Clock, RowOrder, Session
 from prunus.training.teaching import Teaching, decoded
 
-__all__ = ["PrunusTrainer", "release"]
+__all__ = ["PrunusTrainer"]
 
 
 class PrunusTrainer(Trainer):  # type: ignore[misc]
@@ -372,25 +372,6 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             self._state_callback.save_state(directory, self.args.should_save)
         if not _internal_call and self.session.keeps_state and unsaved(self.model, self.session.masker):
             write_base(self.model, directory / BASE_DIRECTORY, self.args.should_save)
-
-
-def release(model: nn.Module) -> None:
-    """Takes off what accelerate laid on a model: the autocast (what is measured afterwards is float32), and the mark that
-    would keep the next training from having its own.
-    """
-    for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
-        model.__dict__.pop(name, None)
-
-
-@contextmanager
-def in_float32(model: nn.Module) -> Iterator[None]:
-    """Without the autocast that accelerate lays around a model's forward, and leaves there when the training is over."""
-    wrapped = model.__dict__.pop("forward", None)
-    try:
-        yield
-    finally:
-        if wrapped is not None:
-            model.__dict__["forward"] = wrapped
 
 
 def _unlabelled(inputs: Mapping[str, Any]) -> bool:
