@@ -227,7 +227,7 @@ def missed_targets(rules: Sequence[Rule], zeros: Mapping[str, int], step: int) -
 def finish_problems(
     rules: Sequence[Rule], planned: Mapping[str, int], zeros: Mapping[str, int], step: int
 ) -> list[Problem]:
-    """What is missing at the end of a training: mask updates, zeros that an update made (``planned``), or zeros that were asked.
+    """What is missing at the end of a training: mask updates, zeros that an update made (``planned``), or zeros asked for.
 
     ``planned`` and ``zeros`` are counts by name; ``zeros`` are those in the weights.
     """

@@ -127,7 +127,7 @@ class Masker:
         """
         self._follow(model)
         for rule in self.rules:
-            if not rule.criterion.needs_gradient or not self._observes_next(rule):
+            if not rule.criterion.needs_gradient or not rule.observes_next(self.steps):
                 continue
             for name in rule.selection.taken:
                 gradient = parameter(model, name).grad
@@ -306,12 +306,6 @@ class Masker:
         self._scorer.share_out(self._sharding, self._shards)
         self._masks, self._dense = {}, {}
         self._load_tensors(weights, state)
-
-    def _observes_next(self, rule: Rule) -> bool:
-        """Whether the rule's criterion needs the gradient of the next step; none does after the last update."""
-        if rule.criterion.needs_every_step:
-            return self.steps < rule.timetable.update_steps[-1]
-        return rule.timetable.due(self.steps + 1)
 
     def _lock(self, masks: Mapping[str, Tensor]) -> None:
         for name, mask in masks.items():

@@ -167,6 +167,12 @@ class Rule:
         """The share of pruned units after ``step`` optimizer steps in a tensor that ends at ``final`` sparsity."""
         return min(1.0, self.timetable.sparsity(step, final) / self.pattern.max_sparsity)
 
+    def observes_next(self, step: int) -> bool:
+        """Whether the criterion needs the gradient of the step after ``step``; none does after the last update."""
+        if self.criterion.needs_every_step:
+            return step < self.timetable.update_steps[-1]
+        return self.timetable.due(step + 1)
+
     def score_shape(self, name: str) -> tuple[int, int]:
         """Of the scores of one tensor: one a weight for N:M, one a unit for other patterns."""
         shape = self.selection.taken[name]
