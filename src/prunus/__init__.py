@@ -25,7 +25,7 @@ from prunus.import_hook import when_imported
 
 if TYPE_CHECKING:
     from prunus.checkpoint.huggingface import compact
-    from prunus.distillation.logits import Distillation, Lesson
+    from prunus.distillation.logits import Distillation, TeacherSettings
     from prunus.sparsity import Allocation, Lock, Masker, Pruning, Schedule, Span, Targets, lock
     from prunus.training.callback import PruneCallback
     from prunus.training.trainer import PrunusTrainer
@@ -36,7 +36,6 @@ __all__ = [
     "DataError",
     "Distillation",
     "EngineError",
-    "Lesson",
     "Lock",
     "Masker",
     "MissingExtra",
@@ -50,6 +49,7 @@ __all__ = [
     "Span",
     "TargetError",
     "Targets",
+    "TeacherSettings",
     "TrainingError",
     "__version__",
     "compact",
@@ -86,7 +86,7 @@ def __getattr__(name: str) -> Any:
         from prunus.training.trainer import PrunusTrainer
 
         return PrunusTrainer
-    if name in {"Distillation", "Lesson"}:
+    if name in {"Distillation", "TeacherSettings"}:
         from prunus.distillation import logits
 
         return getattr(logits, name)

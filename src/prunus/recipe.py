@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from prunus.distillation.contrastive import Contrast, Contrastive, Snapshots
 from prunus.distillation.hidden import Inside
-from prunus.distillation.logits import Distillation, Lesson
+from prunus.distillation.logits import Distillation, TeacherSettings
 from prunus.errors import Problem, RecipeError, nearest
 from prunus.quantization.spec import Quantization
 from prunus.reading import read_dataclass
@@ -47,7 +47,7 @@ _BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
-class OtherSpec(Lesson):
+class OtherSpec(TeacherSettings):
     """One more teacher."""
 
     teacher: str = "dense"

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 
-from prunus import Distillation, Lesson, PrunusTrainer, RecipeError, TargetError
+from prunus import Distillation, PrunusTrainer, RecipeError, TargetError, TeacherSettings
 from prunus.distillation.hidden import Inside
 from prunus.recipe import read_recipe
 from prunus.training.prepare import prepare
@@ -170,7 +170,7 @@ def test_a_teacher_in_a_directory_is_made_for_the_models_tokens(
 
 def test_each_teacher_counts_by_its_own_weights_and_temperature(tmp_path: Path) -> None:
     teachers = [teacher_of(), tiny_model("bert", seed=3), tiny_model("bert", seed=4)]
-    others = (Lesson(0.4, 3.0, Inside(0.2, "last", loss="cosine")), Lesson(0.1, 1.0))
+    others = (TeacherSettings(0.4, 3.0, Inside(0.2, "last", loss="cosine")), TeacherSettings(0.1, 1.0))
     trainer = trainer_of(tmp_path, Distillation(0.5, 0.25, 2.0, others=others), teachers)
     student = trainer.model.train()
     inputs = batch(rows(6))
@@ -193,7 +193,7 @@ def test_each_teacher_counts_by_its_own_weights_and_temperature(tmp_path: Path) 
 def test_a_teacher_without_weights_is_told(teachers: int, others: int, tmp_path: Path) -> None:
     models = [tiny_model("bert", seed=seed) for seed in range(teachers)]
     with pytest.raises(RecipeError, match=r"distill\.others must be one for each teacher but the first"):
-        trainer_of(tmp_path, Distillation(others=(Lesson(),) * others), models)
+        trainer_of(tmp_path, Distillation(others=(TeacherSettings(),) * others), models)
 
 
 def test_a_recipe_with_several_teachers(

@@ -11,7 +11,7 @@ import transformers as tf
 from torch import Tensor, nn
 from transformers import PrinterCallback
 
-from prunus import Distillation, Lesson, PrunusTrainer
+from prunus import Distillation, PrunusTrainer, TeacherSettings
 from prunus.distillation.contrastive import Contrast, Contrastive
 from prunus.distillation.hidden import Inside
 from prunus.errors import PrunusError, RecipeError, TargetError
@@ -497,7 +497,7 @@ def test_a_teacher_shares_nothing_with_its_student(make: Any, said: str, tmp_pat
 
 def test_what_teachers_share_with_each_other_is_theirs(tmp_path: Path) -> None:
     student, teacher = tiny_model(), classifier()
-    choice = Distillation(others=(Lesson(0.5, 1.0), Lesson(0.5, 3.0)))
+    choice = Distillation(others=(TeacherSettings(0.5, 1.0), TeacherSettings(0.5, 3.0)))
     trainer_of(tmp_path, student, [teacher, teacher, around(teacher)], choice).train()
     trainer_of(tmp_path, student, deepcopy(student), Distillation()).train()
 
@@ -615,7 +615,7 @@ def test_a_bank_of_another_width_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("teacher", [tf.BertForSequenceClassification, "a directory", ["two", "of them"]])
 def test_a_teacher_is_a_model(teacher: Any, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="teacher must be a model, or a list of models, got"):
-        trainer_of(tmp_path, tiny_model(), teacher, Distillation(others=(Lesson(),)))
+        trainer_of(tmp_path, tiny_model(), teacher, Distillation(others=(TeacherSettings(),)))
 
 
 def test_a_vocabulary_of_another_size_is_told(tmp_path: Path) -> None:

@@ -33,16 +33,16 @@ def read_states(path: Path, examples: int, digest: str, mapped: bool = False) ->
     """
     try:
         with safe_open(path, "pt") as file:
-            own, shape, kind = _header(file)
+            metadata, shape, kind = _header(file)
             states: Tensor | None = file.get_tensor("states") if not mapped else None
     except (OSError, SafetensorError) as error:
         raise CheckpointError(Problem(str(path), str(error), "be a whole bank", "a run without --resume")) from error
     if len(shape) != 2 or shape[0] != examples or kind != "F16":
         rule = f"hold a row in half precision for each of {examples} examples"
         raise CheckpointError(Problem(str(path), f"{kind} {shape}", rule, "the data that the run began with"))
-    if own != digest:
+    if metadata != digest:
         rule = "be of the data of this run, in its order"
-        raise CheckpointError(Problem(str(path), own, rule, "the data that the run began with"))
+        raise CheckpointError(Problem(str(path), metadata, rule, "the data that the run began with"))
     if states is not None:
         return states
     with path.open("rb") as plain:  # 8 bytes with the length of the header, the header, the numbers
@@ -51,5 +51,5 @@ def read_states(path: Path, examples: int, digest: str, mapped: bool = False) ->
 
 
 def _header(file: Any) -> tuple[str | None, list[int], str]:
-    whole = file.get_slice("states")
-    return (file.metadata() or {}).get("digest"), list(whole.get_shape()), str(whole.get_dtype())
+    states = file.get_slice("states")
+    return (file.metadata() or {}).get("digest"), list(states.get_shape()), str(states.get_dtype())

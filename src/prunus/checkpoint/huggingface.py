@@ -120,10 +120,10 @@ def layout_of(config: Any) -> PrunusLayout | None:
 
     Returns None where there is none. Raises ``CheckpointError`` for one that is damaged.
     """
-    held = getattr(config, "quantization_config", None)
-    if isinstance(held, Mapping) and held.get("quant_method") == METHOD:
-        return PrunusLayout(held.get("layout"), held.get("hidden"))
-    return held if isinstance(held, PrunusLayout) else None
+    method = getattr(config, "quantization_config", None)
+    if isinstance(method, Mapping) and method.get("quant_method") == METHOD:
+        return PrunusLayout(method.get("layout"), method.get("hidden"))
+    return method if isinstance(method, PrunusLayout) else None
 
 
 def shrink_as_saved(model: Any) -> None:
@@ -145,11 +145,11 @@ def shrink_as_saved(model: Any) -> None:
 def fitted(model: Any, layout: Layout) -> Layout:
     """The layout with the names of this model: its body alone, or with another head."""
     prefix, modules = f"{model.base_model_prefix}.", {name for name, _ in model.named_modules()}
-    own: Layout = {}
+    result: Layout = {}
     for reader, kept in layout.items():
         names = (reader, reader.removeprefix(prefix), prefix + reader)
-        own[next((name for name in names if name in modules), reader)] = kept
-    return own
+        result[next((name for name in names if name in modules), reader)] = kept
+    return result
 
 
 def compact(model: nn.Module) -> Layout:
@@ -162,14 +162,14 @@ def compact(model: nn.Module) -> Layout:
     as a layout, or as the architecture's own numbers where every layer has as many left. Raises ``TargetError`` for a model
     whose heads and neurons are not found by name.
     """
-    held = _held(model)
-    before: Layout = dict(held.layout) if held is not None else {}
+    present = _held(model)
+    before: Layout = dict(present.layout) if present is not None else {}
     layout = take_out(model)
     for reader, kept in layout.items():  # numbers of a model that was compacted before are those of what was left of it
         before[reader] = [before[reader][j] for j in kept] if reader in before else kept
     if before and hasattr(model, "config"):
         mark(model, before)
-        if held is None or held.hidden is None:
+        if present is None or present.hidden is None:
             _say_plainly(model)
     return layout
 
@@ -211,16 +211,16 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 def narrow(model: nn.Module, kept: Sequence[int]) -> None:
     """Leaves these features of the residual stream (``sparsity.width``), and says so in the model's configuration."""
-    held = _held(model)
-    numbers = sorted(kept) if held is None or held.hidden is None else [held.hidden[i] for i in sorted(kept)]
+    present = _held(model)
+    numbers = sorted(kept) if present is None or present.hidden is None else [present.hidden[i] for i in sorted(kept)]
     keep_features(model, kept)
-    mark(model, {} if held is None else held.layout, numbers)
+    mark(model, {} if present is None else present.layout, numbers)
 
 
 def shorten(model: nn.Module, kept: Sequence[int], key: str = "layers") -> None:
     """Leaves these layers (``sparsity.depth.keep_layers``). A layout follows: its readers are named by their new layers."""
-    held = _held(model)
-    before: Layout = fitted(model, held.layout) if held is not None else {}
+    present = _held(model)
+    before: Layout = fitted(model, present.layout) if present is not None else {}
     stem = layers_of(model, key)[0] + "."
     keep_layers(model, kept, key)
     if not before:
@@ -242,18 +242,18 @@ def mark(model: nn.Module, layout: Layout, hidden: list[int] | None = None) -> N
     Raises ``CheckpointError`` where another method's configuration stands there.
     """
     config: Any = model.config
-    held = _held(model)
-    if hidden is None and held is not None:
-        hidden = held.hidden
+    present = _held(model)
+    if hidden is None and present is not None:
+        hidden = present.hidden
     config.quantization_config = PrunusLayout(layout, hidden)
 
 
 def _held(model: nn.Module) -> PrunusLayout | None:
-    held = getattr(getattr(model, "config", None), "quantization_config", None)
-    if held is not None and not isinstance(held, PrunusLayout):
+    present = getattr(getattr(model, "config", None), "quantization_config", None)
+    if present is not None and not isinstance(present, PrunusLayout):
         rule = "be absent: a layout cannot stand beside another method's"
-        raise CheckpointError(Problem("config.json: quantization_config", str(held)[:60], rule, "compacting first"))
-    return held
+        raise CheckpointError(Problem("config.json: quantization_config", str(present)[:60], rule, "compacting first"))
+    return present
 
 
 def register() -> None:

@@ -86,8 +86,8 @@ def model_directory(directory: Path) -> Path:
     """Where the model of a directory lies: the folder of the transformer in a sentence-transformers directory, else itself."""
     if (directory / "config.json").is_file():
         return directory
-    found = find_sentence_files(directory)
-    return directory if found is None else found.transformer
+    files = find_sentence_files(directory)
+    return directory if files is None else files.transformer
 
 
 def modules_of(path: Path) -> tuple[SentenceModule, ...]:
@@ -95,17 +95,17 @@ def modules_of(path: Path) -> tuple[SentenceModule, ...]:
     fine = isinstance(entries, list) and entries and all(isinstance(entry, dict) for entry in entries)
     if not fine:
         raise CheckpointError(Problem(str(path), "something else", "list the modules of a sentence-transformers model"))
-    found: list[SentenceModule] = []
+    modules: list[SentenceModule] = []
     for entry in entries:
         kind, folder = entry.get("type"), entry.get("path", "")
         inside = isinstance(folder, str) and not {"..", "/"} & set(PurePosixPath(folder).parts) and "\\" not in folder
         if not isinstance(kind, str) or not inside:
             rule = "have a type, and a path inside the directory"
             raise CheckpointError(Problem(f"{path}: module", str(entry)[:80], rule, "an intact modules.json"))
-        found.append(
-            SentenceModule(str(entry.get("name", len(found))), kind, "" if folder == "." else folder.strip("/"))
+        modules.append(
+            SentenceModule(str(entry.get("name", len(modules))), kind, "" if folder == "." else folder.strip("/"))
         )
-    return tuple(found)
+    return tuple(modules)
 
 
 def read_json(path: Path) -> Any:
@@ -120,7 +120,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no such file."""
     if not path.is_file():
         return {}
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise CheckpointError(Problem(str(path), type(found).__name__, "hold an object", "an intact directory"))
-    return found
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(Problem(str(path), type(value).__name__, "hold an object", "an intact directory"))
+    return value

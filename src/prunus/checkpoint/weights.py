@@ -51,14 +51,14 @@ def weight_files(directory: Path) -> list[Path]:
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
     """All tensors of a model, as they were saved; ``CheckpointError`` where they cannot be read."""
-    found: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
     for path in weight_files(directory):
-        found |= read_file(path)
-    for name in list(found):
+        weights |= read_file(path)
+    for name in list(weights):
         for old, new in OLD.items():
             if name.endswith(old):
-                found[name.removesuffix(old) + new] = found.pop(name)
-    return found
+                weights[name.removesuffix(old) + new] = weights.pop(name)
+    return weights
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
@@ -66,10 +66,10 @@ def read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file, or one with code in it, ends in many kinds of errors
         rule = f"be a whole file of tensors ({first_line(error)})"
         raise CheckpointError(Problem(str(path), "something else", rule, "saving the model as safetensors")) from None
-    if not isinstance(held, dict):
-        raise CheckpointError(Problem(str(path), type(held).__name__, "map names to tensors", "an intact file"))
-    return {str(name): value for name, value in held.items() if isinstance(value, Tensor)}
+    if not isinstance(state, dict):
+        raise CheckpointError(Problem(str(path), type(state).__name__, "map names to tensors", "an intact file"))
+    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}

@@ -60,5 +60,5 @@ def _reaches_its_end(path: Path) -> bool:
         if not 2 <= length <= min(size - 8, _BYTES):
             return False
         header = json.loads(file.read(length))
-    ends = [held["data_offsets"][1] for name, held in header.items() if name != "__metadata__"]
+    ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     return bool(8 + length + max(ends, default=0) == size)

@@ -54,14 +54,14 @@ class Contrast:
 
     def problems(self, key: str) -> list[Problem]:
         """What is wrong with these numbers."""
-        found = [
+        problems = [
             Problem(f"{key}.{name}", value, "be 0 or above", "0.1")
             for name, value in (("weight", self.weight), ("supervised", self.supervised))
             if not value >= 0
         ]
         if not self.temperature > 0:
-            found.append(Problem(f"{key}.temperature", self.temperature, "be above 0", "0.1"))
-        return found
+            problems.append(Problem(f"{key}.temperature", self.temperature, "be above 0", "0.1"))
+        return problems
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ class Snapshots(Contrast):
 
     def problems(self, key: str) -> list[Problem]:
         """As those of a term."""
-        found = super().problems(key)
+        problems = super().problems(key)
         if not 0 < self.every < 1:
-            found.append(Problem(f"{key}.every", self.every, "be a share of the weights in (0, 1)", "0.1"))
+            problems.append(Problem(f"{key}.every", self.every, "be a share of the weights in (0, 1)", "0.1"))
         if self.last is not None and self.last < 1:
-            found.append(Problem(f"{key}.last", self.last, "be at least 1", "leaving it out, for all"))
-        return found
+            problems.append(Problem(f"{key}.last", self.last, "be at least 1", "leaving it out, for all"))
+        return problems
 
 
 @dataclass(frozen=True)
@@ -105,33 +105,33 @@ class Contrastive:
     @property
     def terms(self) -> dict[str, Contrast]:
         """Those that count, by name."""
-        held = {"prc": self.prc, "snc": self.snc, "fic": self.fic}
-        return {name: term for name, term in held.items() if term.counts}
+        terms = {"prc": self.prc, "snc": self.snc, "fic": self.fic}
+        return {name: term for name, term in terms.items() if term.counts}
 
     def problems(self, key: str) -> list[Problem]:
         """What is wrong with these choices, whatever the model and the data."""
-        found = self.prc.problems(f"{key}.prc") + self.snc.problems(f"{key}.snc") + self.fic.problems(f"{key}.fic")
+        problems = self.prc.problems(f"{key}.prc") + self.snc.problems(f"{key}.snc") + self.fic.problems(f"{key}.fic")
         if self.negatives < 0:
-            found.append(Problem(f"{key}.negatives", self.negatives, "be 0 or above", "4096"))
+            problems.append(Problem(f"{key}.negatives", self.negatives, "be 0 or above", "4096"))
         for name, value, known in (
             ("representation", self.representation, _REPRESENTATIONS),
             ("normalisation", self.normalisation, _NORMALISATIONS),
             ("bank", self.bank, _BANKS),
         ):
             if value not in known:
-                found.append(Problem(f"{key}.{name}", value, "be one of " + ", ".join(known), known[0]))
-        return found
+                problems.append(Problem(f"{key}.{name}", value, "be one of " + ", ".join(known), known[0]))
+        return problems
 
 
-def sets_of(own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+def sets_of(anchors: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """Which candidates are positives, and which count at all: bool ``[anchors, candidates]`` each.
 
     ``own`` (int64 ``[anchors]``) are ids or labels of the anchors, ``others`` (int64 ``[candidates]``) those of the candidates,
     of which the first are the anchors' own present states, in their order: an anchor does not count as its own candidate.
     """
-    same = own[:, None] == others[None, :]
+    same = anchors[:, None] == others[None, :]
     counts = torch.ones_like(same)
-    counts[:, : len(own)].fill_diagonal_(False)
+    counts[:, : len(anchors)].fill_diagonal_(False)
     return same & counts, counts
 
 
@@ -160,10 +160,10 @@ def contrastive_loss(
         scores = (z @ c.T / temperature).masked_fill(~counts, -torch.inf)
         many = positive.sum(1)
         # log sum exp of what counts, less the mean score of the positives; without any, an anchor says nothing.
-        found = many > 0
-        if not bool(found.any()):
+        has_positives = many > 0
+        if not bool(has_positives.any()):
             return z.sum() * 0.0
-        scores, wanted, many = scores[found], positive[found], many[found]
+        scores, wanted, many = scores[has_positives], positive[has_positives], many[has_positives]
         drawn = scores.masked_fill(~wanted, 0.0).sum(1) / many
         loss = (torch.logsumexp(scores, 1) - drawn).mean()
         return loss / many.float().mean() if normalisation == "cap_code" else loss

@@ -16,7 +16,7 @@ from prunus.distillation.reuse import Reuse
 from prunus.distillation.stacks import Stack, attended_of, every, layers_of, stacks_of
 from prunus.errors import Problem, TargetError
 
-__all__ = ["Inner"]
+__all__ = ["FeatureDistiller"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class _Compared:
 
 
 @final
-class Inner(nn.Module):
+class FeatureDistiller(nn.Module):
     """Compares hidden states, attention maps and the features of the heads of two Hugging Face models.
 
     ``key`` is what messages call the choices. Raises ``TargetError`` for layers that are not there, for models of different
@@ -78,17 +78,17 @@ class Inner(nn.Module):
         self, student: Mapping[str, Any], teacher: Mapping[str, Any], inputs: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """``hidden_loss``, ``attention_loss`` (each a mean over its pairs) and ``feature_loss``, without their weights."""
-        found = {}
+        losses = {}
         hidden = [self._hidden(each, pair, student, teacher, inputs) for each in self._compared for pair in each.hidden]
         if hidden:
-            found["hidden_loss"] = torch.stack(hidden).mean()
+            losses["hidden_loss"] = torch.stack(hidden).mean()
         maps = [self._maps(each, pair, student, teacher, inputs) for each in self._compared for pair in each.attention]
         if maps:
-            found["attention_loss"] = torch.stack(maps).mean()
+            losses["attention_loss"] = torch.stack(maps).mean()
         if self.reuse is not None:
             s, t = student["hidden_states"][-1], teacher["hidden_states"][-1]
-            found["feature_loss"] = self.reuse(s, t, self._attended("", inputs, s, "reuse"))
-        return found
+            losses["feature_loss"] = self.reuse(s, t, self._attended("", inputs, s, "reuse"))
+        return losses
 
     def _hidden(
         self,

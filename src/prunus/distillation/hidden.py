@@ -48,16 +48,16 @@ class Inside:
 
     def problems(self, key: str) -> list[Problem]:
         """What is wrong with it, whatever the models."""
-        found = []
+        problems = []
         if not self.weight >= 0:
-            found.append(Problem(f"{key}.weight", self.weight, "be 0 or above", "1.0"))
+            problems.append(Problem(f"{key}.weight", self.weight, "be 0 or above", "1.0"))
         if self.loss not in _LOSSES:
-            found.append(Problem(f"{key}.loss", self.loss, "be mse or cosine", "mse"))
+            problems.append(Problem(f"{key}.loss", self.loss, "be mse or cosine", "mse"))
         if self.layers not in ("last", "uniform"):
-            found.append(Problem(f"{key}.layers", self.layers, "be last or uniform", "pairs: [[6, 12]]"))
+            problems.append(Problem(f"{key}.layers", self.layers, "be last or uniform", "pairs: [[6, 12]]"))
         if any(len(pair) != 2 or min(pair) < 0 for pair in self.pairs):
-            found.append(Problem(f"{key}.pairs", list(self.pairs), "be pairs of layers from 0", "[[6, 12]]"))
-        return found
+            problems.append(Problem(f"{key}.pairs", list(self.pairs), "be pairs of layers from 0", "[[6, 12]]"))
+        return problems
 
 
 def pairs_of(
@@ -84,14 +84,14 @@ def projectors(pairs: Sequence[tuple[int, int]], student: int, teacher: int) -> 
 
     They begin as an identity, padded or cut, so that what agrees already is kept.
     """
-    found = nn.ModuleDict()
+    linears = nn.ModuleDict()
     if student == teacher:
-        return found
+        return linears
     for s, t in pairs:
         linear = nn.Linear(student, teacher, bias=False)
         nn.init.eye_(linear.weight)
-        found[f"{s}-{t}"] = linear
-    return found
+        linears[f"{s}-{t}"] = linear
+    return linears
 
 
 def hidden_loss(student: Tensor, teacher: Tensor, attended: Tensor, loss: Literal["mse", "cosine"] = "mse") -> Tensor:

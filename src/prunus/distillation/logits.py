@@ -30,7 +30,7 @@ from prunus.distillation.hidden import Inside
 from prunus.distillation.stacks import IGNORED
 from prunus.errors import Problem, TargetError
 
-__all__ = ["Distillation", "Lesson", "Outputs", "distill", "logit_loss", "same_sizes"]
+__all__ = ["Distillation", "Outputs", "TeacherSettings", "distill", "logit_loss", "same_sizes"]
 
 Outputs = Literal["classes", "labels", "numbers"]
 """What the logits of a row are: classes of which one is right, labels of which any number is, numbers of a regression."""
@@ -38,7 +38,7 @@ _HEADS: Final = (("start_logits", "end_logits"), ("logits",))
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TeacherSettings:
     """How much one more teacher counts, and in what; see the module's equations."""
 
     weight: float = 1.0
@@ -57,15 +57,15 @@ class Lesson:
 
     def problems(self, key: str) -> list[Problem]:
         """What is wrong with these numbers."""
-        found = []
+        problems = []
         if not self.weight >= 0:
-            found.append(Problem(f"{key}.weight", self.weight, "be 0 or above", "1.0"))
+            problems.append(Problem(f"{key}.weight", self.weight, "be 0 or above", "1.0"))
         if not self.temperature > 0:
-            found.append(Problem(f"{key}.temperature", self.temperature, "be above 0", "2"))
-        found += self.hidden.problems(f"{key}.hidden") + self.attention.problems(f"{key}.attention")
+            problems.append(Problem(f"{key}.temperature", self.temperature, "be above 0", "2"))
+        problems += self.hidden.problems(f"{key}.hidden") + self.attention.problems(f"{key}.attention")
         if not self.counts:
-            found.append(Problem(f"{key}.weight", 0, "not be 0 where nothing else of this teacher counts", "1.0"))
-        return found
+            problems.append(Problem(f"{key}.weight", 0, "not be 0 where nothing else of this teacher counts", "1.0"))
+        return problems
 
 
 @dataclass(frozen=True)
@@ -85,28 +85,28 @@ class Distillation:
     reuse: float = 0.0
     """Weight of a loss that trains the student to produce the features that the teacher's head reads; 0 turns it off.
     The student then uses the teacher's head, frozen, with a learned projection folded into it."""
-    others: tuple[Lesson, ...] = ()
+    others: tuple[TeacherSettings, ...] = ()
     """Further teachers."""
     contrast: Contrastive = field(default_factory=Contrastive)
     """Contrastive terms."""
 
     def problems(self, key: str = "distill") -> list[Problem]:
         """What is wrong with these numbers."""
-        found = [
+        problems = [
             Problem(f"{key}.{name}", value, "be 0 or above", "1.0")
             for name, value in (("weight", self.weight), ("hard_weight", self.hard_weight), ("reuse", self.reuse))
             if not value >= 0
         ]
         if not self.temperature > 0:
-            found.append(Problem(f"{key}.temperature", self.temperature, "be above 0", "2"))
-        found += self.hidden.problems(f"{key}.hidden") + self.attention.problems(f"{key}.attention")
-        found += self.contrast.problems(f"{key}.contrast")
+            problems.append(Problem(f"{key}.temperature", self.temperature, "be above 0", "2"))
+        problems += self.hidden.problems(f"{key}.hidden") + self.attention.problems(f"{key}.attention")
+        problems += self.contrast.problems(f"{key}.contrast")
         inside = self.hidden.weight + self.attention.weight + self.reuse + len(self.contrast.terms)
         for index, other in enumerate(self.others):
-            found += other.problems(f"{key}.others[{index}]")
+            problems += other.problems(f"{key}.others[{index}]")
         if self.weight == self.hard_weight == inside == 0 and not any(other.counts for other in self.others):
-            found.append(Problem(f"{key}.weight", 0, "not be 0 together with hard_weight", "1.0"))
-        return found
+            problems.append(Problem(f"{key}.weight", 0, "not be 0 together with hard_weight", "1.0"))
+        return problems
 
 
 def logit_loss(
@@ -166,12 +166,12 @@ def distill(
 
 def same_sizes(student: Tensor, teacher: Tensor | None, name: str = "logits") -> None:
     """Raises ``TargetError`` unless the teacher gives logits of the student's shape: torch would repeat a smaller one."""
-    own = list(student.shape)
+    expected = list(student.shape)
     if teacher is None:
-        rule = f"have the head of the student, which gives {name} {own}"
+        rule = f"have the head of the student, which gives {name} {expected}"
         raise TargetError(Problem("the teacher", f"no {name}", rule, "a teacher that was trained for the same task"))
     if teacher.shape != student.shape:
-        rule = f"give {name} of the student's shape {own}"
+        rule = f"give {name} of the student's shape {expected}"
         fix = "a teacher with the student's labels (or tokens); distill.hidden with weight: 0 compares layers alone"
         raise TargetError(Problem("the teacher", list(teacher.shape), rule, fix))
 

@@ -93,30 +93,30 @@ class Reuse(nn.Module):
     def __init__(self, student: Any, teacher: Any) -> None:
         super().__init__()
         (self.layer, self.reads), (other, reads) = first_layer(student), first_layer(teacher)
-        own, taught = head_parameters(student), head_parameters(teacher)
+        student_head, teacher_head = head_parameters(student), head_parameters(teacher)
         wide, narrow = teacher.get_submodule(other).in_features, student.get_submodule(self.layer).in_features
-        found = []
-        if type(student) is not type(teacher) or reads != self.reads or not set(taught) <= set(own):
+        problems = []
+        if type(student) is not type(teacher) or reads != self.reads or not set(teacher_head) <= set(student_head):
             rule = f"be a {type(student).__name__}, whose head the student can take over"
-            found.append(Problem("distill.reuse", type(teacher).__name__, rule, "distill.hidden"))
-        for name in sorted(set(own) & set(taught)):
-            shape = tuple(taught[name].shape)
+            problems.append(Problem("distill.reuse", type(teacher).__name__, rule, "distill.hidden"))
+        for name in sorted(set(student_head) & set(teacher_head)):
+            shape = tuple(teacher_head[name].shape)
             expected = (shape[0], narrow) if name == f"{self.layer}.weight" else shape
-            if tuple(own[name].shape) != expected:
-                rule = f"have a head that fits the student: {name} {list(shape)} into {list(own[name].shape)}"
-                found.append(Problem("distill.reuse", f"width {wide}", rule, f"a teacher of width {narrow}"))
+            if tuple(student_head[name].shape) != expected:
+                rule = f"have a head that fits the student: {name} {list(shape)} into {list(student_head[name].shape)}"
+                problems.append(Problem("distill.reuse", f"width {wide}", rule, f"a teacher of width {narrow}"))
                 break
-        if not found and f"{self.layer}.bias" not in taught:
+        if not problems and f"{self.layer}.bias" not in teacher_head:
             rule = f"have a bias in {self.layer}, into which the projector's goes"
-            found.append(Problem("distill.reuse", type(teacher).__name__, rule, "distill.hidden"))
-        if found:
-            raise TargetError(*found)
+            problems.append(Problem("distill.reuse", type(teacher).__name__, rule, "distill.hidden"))
+        if problems:
+            raise TargetError(*problems)
         self.projector = nn.Linear(narrow, wide)
         nn.init.eye_(self.projector.weight)
         nn.init.zeros_(self.projector.bias)
-        for name in taught:
-            own[name].requires_grad_(False)
-        self._head = {name: parameter.detach().clone() for name, parameter in taught.items()}
+        for name in teacher_head:
+            student_head[name].requires_grad_(False)
+        self._head = {name: parameter.detach().clone() for name, parameter in teacher_head.items()}
         self.fold(student)
 
     def forward(self, student: Tensor, teacher: Tensor, attended: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class Reuse(nn.Module):
         """Writes the teacher's head, with P in its first layer, into the student's."""
         first = f"{self.layer}.weight"
         weight, bias = self.projector.weight, self.projector.bias
-        head = {name: held.to(weight.device, weight.dtype) for name, held in self._head.items()}
+        head = {name: tensor.to(weight.device, weight.dtype) for name, tensor in self._head.items()}
         head[f"{self.layer}.bias"] = head[f"{self.layer}.bias"] + head[first] @ bias
         head[first] = head[first] @ weight
         for name, value in head.items():

@@ -70,14 +70,14 @@ def _width(config: Any, inner: Any) -> int:
 
 def layers_of(outputs: Mapping[str, Any], name: str, count: int, key: str, owner: str) -> tuple[Tensor, ...]:
     """The ``count`` outputs of that name. Raises ``TargetError`` where there are none, or another number of them."""
-    found = outputs.get(name)
-    if not found or any(each is None for each in found):
+    layers = outputs.get(name)
+    if not layers or any(each is None for each in layers):
         rule = f"be used with models that give {name}"
         raise TargetError(Problem(key, f"a {owner} without them", rule, "distilling the logits alone"))
-    if len(found) != count:
+    if len(layers) != count:
         rule = f"be used with models that give {name} for each of their layers: {count} of the {owner}"
-        raise TargetError(Problem(key, len(found), rule, "distilling the logits alone"))
-    return tuple(found)
+        raise TargetError(Problem(key, len(layers), rule, "distilling the logits alone"))
+    return tuple(layers)
 
 
 def attended_of(inputs: Mapping[str, Any], prefix: str, rows: int, tokens: int, key: str) -> Tensor | None:

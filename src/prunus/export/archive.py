@@ -72,8 +72,8 @@ def on_grid(weight: Tensor, bound: Tensor | None, bits: int) -> tuple[Tensor, Te
     if bound is None or bound.shape != (weight.shape[0], 1):
         return None
     step = symmetric_step(bound.float(), bits)
-    whole = to_integers(weight, step, -largest(bits), largest(bits))
-    return (whole.to(torch.int8), step[:, 0]) if torch.equal(from_integers(whole, step), weight) else None
+    integers = to_integers(weight, step, -largest(bits), largest(bits))
+    return (integers.to(torch.int8), step[:, 0]) if torch.equal(from_integers(integers, step), weight) else None
 
 
 def blocked(matrix: NDArray[Any], block: tuple[int, int]) -> NDArray[Any]:
@@ -87,8 +87,8 @@ def blocked(matrix: NDArray[Any], block: tuple[int, int]) -> NDArray[Any]:
 def unblocked(parts: NDArray[Any], shape: tuple[int, int], block: tuple[int, int]) -> NDArray[Any]:
     """The reverse of ``blocked``."""
     rows, columns = block
-    whole = parts.reshape(shape[0] // rows, shape[1] // columns, rows, columns)
-    return whole.transpose(0, 2, 1, 3).reshape(shape)
+    blocks = parts.reshape(shape[0] // rows, shape[1] // columns, rows, columns)
+    return blocks.transpose(0, 2, 1, 3).reshape(shape)
 
 
 def smallest(name: str, weight: Tensor, bound: Tensor | None, bits: int) -> tuple[Form, dict[str, Tensor]]:
@@ -136,8 +136,8 @@ def write_archive(path: Path, tensors: Mapping[str, Tensor], ranges: Mapping[str
         bits = int(ranges.get(f"{layer}.bits", torch.tensor(8)))
         forms[name], parts = smallest(name, weight, ranges.get(f"{layer}.weight_range"), bits)
         arrays |= parts
-    held = json.dumps({name: form.json() for name, form in forms.items()})
-    write_tensors(path, arrays, FORMAT | {"prunus": __version__, "tensors": held})
+    described = json.dumps({name: form.json() for name, form in forms.items()})
+    write_tensors(path, arrays, FORMAT | {"prunus": __version__, "tensors": described})
     return forms
 
 
@@ -166,35 +166,35 @@ def read_archive(path: Path) -> dict[str, Tensor]:
         listed = None
     if not isinstance(listed, dict):
         raise CheckpointError(Problem(str(path), "no list of tensors", "list its tensors", "an intact file"))
-    found: list[Problem] = []
-    tensors = {name: whole_tensor(name, form, arrays, found) for name, form in listed.items()}
-    if found:
-        raise CheckpointError(*found[:20])
+    problems: list[Problem] = []
+    tensors = {name: whole_tensor(name, form, arrays, problems) for name, form in listed.items()}
+    if problems:
+        raise CheckpointError(*problems[:20])
     return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
 
-def whole_tensor(name: str, stated: Any, arrays: Mapping[str, Tensor], found: list[Problem]) -> Tensor | None:
+def whole_tensor(name: str, stated: Any, arrays: Mapping[str, Tensor], problems: list[Problem]) -> Tensor | None:
     """One tensor; what is wrong with it is noted, and nothing is allocated that its arrays do not bear out."""
     form = read_form(stated)
     if form is None:
-        found.append(Problem(name, stated, "be a form, a shape and a block", "an intact file"))
+        problems.append(Problem(name, stated, "be a form, a shape and a block", "an intact file"))
         return None
     if form.kind == "plain":
-        return taken(arrays, name, None, form.shape, found)
+        return taken(arrays, name, None, form.shape, problems)
     outputs, inputs = form.shape
     eight = form.kind in {"whole", "kept8"}
     kind = torch.int8 if eight else torch.float32
-    steps = taken(arrays, f"{name}.steps", torch.float32, (outputs,), found) if eight else torch.ones(0)
+    steps = taken(arrays, f"{name}.steps", torch.float32, (outputs,), problems) if eight else torch.ones(0)
     if form.kind == "whole":
-        values = taken(arrays, f"{name}.values", kind, (outputs, inputs), found)
+        values = taken(arrays, f"{name}.values", kind, (outputs, inputs), problems)
         return None if values is None or steps is None else from_integers(values.float(), steps[:, None])
     rows, columns = form.block
     blocks = (outputs // rows) * (inputs // columns)
-    mask = taken(arrays, f"{name}.mask", torch.uint8, (-(-blocks // 8),), found)
+    mask = taken(arrays, f"{name}.mask", torch.uint8, (-(-blocks // 8),), problems)
     if mask is None or steps is None:
         return None
     kept = np.unpackbits(mask.numpy(), count=blocks).astype(bool)
-    values = taken(arrays, f"{name}.values", kind, (int(kept.sum()), rows * columns), found)
+    values = taken(arrays, f"{name}.values", kind, (int(kept.sum()), rows * columns), problems)
     if values is None:
         return None
     parts = np.zeros((blocks, rows * columns), values.numpy().dtype)
@@ -220,14 +220,14 @@ def read_form(stated: Any) -> Form | None:
 
 
 def taken(
-    arrays: Mapping[str, Tensor], name: str, kind: torch.dtype | None, shape: tuple[int, ...], found: list[Problem]
+    arrays: Mapping[str, Tensor], name: str, kind: torch.dtype | None, shape: tuple[int, ...], problems: list[Problem]
 ) -> Tensor | None:
     """An array of the file, if it is of this type and shape."""
     array = arrays.get(name)
     if array is not None and (kind is None or array.dtype == kind) and tuple(array.shape) == shape:
         return array
     got = "nothing" if array is None else f"{array.dtype} {tuple(array.shape)}"
-    found.append(Problem(name, got, f"be {kind or 'a tensor'} {shape}", "an intact file"))
+    problems.append(Problem(name, got, f"be {kind or 'a tensor'} {shape}", "an intact file"))
     return None
 
 
@@ -305,19 +305,19 @@ def sizes(
     kinds = {form.kind for form in forms.values()}
     pruned = "kept8" if "kept8" in kinds else "kept"
     parts = {"pruned": [name for name, form in forms.items() if form.kind == pruned], "all": list(tensors)}
-    found: dict[str, dict[str, list[int]]] = {}
+    result: dict[str, dict[str, list[int]]] = {}
     for part, names in parts.items():
-        dense, whole, archive = [0, 0], [0, 0], [0, 0]
+        dense, int8, archive = [0, 0], [0, 0], [0, 0]
         for name in names:
             weight, layer = tensors[name], name.removesuffix(".weight")
             bits = int(ranges.get(f"{layer}.bits", torch.tensor(8)))
             bound = ranges.get(f"{layer}.weight_range")
             add(dense, {name: weight})
             integers = on_grid(weight, bound, bits) if forms[name].kind in {"whole", "kept8"} else None
-            add(whole, {name: weight} if integers is None else {"values": integers[0], "steps": integers[1]})
+            add(int8, {name: weight} if integers is None else {"values": integers[0], "steps": integers[1]})
             add(archive, smallest(name, weight, bound, bits)[1])
-        found[part] = {"float32": dense, "archive": archive} | ({"int8": whole} if ranges else {})
-    return found
+        result[part] = {"float32": dense, "archive": archive} | ({"int8": int8} if ranges else {})
+    return result
 
 
 def add(total: list[int], arrays: Mapping[str, Tensor]) -> None:

@@ -46,18 +46,18 @@ def compare(
         PrunusError: every backend that is not known, not installed, or has no file here; data that is not at hand.
 
     """
-    found: list[Problem] = []
+    problems: list[Problem] = []
     files: dict[str, Path] = {}
     for name in dict.fromkeys(backends):
         if name not in BACKENDS:
-            found.append(Problem("--backend", name, f"be one of {', '.join(BACKENDS)}", nearest(name, BACKENDS)))
+            problems.append(Problem("--backend", name, f"be one of {', '.join(BACKENDS)}", nearest(name, BACKENDS)))
             continue
         try:
             files[name] = whereabouts(directory, name)
         except PrunusError as error:
-            found += error.problems
-    if found:
-        raise RecipeError(*found)
+            problems += error.problems
+    if problems:
+        raise RecipeError(*problems)
     with Bars(console) as bars:
         task, note = run_task(directory, data, bars, ("validation",))
         if task is None:

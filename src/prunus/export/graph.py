@@ -115,15 +115,15 @@ def export_graph(
     """
     _check_packages(to)
     calibration = calibration or Calibration()
-    found = calibration.problems()
+    problems = calibration.problems()
     if precision not in {"int8", "float32"}:
-        found.append(Problem("precision", precision, "be int8 or float32"))
+        problems.append(Problem("precision", precision, "be int8 or float32"))
     if (output / FILES[to]).exists() and not overwrite:
-        found.append(
+        problems.append(
             Problem("output", str(output), "not hold an exported model yet", "--overwrite or another directory")
         )
-    if found:
-        raise CheckpointError(*found)
+    if problems:
+        raise CheckpointError(*problems)
     sentences = find_sentence_files(directory)
     directory = model_directory(directory)
     model, tokenizer = load(directory), tokenizer_of(directory)
@@ -272,20 +272,22 @@ def same_weights(layers: Mapping[str, QuantLinear], path: Path, to: str) -> dict
         EngineError: one that is not there.
 
     """
-    held = stored_weights(path, to)
+    stored = stored_weights(path, to)
     zeros = total = 0
     for name, layer in layers.items():
-        whole = whole_weight(layer.weight, layer.weight_range, layer.bits)[0].numpy()
-        if not any(np.array_equal(whole, one) or np.array_equal(whole.T, one) for one in held.get(whole.size, [])):
+        integers = whole_weight(layer.weight, layer.weight_range, layer.bits)[0].numpy()
+        if not any(
+            np.array_equal(integers, one) or np.array_equal(integers.T, one) for one in stored.get(integers.size, [])
+        ):
             raise EngineError(Problem(f"{name}.weight", "another in the file", "be the same in the file as in torch"))
         if split_layer(name):
-            zeros, total = zeros + int((whole == 0).sum()), total + whole.size
+            zeros, total = zeros + int((integers == 0).sum()), total + integers.size
     return {"compared": len(layers), "zeros": zeros, "of": total, "sparsity": zeros / total if total else 0.0}
 
 
 def stored_weights(path: Path, to: str) -> dict[int, list[NDArray[np.int8]]]:
     """int8 matrices of a file, by their number of elements."""
-    found: dict[int, list[NDArray[np.int8]]] = {}
+    by_size: dict[int, list[NDArray[np.int8]]] = {}
     if to == "onnx":
         import onnx
         from onnx import numpy_helper
@@ -298,8 +300,8 @@ def stored_weights(path: Path, to: str) -> dict[int, list[NDArray[np.int8]]]:
         tensors = [node.data for node in nodes if node.get_type_name() == "Constant"]
     for one in tensors:
         if one.dtype == np.int8 and one.ndim == 2:
-            found.setdefault(one.size, []).append(one)
-    return found
+            by_size.setdefault(one.size, []).append(one)
+    return by_size
 
 
 def measured(
@@ -308,14 +310,14 @@ def measured(
     """The task's metrics of the file and of the model in torch, on the whole validation split."""
     features = task.features("validation", tokenizer, lambda d, t: bars("tokenising", d, t))
     collate = Collate(tokenizer)
-    found: dict[str, Any] = {"task": task.name, "metric": task.metric, "examples": task.size("validation")}
+    facts: dict[str, Any] = {"task": task.name, "metric": task.metric, "examples": task.size("validation")}
     outputs = {}
     for name, one in (("torch", model), ("file", Running(path, to, names))):
         with torch.no_grad():
             outputs[name] = predict(one, features, collate, task.head, 64, partial(bars, f"evaluating {name}"))
-        found[name] = task.score(outputs[name], features)
-    found["agreement"] = agreement(outputs["torch"], outputs["file"])
-    found["largest difference"] = float(
+        facts[name] = task.score(outputs[name], features)
+    facts["agreement"] = agreement(outputs["torch"], outputs["file"])
+    facts["largest difference"] = float(
         max(np.abs(a - b)[np.isfinite(a) & (a > -1e30)].max() for a, b in zip(*outputs.values(), strict=True))
     )
-    return found
+    return facts

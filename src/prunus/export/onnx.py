@@ -40,29 +40,34 @@ def node(
 class Grid(nn.Module):
     """A learned range as Q and DQ."""
 
-    def __init__(self, held: ActivationRange) -> None:
+    def __init__(self, activation_range: ActivationRange) -> None:
         super().__init__()
         self.scale: Tensor
         self.zero: Tensor
-        if held.signed:
-            step, zero = symmetric_step(held.get_parameter("bound").detach()), torch.zeros((), dtype=torch.int8)
+        if activation_range.signed:
+            step, zero = (
+                symmetric_step(activation_range.get_parameter("bound").detach()),
+                torch.zeros((), dtype=torch.int8),
+            )
         else:
-            step, whole = byte_step_and_zero(held.get_parameter("low").detach(), held.get_parameter("high").detach())
-            zero = whole.to(torch.uint8)
+            step, zero_point = byte_step_and_zero(
+                activation_range.get_parameter("low").detach(), activation_range.get_parameter("high").detach()
+            )
+            zero = zero_point.to(torch.uint8)
         self.register_buffer("scale", step.float().reshape(()).clone())
         self.register_buffer("zero", zero.reshape(()).clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """x, through bytes."""
-        whole = node("QuantizeLinear", (x, self.scale, self.zero), self.zero.dtype, x.shape)
-        return node("DequantizeLinear", (whole, self.scale, self.zero), torch.float32, x.shape)
+        integers = node("QuantizeLinear", (x, self.scale, self.zero), self.zero.dtype, x.shape)
+        return node("DequantizeLinear", (integers, self.scale, self.zero), torch.float32, x.shape)
 
 
 def whole_weight(weight: Tensor, bound: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """int8 ``[rows, columns]`` and steps ``[rows]``."""
     step = symmetric_step(bound.detach(), bits)
-    whole = to_integers(weight.detach(), step, -largest(bits), largest(bits))
-    return whole.to(torch.int8), step.reshape(-1).float().clone()
+    integers = to_integers(weight.detach(), step, -largest(bits), largest(bits))
+    return integers.to(torch.int8), step.reshape(-1).float().clone()
 
 
 class LinearTwin(nn.Module):
@@ -129,8 +134,8 @@ class Interface(nn.Module):
 
     def forward(self, *values: Tensor) -> tuple[Tensor, ...]:
         """In the order of ``inputs``; outputs in the order of ``outputs``."""
-        found = self.model(**dict(zip(self.inputs, values, strict=True)))
-        return tuple(found[name] for name in self.outputs)
+        outputs = self.model(**dict(zip(self.inputs, values, strict=True)))
+        return tuple(outputs[name] for name in self.outputs)
 
 
 def export_onnx(model: nn.Module, example: Mapping[str, Tensor], outputs: Sequence[str], path: Path) -> None:

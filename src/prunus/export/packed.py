@@ -56,12 +56,12 @@ class Calibration:
 
     def problems(self) -> list[Problem]:
         """What is wrong with it."""
-        found = []
+        problems = []
         if not 1 <= self.samples <= 100_000:
-            found.append(Problem("samples", self.samples, "be 1 to 100000"))
+            problems.append(Problem("samples", self.samples, "be 1 to 100000"))
         if self.texts is not None and not self.texts.is_file():
-            found.append(Problem("texts", str(self.texts), "be a file with one text a line"))
-        return found
+            problems.append(Problem("texts", str(self.texts), "be a file with one text a line"))
+        return problems
 
 
 def export_packed(
@@ -93,13 +93,15 @@ def export_packed(
 
     """
     calibration = calibration or Calibration()
-    found = calibration.problems()
+    problems = calibration.problems()
     if precision not in {"int8", "float32"}:
-        found.append(Problem("precision", precision, "be int8 or float32"))
+        problems.append(Problem("precision", precision, "be int8 or float32"))
     if (output / FILE).exists() and not overwrite:
-        found.append(Problem("output", str(output), "not hold a packed model yet", "--overwrite or another directory"))
-    if found:
-        raise CheckpointError(*found)
+        problems.append(
+            Problem("output", str(output), "not hold a packed model yet", "--overwrite or another directory")
+        )
+    if problems:
+        raise CheckpointError(*problems)
     sentences, more = read_sentences(directory), cross_encoder_settings(directory)
     directory = model_directory(directory)
     dense = read_dense(directory, more, embeds=sentences is not None)
@@ -250,11 +252,11 @@ def measured(
     """The task's metrics of the packed model, and of the same model in float32, on the whole validation split."""
     tokenizer = tokenizer_of(directory)
     features: Sequence[Feature] = task.features("validation", tokenizer, lambda d, t: bars("tokenising", d, t))
-    found: dict[str, Any] = {"task": task.name, "metric": task.metric, "examples": task.size("validation")}
+    facts: dict[str, Any] = {"task": task.name, "metric": task.metric, "examples": task.size("validation")}
     outputs = {}
     for name, model in (("float32", convert(dense)), ("packed", read_model(output))):
         with Engine(model, output, threads) as engine:
             outputs[name] = engine_outputs(engine, features, lambda d, t, n=name: bars(f"evaluating {n}", d, t))  # type: ignore[misc]
-        found[name] = task.score(outputs[name], features)
-    found["agreement"] = agreement(outputs["float32"], outputs["packed"])
-    return found
+        facts[name] = task.score(outputs[name], features)
+    facts["agreement"] = agreement(outputs["float32"], outputs["packed"])
+    return facts

@@ -83,16 +83,18 @@ class Running(nn.Module):
         try:
             self.names, self.run = (_onnx if to == "onnx" else _openvino)(path, outputs, threads)
         except Exception as error:  # each engine has its own kinds, and a damaged file finds most of them
-            told = next((line.strip() for line in str(error).splitlines()[::-1] if line.strip()), type(error).__name__)
+            message = next(
+                (line.strip() for line in str(error).splitlines()[::-1] if line.strip()), type(error).__name__
+            )
             fix = f"exporting it again: prunus export RUN --to {to} --overwrite"
-            rule = f"be a whole file of {'ONNX' if to == 'onnx' else 'OpenVINO IR'} ({told[:160]})"
+            rule = f"be a whole file of {'ONNX' if to == 'onnx' else 'OpenVINO IR'} ({message[:160]})"
             raise EngineError(Problem(str(path), "damaged, or of another kind", rule, fix)) from None
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         """Named inputs -> named outputs."""
         full = {"token_type_ids": torch.zeros_like(inputs["input_ids"])} | inputs
-        found = self.run({name: full[name].numpy() for name in self.names})
-        return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}
+        outputs = self.run({name: full[name].numpy() for name in self.names})
+        return {name: torch.from_numpy(value) for name, value in zip(self.outputs, outputs, strict=True)}
 
 
 def _onnx(path: Path, outputs: list[str], threads: int | None) -> tuple[list[str], Callable[..., Any]]:
@@ -116,8 +118,8 @@ def _openvino(path: Path, outputs: list[str], threads: int | None) -> tuple[list
     _has(outputs, [name for one in compiled.outputs for name in one.names])
 
     def run(given: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
-        found = request.infer(given)
-        return [np.array(found[name]) for name in outputs]
+        results = request.infer(given)
+        return [np.array(results[name]) for name in outputs]
 
     return [next(n for n in one.names if n in TOKEN_KEYS) for one in compiled.inputs], run
 

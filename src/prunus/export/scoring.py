@@ -35,8 +35,8 @@ def engine_outputs(
                 rows.append(row)
         if progress is not None:
             progress(begin + len(part), len(features))
-    whole = np.stack(rows)
-    return [whole] if engine.head.kind == "sequence" else [whole[:, 0], whole[:, 1]]
+    logits = np.stack(rows)
+    return [logits] if engine.head.kind == "sequence" else [logits[:, 0], logits[:, 1]]
 
 
 def agreement(first: Sequence[Array], second: Sequence[Array]) -> float:

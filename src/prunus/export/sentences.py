@@ -85,30 +85,30 @@ def read_sentences(directory: Path) -> SentenceModel | None:
         problems.append(Problem("modules.json", " ".join(kinds), rule, FIX))
     if problems:
         raise CheckpointError(*problems)
-    own = transformer_settings(files)
+    settings = transformer_settings(files)
     pooling = read_object(files.root / files.modules[kinds.index("Pooling")].path / "config.json")
     steps, tensors = read_steps(files, kinds.index("Pooling") + 1)
     prompts, name = read_prompts(files.settings())
-    found = Sentences(
+    sentences = Sentences(
         modes_of(pooling),
         bool(pooling.get("include_prompt", True)),
         tuple(steps),
-        length_of(own),
-        bool(own.get("do_lower_case")),
+        length_of(settings),
+        bool(settings.get("do_lower_case")),
         prompts,
         name,
         features_of(files.settings()),
     )
-    return SentenceModel(found, tensors)
+    return SentenceModel(sentences, tensors)
 
 
 def cross_encoder_settings(directory: Path) -> dict[str, Any]:
     """The activation that a CrossEncoder directory names, as ``config.json`` of its older versions holds it."""
     files = find_sentence_files(directory)
-    own = {} if files is None else files.settings()
-    if own.get("model_type") != "CrossEncoder" or not own.get("activation_fn"):
+    settings = {} if files is None else files.settings()
+    if settings.get("model_type") != "CrossEncoder" or not settings.get("activation_fn"):
         return {}
-    return {"sentence_transformers": {"activation_fn": own["activation_fn"]}}
+    return {"sentence_transformers": {"activation_fn": settings["activation_fn"]}}
 
 
 def kind_of(module: SentenceModule) -> str:
@@ -120,8 +120,8 @@ def kind_of(module: SentenceModule) -> str:
 def transformer_settings(files: SentenceFiles) -> dict[str, Any]:
     """The settings of the transformer; ``CheckpointError`` for those that the engine does not have."""
     path = next((p for name in CONFIGS if (p := files.transformer / name).is_file()), files.transformer / CONFIGS[0])
-    own, problems = read_object(path), []
-    for key, value in own.items():
+    settings, problems = read_object(path), []
+    for key, value in settings.items():
         if key in ARGUMENTS and isinstance(value, Mapping):
             more = set(value) - NUMERIC
             if more:
@@ -131,14 +131,14 @@ def transformer_settings(files: SentenceFiles) -> dict[str, Any]:
             problems.append(Problem(f"{path.name}: {key}", str(value)[:80], rule, FIX))
     if problems:
         raise CheckpointError(*problems)
-    return own
+    return settings
 
 
-def length_of(own: Mapping[str, Any]) -> int | None:
+def length_of(settings: Mapping[str, Any]) -> int | None:
     """The longest input that the settings of the transformer state."""
-    stated = own.get("max_seq_length")
+    stated = settings.get("max_seq_length")
     for key in ("tokenizer_args", "processor_kwargs"):
-        arguments = own.get(key)
+        arguments = settings.get(key)
         if isinstance(arguments, Mapping) and arguments.get("model_max_length"):
             stated = arguments["model_max_length"]
     if stated is not None and (not isinstance(stated, int) or isinstance(stated, bool) or stated < 1):
@@ -159,15 +159,15 @@ def modes_of(pooling: Mapping[str, Any]) -> tuple[str, ...]:
 
 def read_prompts(settings: Mapping[str, Any]) -> tuple[tuple[tuple[str, str], ...], str | None]:
     """Prompts by name, and the name of the default one."""
-    held, name = settings.get("prompts") or {}, settings.get("default_prompt_name")
-    if not isinstance(held, dict) or not all(isinstance(text, str | None) for text in held.values()):
+    prompts, name = settings.get("prompts") or {}, settings.get("default_prompt_name")
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
         raise CheckpointError(
-            Problem("config_sentence_transformers.json: prompts", str(held)[:80], "map names to texts")
+            Problem("config_sentence_transformers.json: prompts", str(prompts)[:80], "map names to texts")
         )
-    if name is not None and name not in held:
-        rule = f"be the name of a prompt: {', '.join(held) or 'there are none'}"
+    if name is not None and name not in prompts:
+        rule = f"be the name of a prompt: {', '.join(prompts) or 'there are none'}"
         raise CheckpointError(Problem("config_sentence_transformers.json: default_prompt_name", name, rule))
-    return tuple((key, text or "") for key, text in held.items()), name
+    return tuple((key, text or "") for key, text in prompts.items()), name
 
 
 def features_of(settings: Mapping[str, Any]) -> int | None:
@@ -196,17 +196,19 @@ def read_steps(files: SentenceFiles, begin: int) -> tuple[list[EmbeddingStep], d
         if kind == "Normalize":
             steps.append(EmbeddingStep("normalize"))
             continue
-        held, name = read_weights(place), f"sentence.{len(steps)}"
+        weights, name = read_weights(place), f"sentence.{len(steps)}"
         parts = {"norm.weight": "weight", "norm.bias": "bias"}
         if kind == "Dense":
             parts = {"linear.weight": "weight", "linear.bias": "bias", "residual.weight": "residual"}
             steps.append(EmbeddingStep("dense", activation_of(settings), bool(settings.get("use_residual"))))
         else:
             steps.append(EmbeddingStep("norm"))
-        own = {f"{name}.{to}": held[part].float().numpy().copy() for part, to in parts.items() if part in held}
-        if kind == "Dense" and f"{name}.bias" not in own and f"{name}.weight" in own:
-            own[f"{name}.bias"] = np.zeros(len(own[f"{name}.weight"]), np.float32)
-        tensors |= own
+        renamed = {
+            f"{name}.{to}": weights[part].float().numpy().copy() for part, to in parts.items() if part in weights
+        }
+        if kind == "Dense" and f"{name}.bias" not in renamed and f"{name}.weight" in renamed:
+            renamed[f"{name}.bias"] = np.zeros(len(renamed[f"{name}.weight"]), np.float32)
+        tensors |= renamed
     return steps, tensors
 
 

@@ -69,10 +69,10 @@ def read_model(directory: Path) -> Any:
     """
     config = read_config(directory)
     name = str(next(iter(config.architectures or ()), ""))
-    own = getattr(transformers, name, None)  # of its own class: another one would lose the head
-    if not isinstance(own, type) or not issubclass(own, PreTrainedModel):
-        own = next((auto for suffix, auto in _CLASSES.items() if name.endswith(suffix)), AutoModel)
-    return load_checkpoint(own, directory, config)
+    cls = getattr(transformers, name, None)  # of its own class: another one would lose the head
+    if not isinstance(cls, type) or not issubclass(cls, PreTrainedModel):
+        cls = next((auto for suffix, auto in _CLASSES.items() if name.endswith(suffix)), AutoModel)
+    return load_checkpoint(cls, directory, config)
 
 
 def compact_directory(directory: Path, output: Path, console: Console | None = None) -> dict[str, Any]:
@@ -91,15 +91,15 @@ def compact_directory(directory: Path, output: Path, console: Console | None = N
     sentences = find_sentence_files(directory)
     source, directory = directory, model_directory(directory)
     model = read_model(directory)
-    before, whole = _counts(model), structures(model)
+    before, before_structures = _counts(model), structures(model)
     inputs, expected = _tried(model)
     layout = compact(model)
     if not layout:
         rule = "hold heads or neurons whose columns in the layer that reads them are all zero"
         fix = "pattern: heads or ffn in a recipe; zeros in blocks leave every layer its size"
         raise CheckpointError(Problem("directory", str(directory), rule, fix))
-    found = _outputs(model, inputs)
-    gap = max(float((a - b).abs().max()) for a, b in zip(expected, found, strict=True))
+    outputs = _outputs(model, inputs)
+    gap = max(float((a - b).abs().max()) for a, b in zip(expected, outputs, strict=True))
     size = max(float(a.abs().max()) for a in expected)
     if not gap <= _TOLERANCE * max(size, 1.0):
         rule = f"give the same outputs, within {_TOLERANCE:g} of the largest ({size:.3g})"
@@ -111,7 +111,7 @@ def compact_directory(directory: Path, output: Path, console: Console | None = N
         "encoder": {"before": before[1], "after": _counts(model)[1]},
         "largest_difference": gap,
         "largest_output": size,
-        "layers": _layers(whole, layout),
+        "layers": _layers(before_structures, layout),
         "layout": layout,
     }
     with staged(output, FACTS_FILE, new=FACTS_FILE) as partial:
@@ -151,7 +151,7 @@ def _counts(model: nn.Module) -> tuple[int, int]:
     return sum(parameter.numel() for parameter in named.values()), sum(inside)
 
 
-def _layers(whole: list[Structure], layout: Layout) -> list[dict[str, Any]]:
+def _layers(before: list[Structure], layout: Layout) -> list[dict[str, Any]]:
     return [
         {
             "reader": each.reader,
@@ -159,7 +159,7 @@ def _layers(whole: list[Structure], layout: Layout) -> list[dict[str, Any]]:
             "before": each.units,
             "after": len(layout.get(each.reader, range(each.units))),
         }
-        for each in whole
+        for each in before
     ]
 
 
@@ -167,14 +167,14 @@ def _tried(model: Any) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
     """Inputs, and what the model gives for them; ``CheckpointError`` for one that wants more than tokens or pixels."""
     try:
         inputs = _inputs(model)
-        found = _outputs(model, inputs)
-        reason = "" if found else "it gives neither logits nor states"
+        outputs = _outputs(model, inputs)
+        reason = "" if outputs else "it gives neither logits nor states"
     except Exception as error:  # each architecture has its own way to refuse what it is given
-        found, reason = [], f"{type(error).__name__}: {first_line(error)}"
+        outputs, reason = [], f"{type(error).__name__}: {first_line(error)}"
     if reason:
         rule = f"read tokens or pixels alone, so that outputs can be compared ({reason})"
         raise CheckpointError(Problem("config.json: architectures", type(model).__name__, rule, "an encoder"))
-    return inputs, found
+    return inputs, outputs
 
 
 def _inputs(model: Any) -> dict[str, torch.Tensor]:
@@ -198,10 +198,10 @@ def _outputs(model: Any, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
     """What the head gives, or the states, where tokens are attended to."""
     given = model(**inputs)
     mask = inputs.get("attention_mask")
-    found = []
+    result = []
     for name in _OUTPUTS:
         value = given.get(name)
         if value is not None:
-            whole = mask is not None and value.dim() > 1 and value.shape[:2] == mask.shape
-            found.append(value[mask.bool()] if whole and mask is not None else value)
-    return found
+            per_token = mask is not None and value.dim() > 1 and value.shape[:2] == mask.shape
+            result.append(value[mask.bool()] if per_token and mask is not None else value)
+    return result

@@ -49,13 +49,13 @@ PROBES: Final = (
 
 def full_settings(directory: Path) -> Settings:
     """``config.json`` with the defaults of its class for what it leaves out."""
-    own = read_settings(directory / "config.json")
-    if own.get("model_type") not in CONFIG_MAPPING:  # told by name where its family is looked up
-        return own
+    stated = read_settings(directory / "config.json")
+    if stated.get("model_type") not in CONFIG_MAPPING:  # told by name where its family is looked up
+        return stated
     config = read_config(directory)
     complete: Settings = json.loads(config.to_json_string(use_diff=False))
     complete.pop("_name_or_path", None)
-    return complete | own
+    return complete | stated
 
 
 def read_dense(directory: Path, more: Mapping[str, Any] | None = None, *, embeds: bool = False) -> DenseEncoder:
@@ -73,12 +73,12 @@ def read_dense(directory: Path, more: Mapping[str, Any] | None = None, *, embeds
     if not (directory / "config.json").is_file():
         raise EngineError(Problem(str(directory / "config.json"), "nothing", "be a file"))
     settings = full_settings(directory) | dict(more or {})
-    held = settings.get("quantization_config")
-    method = held.get("quant_method") if isinstance(held, Mapping) else None
-    if held and method != "prunus":
+    config = settings.get("quantization_config")
+    method = config.get("quant_method") if isinstance(config, Mapping) else None
+    if config and method != "prunus":
         rule = "be absent: its numbers are not those of the model"
         fix = "exporting the model as it was before that quantization"
-        raise EngineError(Problem("config.json: quantization_config", method or str(held)[:60], rule, fix))
+        raise EngineError(Problem("config.json: quantization_config", method or str(config)[:60], rule, fix))
     # What the engine does not have is told before weights are read.
     shape_of(settings)
     name = head_of_settings(settings, embeds)
@@ -128,8 +128,8 @@ def carry_tokenizer(directory: Path, output: Path, console: Console | None = Non
     if (
         settings.is_file()
     ):  # what the class of the tokenizer knows, written down for who reads the files without transformers
-        held = read_settings(settings) | {"model_input_names": list(tokenizer.model_input_names)}
-        settings.write_text(json.dumps(held, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        changed = read_settings(settings) | {"model_input_names": list(tokenizer.model_input_names)}
+        settings.write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _check_same(tokenizer, output)
     return tokenizer
 
@@ -148,11 +148,11 @@ def _check_same(tokenizer: Any, output: Path) -> None:
     for texts in [(probe,) for probe in PROBES] + [PROBES[:2]]:
         expected = ids_of(tokenizer, *texts)
         for name, read in readers:
-            found = list(read(*texts))
-            if found != expected:
+            ids = list(read(*texts))
+            if ids != expected:
                 rule = f"give the same ids after it was saved: {expected[:12]} for {texts[0]!r}, read by {name}"
                 fix = "a tokenizer that save_pretrained keeps"
-                raise CheckpointError(Problem("the tokenizer", str(found[:12]), rule, fix))
+                raise CheckpointError(Problem("the tokenizer", str(ids[:12]), rule, fix))
 
 
 def ids_of(tokenizer: Any, *texts: str) -> list[int]:

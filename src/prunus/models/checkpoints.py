@@ -110,10 +110,10 @@ def load_checkpoint(
     body = f"{model.base_model_prefix}."
     wrong = [each for each in loaded["mismatched_keys"] if not new_head or str(each[0]).startswith(body)]
     if wrong:
-        name, held, own = wrong[0]
-        rule = f"have the shape {list(own)} that its config.json describes"
+        name, stored_shape, model_shape = wrong[0]
+        rule = f"have the shape {list(model_shape)} that its config.json describes"
         fix = _FIX if str(name).startswith(body) else f"model.head: new, which draws the head afresh; or {_FIX}"
-        raise CheckpointError(Problem(f"{name} of {key}", list(held), rule, fix))
+        raise CheckpointError(Problem(f"{name} of {key}", list(stored_shape), rule, fix))
     lacking = _lacking(model, loaded["missing_keys"], drawn or new_head)
     if lacking:
         rule = f"hold the weights that its config.json describes ({lacking[0]} is missing, one of {len(lacking)})"
@@ -122,8 +122,8 @@ def load_checkpoint(
     bad = finite_problems({name: p for name, p in named.items() if not new_head or name.startswith(body)}, key)
     if bad:
         raise CheckpointError(*bad)
-    whole: PreTrainedModel = model.eval()
-    return whole
+    result: PreTrainedModel = model.eval()
+    return result
 
 
 def _check_files(directory: Path, key: str) -> None:
@@ -146,8 +146,8 @@ def _lacking(model: PreTrainedModel, missing: Iterable[str], drawn: bool) -> lis
     parameters = {name for name, _ in model.named_parameters()}
     body = f"{model.base_model_prefix}."
     alone = not any(name.startswith(body) for name in parameters)
-    found = sorted(name for name in missing if name in parameters and (name.startswith(body) or not drawn))
-    return [name for name in found if f".{POOLER}." not in f".{name}" or not (drawn or alone)]
+    absent = sorted(name for name in missing if name in parameters and (name.startswith(body) or not drawn))
+    return [name for name in absent if f".{POOLER}." not in f".{name}" or not (drawn or alone)]
 
 
 def finite_problems(tensors: Mapping[str, Tensor], key: str, fix: str = _FINITE) -> list[Problem]:

@@ -37,9 +37,9 @@ def layer_times(
 ) -> Kinds:
     """Seconds of one sequence of ``tokens`` through the model, by how many heads or neurons are in every layer."""
     models: dict[tuple[str, int], nn.Module] = {}
-    own = structures(from_config(config, head))
+    layers = structures(from_config(config, head))
     for kind in ("heads", "ffn"):
-        units = {each.reader: each.units for each in own if each.kind == kind}
+        units = {each.reader: each.units for each in layers if each.kind == kind}
         for share in _SHARES:
             left = max(1, round(share * max(units.values())))
             if (kind, left) not in models:
@@ -73,13 +73,13 @@ def seconds_of(
         model.eval()
     with _with_threads(threads):
         for done in range(_WARM + rounds):
-            for model, own in zip(models, times, strict=True):
+            for model, row in zip(models, times, strict=True):
                 began = perf_counter()
                 model(**inputs)
-                own.append(perf_counter() - began)
+                row.append(perf_counter() - began)
             if progress is not None:
                 progress(done + 1, _WARM + rounds)
-    return [min(own[_WARM:]) for own in times]
+    return [min(row[_WARM:]) for row in times]
 
 
 @contextmanager

@@ -155,9 +155,11 @@ def saved_labels(directory: Path) -> tuple[str, ...]:
         config = AutoConfig.from_pretrained(directory)
     except Exception:  # what is wrong with it is told where the model is read
         return ()
-    own = [str(config.id2label[index]) for index in sorted(config.id2label)]
-    named = any(label != f"LABEL_{index}" for index, label in enumerate(own))
-    return tuple(class_name(label) or label for label in own) if named and trained_for(config, "classification") else ()
+    labels = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    named = any(label != f"LABEL_{index}" for index, label in enumerate(labels))
+    return (
+        tuple(class_name(label) or label for label in labels) if named and trained_for(config, "classification") else ()
+    )
 
 
 def _pad(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -178,19 +180,19 @@ def _pad(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _check_labels(config: PreTrainedConfig, task: Task, key: str) -> None:
     """Raises ``DataError`` where the head of a checkpoint was trained on other labels than the task's."""
-    own = [str(config.id2label[index]) for index in sorted(config.id2label)]
+    labels = [str(config.id2label[index]) for index in sorted(config.id2label)]
     rule = ""
     if task.head == "classification":
-        generic = all(label == f"LABEL_{index}" for index, label in enumerate(own))
-        named = [class_name(label) or label for label in own]
-        if len(own) != len(task.labels) or (not generic and named != list(task.labels)):
+        generic = all(label == f"LABEL_{index}" for index, label in enumerate(labels))
+        named = [class_name(label) or label for label in labels]
+        if len(labels) != len(task.labels) or (not generic and named != list(task.labels)):
             order = "the same labels in the same order" if sorted(named) == sorted(task.labels) else "the task's labels"
             rule = f"have {order}: {', '.join(task.labels[:8])}"
-    elif task.head == "regression" and len(own) != 1:
+    elif task.head == "regression" and len(labels) != 1:
         rule = "be one, a number to predict"
     if rule:
         fix = "model.head: new, which draws the head afresh; or another checkpoint"
-        raise DataError(Problem(f"labels of {key}", ", ".join(own[:8]), rule, fix))
+        raise DataError(Problem(f"labels of {key}", ", ".join(labels[:8]), rule, fix))
 
 
 def from_config(config: PreTrainedConfig, head: HeadKind) -> PreTrainedModel:
@@ -218,8 +220,11 @@ def meta_model(config: PreTrainedConfig, head: HeadKind, key: str = "model.name"
         rule = f"be of an architecture with a head for {head} ({first_line(error)})"
         fix = "an encoder such as minilm"
         if not isinstance(error, ValueError) or "Unrecognized configuration" not in str(error):
-            told = f"{type(error).__name__}: {first_line(error)}"
-            rule, fix = f"have a config.json that a model can be made of ({told})", "saving it again, or another model"
+            message = f"{type(error).__name__}: {first_line(error)}"
+            rule, fix = (
+                f"have a config.json that a model can be made of ({message})",
+                "saving it again, or another model",
+            )
         raise RecipeError(Problem(key, config.model_type, rule, fix)) from None
 
 

@@ -54,15 +54,15 @@ def predict(
             batch = collate([features[int(row)] for row in rows])
             if head == "masked-language":
                 outputs = outputs or [np.zeros(len(features), np.float32) for _ in range(3)]
-                for whole, part in zip(outputs, _masked(model, batch, device), strict=True):
-                    whole[rows] = part
+                for full, part in zip(outputs, _masked(model, batch, device), strict=True):
+                    full[rows] = part
                 if progress is not None:
                     progress(min(start + batch_size, len(order)), len(order))
                 continue
             inputs = {key: value.to(device) for key, value in batch.items() if key not in LABEL_KEYS}
-            taught = model(**inputs)
+            result = model(**inputs)
             for index, name in enumerate(names):
-                values = taught[name].float().cpu().numpy()
+                values = result[name].float().cpu().numpy()
                 if start == 0:
                     outputs.append(np.full((len(features), values.shape[1]), _NOWHERE, np.float32))
                 if head == "question-answering":

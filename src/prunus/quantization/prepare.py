@@ -60,12 +60,12 @@ def attach(model: nn.Module, spec: Quantization, readers: Iterable[Iterable[str]
     if not linear:
         raise TargetError(Problem("quantize.exclude", list(spec.exclude), "leave at least one Linear layer", "fewer"))
     for group in readers:
-        own = [linear[name] for name in group if name in linear]
-        for i, layer in enumerate(own):
+        linears = [linear[name] for name in group if name in linear]
+        for i, layer in enumerate(linears):
             if i == 0:
                 layer.input_range = ActivationRange(spec.mode == "symmetric", layer.weight.device)
-            elif own[0].input_range is not None:
-                layer.shared = (own[0].input_range,)
+            elif linears[0].input_range is not None:
+                layer.shared = (linears[0].input_range,)
     for name, layer in linear.items():
         if layer.reads is None:
             layer.input_range = ActivationRange(spec.mode == "symmetric", layer.weight.device)
@@ -133,8 +133,8 @@ def to_float(model: nn.Module) -> dict[str, Tensor]:
             continue
         module.weight.copy_(symmetric(module.weight, module.weight_range, module.bits, narrow=True)).add_(0.0)
         ranges[f"{name}.bits"] = torch.tensor(module.bits, device=module.weight.device)
-        for role, held in (("input_range", module.reads), ("output_range", module.output_range)):
-            for key, value in held.named_parameters() if held is not None else ():
+        for role, activation_range in (("input_range", module.reads), ("output_range", module.output_range)):
+            for key, value in activation_range.named_parameters() if activation_range is not None else ():
                 ranges[f"{name}.{role}.{key}"] = value.detach().abs() if key == "bound" else value.detach().clone()
         dense = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
         dense.weight, dense.bias = module.weight, module.bias
@@ -150,29 +150,31 @@ def restore(model: nn.Module, ranges: Mapping[str, Tensor]) -> None:
         TargetError: ranges of layers that the model does not have, or of another shape, or not finite.
 
     """
-    found = []
+    problems = []
     for key, value in ranges.items():
         if not torch.isfinite(value.float()).all():
-            found.append(Problem(key, "NaN or infinity", "be finite", "an intact file of ranges"))
+            problems.append(Problem(key, "NaN or infinity", "be finite", "an intact file of ranges"))
     layers = dict(model.named_modules())
     for name in sorted({key.removesuffix(".weight_range") for key in ranges if key.endswith(".weight_range")}):
-        module, own = layers.get(name), ranges[f"{name}.weight_range"]
-        if not isinstance(module, nn.Linear | nn.Embedding) or own.shape != (len(module.weight), 1):
-            rule = f"belong to a layer of the model with {len(own)} rows"
-            found.append(Problem(f"{name}.weight_range", tuple(own.shape), rule, "the model it was saved with"))
+        module, weight_range = layers.get(name), ranges[f"{name}.weight_range"]
+        if not isinstance(module, nn.Linear | nn.Embedding) or weight_range.shape != (len(module.weight), 1):
+            rule = f"belong to a layer of the model with {len(weight_range)} rows"
+            problems.append(
+                Problem(f"{name}.weight_range", tuple(weight_range.shape), rule, "the model it was saved with")
+            )
             continue
         if isinstance(module, nn.Embedding):
             rows = QuantEmbedding(module)
-            rows.weight_range.copy_(own)
+            rows.weight_range.copy_(weight_range)
             put(model, name, rows)
             continue
         layer = QuantLinear(module, int(ranges.get(f"{name}.bits", torch.tensor(8))))
-        layer.weight_range.copy_(own)
+        layer.weight_range.copy_(weight_range)
         layer.input_range = read_range(ranges, f"{name}.input_range", module.weight.device)
         layer.output_range = read_range(ranges, f"{name}.output_range", module.weight.device)
         put(model, name, layer)
-    if found:
-        raise TargetError(*found)
+    if problems:
+        raise TargetError(*problems)
 
 
 def read_range(ranges: Mapping[str, Tensor], name: str, device: torch.device) -> ActivationRange | None:
@@ -181,20 +183,20 @@ def read_range(ranges: Mapping[str, Tensor], name: str, device: torch.device) ->
     keys = ("bound",) if signed else ("low", "high")
     if not all(f"{name}.{key}" in ranges for key in keys):
         return None
-    held = ActivationRange(signed, device)
+    activation_range = ActivationRange(signed, device)
     for key in keys:
-        held.get_parameter(key).copy_(ranges[f"{name}.{key}"].reshape(()))
-    return held
+        activation_range.get_parameter(key).copy_(ranges[f"{name}.{key}"].reshape(()))
+    return activation_range
 
 
 def same_input(model: nn.Module, run: Callable[[], Any]) -> list[list[str]]:
     """Names of the Linear layers, grouped by the tensor that they read in one forward pass."""
     seen: dict[int, list[str]] = {}
-    held: list[Tensor] = []  # kept, so that no other tensor takes the place of one that is gone
+    alive: list[Tensor] = []  # kept, so that no other tensor takes the place of one that is gone
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            held.append(inputs[0])
+            alive.append(inputs[0])
             seen.setdefault(id(inputs[0]), []).append(name)
 
         return hook

@@ -39,19 +39,19 @@ class Quantization:
 
     def problems(self, key: str = "quantize") -> list[Problem]:
         """Values out of range."""
-        found = []
+        problems = []
         if self.mode not in _MODES:
-            found.append(Problem(f"{key}.mode", self.mode, "be mixed or symmetric", nearest(self.mode, _MODES)))
+            problems.append(Problem(f"{key}.mode", self.mode, "be mixed or symmetric", nearest(self.mode, _MODES)))
         if self.ranges not in _ESTIMATORS:
             rule = "be one of " + ", ".join(_ESTIMATORS)
-            found.append(Problem(f"{key}.ranges", self.ranges, rule, nearest(self.ranges, _ESTIMATORS)))
+            problems.append(Problem(f"{key}.ranges", self.ranges, rule, nearest(self.ranges, _ESTIMATORS)))
         if self.samples < 1:
-            found.append(Problem(f"{key}.samples", self.samples, "be at least 1", "300"))
+            problems.append(Problem(f"{key}.samples", self.samples, "be at least 1", "300"))
         for i, regex in enumerate(self.exclude):
             try:
                 re.compile(regex)
             except re.error as error:
-                found.append(
+                problems.append(
                     Problem(f"{key}.exclude[{i}]", regex, f"be a regular expression ({error})", "'classifier'")
                 )
-        return found
+        return problems

@@ -99,9 +99,9 @@ def cost_of(
         total = dense
         for kind, table in times.items():
             layers = [each for each in every if each.kind == kind]
-            whole = interpolated(table, max(each.units for each in layers))
+            dense_time = interpolated(table, max(each.units for each in layers))
             total -= sum(
-                (whole - interpolated(table, _left(each, sparsity, multiples))) / len(layers) for each in layers
+                (dense_time - interpolated(table, _left(each, sparsity, multiples))) / len(layers) for each in layers
             )
         return total
     cost = 0.0
@@ -117,8 +117,8 @@ def cost_of(
             biases += rows if getattr(linear, "bias", None) is not None else 0
         left = _left(each, sparsity, multiples)
         if measure == "params":
-            own = len(weight) if getattr(reader, "bias", None) is not None else 0
-            cost += left * (width + biases) + own
+            bias_count = len(weight) if getattr(reader, "bias", None) is not None else 0
+            cost += left * (width + biases) + bias_count
         else:
             cost += 2 * tokens * left * width + (4 * tokens**2 * left * each.width if each.kind == "heads" else 0)
     return cost

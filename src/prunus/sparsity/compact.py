@@ -42,9 +42,9 @@ def live(model: nn.Module, structure: Structure, fold: bool = False) -> list[int
     if constant is None:
         return [int(j) for j in torch.nonzero(read).flatten()]
     still, values = constant
-    gone = read & still
-    if fold and bias is not None and bool(gone.any()):
-        bias.add_((columns * values).sum(2)[:, gone].sum(1))
+    unread = read & still
+    if fold and bias is not None and bool(unread.any()):
+        bias.add_((columns * values).sum(2)[:, unread].sum(1))
     return [int(j) for j in torch.nonzero(read & ~still).flatten()]
 
 
@@ -196,9 +196,9 @@ class _Bias:
         self._kept = list(kept)
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        found = kwargs.get("position_bias")
-        if isinstance(found, Tensor) and found.dim() == 4 and found.shape[1] > len(self._kept):
-            kwargs = {**kwargs, "position_bias": found[:, self._kept]}
+        position_bias = kwargs.get("position_bias")
+        if isinstance(position_bias, Tensor) and position_bias.dim() == 4 and position_bias.shape[1] > len(self._kept):
+            kwargs = {**kwargs, "position_bias": position_bias[:, self._kept]}
         given = tuple(
             value[:, self._kept]
             if i == 2 and isinstance(value, Tensor) and value.dim() == 4 and value.shape[1] > len(self._kept)
@@ -254,5 +254,5 @@ def _narrow(
     linear.weight = nn.Parameter(weight.contiguous(), linear.weight.requires_grad)
     linear.out_features, linear.in_features = weight.shape
     if not weight.numel():
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, Emptied(linear, parts))
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, Emptied(linear, parts))

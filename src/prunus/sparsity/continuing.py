@@ -112,13 +112,13 @@ def continued(rules: Sequence[Rule], saved: Sequence[SavedRule], step: int) -> l
         rule = f"be the {len(saved)} rules that the training began with"
         raise CheckpointError(Problem("prune", f"{len(rules)} rules", rule, _FIX))
     problems: list[Problem] = []
-    found = []
+    result = []
     for index, (live, old) in enumerate(zip(rules, saved, strict=True)):
         key = f"prune[{index}]"
         other = _differences(key, plain(live.pruning), old.pruning) or _other_tensors(key, live, old)
         problems += other
         if other or live.timetable == old.planned:
-            found.append(replace(live, timetable=old.timetable))
+            result.append(replace(live, timetable=old.timetable))
             continue
         table = _joined(old.timetable, live.timetable, step)
         if table is None:
@@ -129,10 +129,10 @@ def continued(rules: Sequence[Rule], saved: Sequence[SavedRule], step: int) -> l
             fix = "a longer training (max_steps, epochs), or one from the beginning"
             problems.append(Problem(f"{key}.schedule", f"a last mask update at step {last}", rule, fix))
         else:
-            found.append(replace(live, timetable=table))
+            result.append(replace(live, timetable=table))
     if problems:
         raise CheckpointError(*problems)
-    return found
+    return result
 
 
 def _differences(key: str, live: Any, old: Any) -> list[Problem]:

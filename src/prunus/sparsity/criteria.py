@@ -90,8 +90,8 @@ class Context:
 
     def zeros(self, device: torch.device) -> Tensor:
         """A zero for each score that belongs to this process."""
-        whole = torch.empty(self.score_shape, device="meta")
-        return torch.zeros(units_here(self.shard, whole).shape, device=device)
+        full = torch.empty(self.score_shape, device="meta")
+        return torch.zeros(units_here(self.shard, full).shape, device=device)
 
     def buffer(self, like: Tensor) -> Tensor:
         """Float32 memory of the shape and device of ``like``; fresh memory costs more than computing magnitudes does."""

@@ -225,20 +225,20 @@ class Schedule:
             end = steps(self.end)
         else:
             end = total_steps - steps(self.cooldown if self.cooldown is not None else Span(25, "%"))
-        whole = f"{total_steps} ({total_steps / steps_per_epoch:g} epochs x {steps_per_epoch:g})"
+        length = f"{total_steps} ({total_steps / steps_per_epoch:g} epochs x {steps_per_epoch:g})"
         if end > total_steps and self.kind != "one_shot":
             fix = f"{floor(0.75 * total_steps)} (75 %)"
-            problems.append(Problem(f"{key}.end", end, f"be at or before the last optimizer step {whole}", fix))
+            problems.append(Problem(f"{key}.end", end, f"be at or before the last optimizer step {length}", fix))
         if end < 0:
-            rule = f"leave at least one of the optimizer steps {whole} to prune in"
+            rule = f"leave at least one of the optimizer steps {length} to prune in"
             given = "cooldown" if self.end is None else "end"
             problems.append(Problem(f"{key}.{given}", str(self.cooldown or self.end), rule, "25%"))
         elif start > min(end, total_steps):
-            rule = f"be at or before the end of pruning, step {min(end, total_steps)} of {whole}"
+            rule = f"be at or before the end of pruning, step {min(end, total_steps)} of {length}"
             problems.append(Problem(f"{key}.start", start, rule, f"{min(end, total_steps) // 10}"))
         hold = 0 if self.hold is None else steps(self.hold)
         if hold and end + hold > total_steps:
-            rule = f"end at or before the last optimizer step {whole}"
+            rule = f"end at or before the last optimizer step {length}"
             problems.append(Problem(f"{key}.hold", str(self.hold), rule, f"{max(0, total_steps - end)}"))
         every = max(1, (end - start + 1) // _AUTO_UPDATES) if self.every is None else steps(self.every)
         if every < 1:

@@ -51,20 +51,20 @@ def stream_axes(model: Any) -> dict[str, tuple[int, ...]]:
         inside[f"{each.reader}.weight"] = 1
         for writer in each.writers:
             inside[f"{writer.name}.weight"] = inside[f"{writer.name}.bias"] = 0
-    own = dict(model.named_parameters())
+    parameters = dict(model.named_parameters())
     wide: dict[str, list[int]] = {}
     for name, parameter in probe.named_parameters():
-        if name in own:  # what compaction took out is in the architecture still
+        if name in parameters:  # what compaction took out is in the architecture still
             wide[name] = [i for i, size in enumerate(parameter.shape) if size == other and inside.get(name) != i]
     # A model that was narrowed has fewer features than its configuration says: those that most of its axes have.
-    sizes = Counter(own[name].shape[i] for name, axes in wide.items() for i in axes)
+    sizes = Counter(parameters[name].shape[i] for name, axes in wide.items() for i in axes)
     width = sizes.most_common(1)[0][0] if sizes else width
-    found: dict[str, tuple[int, ...]] = {}
+    by_name: dict[str, tuple[int, ...]] = {}
     for name, axes in wide.items():
-        along = tuple(i for i in axes if own[name].shape[i] == width)
+        along = tuple(i for i in axes if parameters[name].shape[i] == width)
         if along:
-            found[name] = along
-    return found
+            by_name[name] = along
+    return by_name
 
 
 def stream_width(model: Any) -> int:
@@ -111,12 +111,12 @@ def keep_features(model: Any, kept: Sequence[int], key: str = "hidden") -> None:
     cut: dict[int, nn.Parameter] = {}  # tied parameters stay tied
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
-            whole = next((n for n, p in named.items() if p is parameter), None)
-            if whole is None or whole not in axes:
+            owner = next((n for n, p in named.items() if p is parameter), None)
+            if owner is None or owner not in axes:
                 continue
             if id(parameter) not in cut:
                 value = parameter.detach()
-                for axis in axes[whole]:
+                for axis in axes[owner]:
                     value = value.index_select(axis, chosen.to(value.device))
                 cut[id(parameter)] = nn.Parameter(value.contiguous(), parameter.requires_grad)
             setattr(module, name, cut[id(parameter)])

@@ -136,9 +136,9 @@ def line_of(model: nn.Module, name: str) -> list[nn.Module]:
 def _find(model: nn.Module, name: str, kind: str) -> list[Any]:
     """What stands on the way from ``model`` to the member of a plain name, at the end the member itself."""
     parts = name.split(".") if name else []
-    found = _way(model, parts, kind)
-    if found is not None:
-        return found
+    way = _way(model, parts, kind)
+    if way is not None:
+        return way
     bare = _SENTENCE_TRANSFORMER.match(name)
     for rest in (parts, parts[2:] if bare else []):
         ways = _ways_inside(model, rest, kind) if rest else []
@@ -176,8 +176,8 @@ def _ways_inside(model: nn.Module, parts: list[str], kind: str) -> list[list[Any
 
 def _missing(model: nn.Module, parts: list[str], kind: str) -> str:
     """The first part of a name that is not there."""
-    found = next(i for i in range(len(parts), 0, -1) if i == 1 or _way(model, parts[: i - 1], "_modules") is not None)
-    return parts[found - 1]
+    depth = next(i for i in range(len(parts), 0, -1) if i == 1 or _way(model, parts[: i - 1], "_modules") is not None)
+    return parts[depth - 1]
 
 
 def child_of(module: nn.Module, part: str, kind: str = "_modules") -> Any:

@@ -253,7 +253,7 @@ def load_classification(
         metrics = ("accuracy", "macro_f1")
 
     def examples(parsed: Sequence[_Parsed]) -> list[TextExample]:
-        found = []
+        rows = []
         for item in parsed:
             label: int | float | None
             if labels:
@@ -261,8 +261,8 @@ def load_classification(
             else:
                 label = _number(item.row, file_problems, highest=math.inf if glue is None else 5.0)
             if label is not None:
-                found.append(TextExample(item.text, item.text_pair, label))
-        return found
+                rows.append(TextExample(item.text, item.text_pair, label))
+        return rows
 
     trained, validated = examples(train), examples(validation)
     file_problems.close()
@@ -305,8 +305,8 @@ def class_name(value: object) -> str | None:
     name = str(value).strip()
     if name.lower() in ("true", "false"):
         return name.lower()
-    whole = _WHOLE.fullmatch(name)
-    return (whole[1] if whole else name) or None
+    number = _WHOLE.fullmatch(name)
+    return (number[1] if number else name) or None
 
 
 def _is_fraction(name: str) -> bool:

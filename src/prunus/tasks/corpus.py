@@ -93,18 +93,18 @@ class Corpus:
 
 def read_documents(origin: Origin) -> Iterator[list[str]]:
     """Paragraphs of each document. Raises ``DataError`` for a file that cannot be read or holds no text."""
-    file_problems, found = FileProblems(), False
+    file_problems, any_text = FileProblems(), False
     if isinstance(origin, Path) and origin.name.lower().removesuffix(".gz").endswith(".txt"):
         paragraphs: list[str] = []
         for _, line in read_lines(origin, file_problems):
             if line.strip():
                 paragraphs.append(line.strip())
             elif paragraphs:
-                found = True
+                any_text = True
                 yield paragraphs
                 paragraphs = []
         if paragraphs:
-            found = True
+            any_text = True
             yield paragraphs
     else:
         rows = (
@@ -118,10 +118,10 @@ def read_documents(origin: Origin) -> Iterator[list[str]]:
                 continue
             paragraphs = [line.strip() for line in text.splitlines() if line.strip()]
             if paragraphs:
-                found = True
+                any_text = True
                 yield paragraphs
     file_problems.close()
-    if not found:
+    if not any_text:
         raise DataError(Problem(str(origin), "no text", "hold at least one paragraph", "a file with text"))
 
 
@@ -221,13 +221,13 @@ def tokenised(documents: Iterable[list[str]], tokenizer: PreTrainedTokenizerBase
 def together(documents: Iterable[list[str]]) -> Iterator[list[list[str]]]:
     """Documents in groups of about ``AT_ONCE`` characters."""
     group: list[list[str]] = []
-    held = 0
+    size = 0
     for document in documents:
         group.append(document)
-        held += sum(map(len, document))
-        if held >= AT_ONCE:
+        size += sum(map(len, document))
+        if size >= AT_ONCE:
             yield group
-            group, held = [], 0
+            group, size = [], 0
     if group:
         yield group
 

@@ -121,8 +121,8 @@ def select(
     values: Mapping[str, object], layout: ColumnLayout, where: str, file_problems: FileProblems
 ) -> dict[str, object] | None:
     """The values of a row by role, or None after a complaint about each required column that is not there."""
-    found = _columns(values, layout, where, file_problems)
-    return None if found is None else {role: values[name] for role, name in found.items()}
+    columns = _columns(values, layout, where, file_problems)
+    return None if columns is None else {role: values[name] for role, name in columns.items()}
 
 
 def _columns(
@@ -175,11 +175,11 @@ def _csv_cells(path: Path, file_problems: FileProblems) -> Iterator[tuple[int, l
         except StopIteration:
             return
         except csv.Error as error:
-            where, told = f"{path} line {line}", str(error)
-            if "field limit" in told:
+            where, message = f"{path} line {line}", str(error)
+            if "field limit" in message:
                 got = f"a field of more than {MAX_ROW:,} characters"
                 file_problems.fatal(where, got, "have shorter fields", "closing a quotation mark, or shorter texts")
-            file_problems.fatal(where, told, "be a well-formed CSV row", "an even number of quotation marks")
+            file_problems.fatal(where, message, "be a well-formed CSV row", "an even number of quotation marks")
         finally:
             csv.field_size_limit(limit)
         if cells:

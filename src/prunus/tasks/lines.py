@@ -82,8 +82,8 @@ def _neighbour(path: Path) -> str:
 def read_lines(path: Path, file_problems: FileProblems) -> Iterator[tuple[int, str]]:
     """Number and text of each line, with its line end."""
     with opened(path, file_problems) as file:
-        whole = partial(file.readline, MAX_ROW + 1)
-        lines = _by_carriage_return(file) if _has_bare_returns(file) else iter(whole, b"")
+        next_line = partial(file.readline, MAX_ROW + 1)
+        lines = _by_carriage_return(file) if _has_bare_returns(file) else iter(next_line, b"")
         for number, line in enumerate(lines, start=1):
             where = f"{path} line {number}"
             if len(line) > MAX_ROW:
@@ -105,12 +105,12 @@ def _has_bare_returns(file: gzip.GzipFile | BufferedReader) -> bool:
 
 def _by_carriage_return(file: gzip.GzipFile | BufferedReader) -> Iterator[bytes]:
     """Lines that end in CR, with LF in its place; at most ``MAX_ROW + 1`` bytes at once."""
-    held = b""
+    rest = b""
     while more := file.read(_PEEK):
-        *lines, held = (held + more).split(b"\r")
+        *lines, rest = (rest + more).split(b"\r")
         yield from (line + b"\n" for line in lines)
-        if len(held) > MAX_ROW:
-            yield held
-            held = b""
-    if held:
-        yield held
+        if len(rest) > MAX_ROW:
+            yield rest
+            rest = b""
+    if rest:
+        yield rest

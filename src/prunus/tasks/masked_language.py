@@ -168,9 +168,9 @@ class MaskedLanguageTask:
 
     def size(self, split: Split) -> int:
         """Rows; 0 before the text was read."""
-        held = next((len(corpus.rows[split]) for corpus in self.corpora.values()), 0)
+        rows = next((len(corpus.rows[split]) for corpus in self.corpora.values()), 0)
         limit = self._limit(split)
-        return held if limit is None else min(held, limit)
+        return rows if limit is None else min(rows, limit)
 
     def features(
         self, split: Split, tokenizer: PreTrainedTokenizerBase, progress: Callable[[int, int], None] | None = None
@@ -209,19 +209,21 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def settings(spec: TaskSpec) -> list[Problem]:
     """Settings that no text can make good."""
-    found = []
+    problems = []
     for name, low, high in (("mask_share", 0.0, 1.0), ("short_share", -1e-9, 1.0), ("held_out", 0.0, 0.5)):
         value = getattr(spec, name)
         if not low < value <= high:
-            found.append(Problem(f"task.{name}", value, f"be a share above {max(low, 0):g} and up to {high:g}", "0.1"))
-    return found
+            problems.append(
+                Problem(f"task.{name}", value, f"be a share above {max(low, 0):g} and up to {high:g}", "0.1")
+            )
+    return problems
 
 
 def locate_text(
     spec: TaskSpec, splits: Sequence[Split] = ("train", "validation")
 ) -> tuple[dict[Split, Origin], list[Problem]]:
     """Where the text of ``splits`` is: ``train`` (and ``validation``), or the one text file in ``data``, or ``hub``."""
-    found: dict[Split, Origin] = {}
+    origins: dict[Split, Origin] = {}
     problems: list[Problem] = []
     named: tuple[tuple[Split, str | None], ...] = (("train", spec.train), ("validation", spec.validation))
     for split, name in named:
@@ -238,29 +240,29 @@ def locate_text(
             )
         elif not path.name.lower().endswith(ENDINGS):
             problems.append(Problem(f"task.{split}", name, f"end in {', '.join(ENDINGS)}", "a text file"))
-        found[split] = path
+        origins[split] = path
     if "train" not in splits or spec.train is not None:
-        return found, problems
+        return origins, problems
     if spec.data is not None:
         try:
             folder = expanded(spec.data, "task.data")
         except RecipeError as error:
-            return found, [*problems, *error.problems]
+            return origins, [*problems, *error.problems]
         texts = sorted(p for p in folder.glob("*") if p.name.lower().endswith(ENDINGS)) if folder.is_dir() else []
         if len(texts) == 1:
-            found["train"] = texts[0]
+            origins["train"] = texts[0]
         else:
             got = ", ".join(path.name for path in texts[:5]) or "none"
             rule = f"be a directory with one text file ({', '.join(ENDINGS)}), here {got}"
             problems.append(Problem("task.data", spec.data, rule, "task.train, the file itself"))
     elif spec.hub is not None:
         name, _, configuration = spec.hub.partition(":")
-        found["train"] = HubSplit(name, configuration or None, "train")
+        origins["train"] = HubSplit(name, configuration or None, "train")
     else:
         problems.append(
             Problem("task.train", None, "name a file of text", "--train-file text.txt, also .jsonl and .gz")
         )
-    return found, problems
+    return origins, problems
 
 
 def load_masked_language(spec: TaskSpec, origins: Mapping[Split, Origin]) -> MaskedLanguageTask:

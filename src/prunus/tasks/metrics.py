@@ -38,42 +38,42 @@ _ARTICLES: Final = re.compile(r"\b(a|an|the)\b")
 
 
 def _pair(predictions: ArrayLike, labels: ArrayLike) -> tuple[NDArray[Any], NDArray[Any]]:
-    found, wanted = np.asarray(predictions), np.asarray(labels)
-    if found.shape != wanted.shape or found.ndim != 1:
-        raise ValueError(f"predictions {found.shape} and labels {wanted.shape} must be two vectors of one length")
-    return found, wanted
+    predicted, wanted = np.asarray(predictions), np.asarray(labels)
+    if predicted.shape != wanted.shape or predicted.ndim != 1:
+        raise ValueError(f"predictions {predicted.shape} and labels {wanted.shape} must be two vectors of one length")
+    return predicted, wanted
 
 
 def accuracy(predictions: ArrayLike, labels: ArrayLike) -> float:
     """Fraction of equal entries of two vectors of class ids ``[n]``; 0.0 for n = 0."""
-    found, wanted = _pair(predictions, labels)
-    return float((found == wanted).mean()) if found.size else 0.0
+    predicted, wanted = _pair(predictions, labels)
+    return float((predicted == wanted).mean()) if predicted.size else 0.0
 
 
 def f1(predictions: ArrayLike, labels: ArrayLike) -> float:
     """F1 of class 1, from class ids ``[n]``."""
-    found, wanted = _pair(predictions, labels)
-    return _class_f1(found, wanted, 1)
+    predicted, wanted = _pair(predictions, labels)
+    return _class_f1(predicted, wanted, 1)
 
 
 def macro_f1(predictions: ArrayLike, labels: ArrayLike) -> float:
     """Mean of the F1 of each class that occurs in the predictions or in the labels ``[n]``."""
-    found, wanted = _pair(predictions, labels)
-    classes = np.union1d(found, wanted)
-    return float(np.mean([_class_f1(found, wanted, c) for c in classes])) if classes.size else 0.0
+    predicted, wanted = _pair(predictions, labels)
+    classes = np.union1d(predicted, wanted)
+    return float(np.mean([_class_f1(predicted, wanted, c) for c in classes])) if classes.size else 0.0
 
 
-def _class_f1(found: NDArray[Any], wanted: NDArray[Any], c: int) -> float:
-    hits = int(((found == c) & (wanted == c)).sum())
-    total = int((found == c).sum()) + int((wanted == c).sum())
+def _class_f1(predicted: NDArray[Any], wanted: NDArray[Any], c: int) -> float:
+    hits = int(((predicted == c) & (wanted == c)).sum())
+    total = int((predicted == c).sum()) + int((wanted == c).sum())
     return 2.0 * hits / total if total else 0.0
 
 
 def matthews(predictions: ArrayLike, labels: ArrayLike) -> float:
     """Matthews correlation of class ids ``[n]``, for two or more classes."""
-    found, wanted = _pair(predictions, labels)
-    classes, ids = np.unique(np.concatenate([found, wanted]), return_inverse=True)
-    n = len(found)
+    got, wanted = _pair(predictions, labels)
+    classes, ids = np.unique(np.concatenate([got, wanted]), return_inverse=True)
+    n = len(got)
     confusion = np.zeros((len(classes), len(classes)), dtype=np.float64)
     np.add.at(confusion, (ids[n:], ids[:n]), 1.0)
     true, predicted, total = confusion.sum(1), confusion.sum(0), confusion.sum()
@@ -83,8 +83,8 @@ def matthews(predictions: ArrayLike, labels: ArrayLike) -> float:
 
 def pearson(predictions: ArrayLike, labels: ArrayLike) -> float:
     """Pearson correlation of two vectors ``[n]``; 0.0 where one of them is constant."""
-    found, wanted = _pair(predictions, labels)
-    x, y = found.astype(np.float64), wanted.astype(np.float64)
+    predicted, wanted = _pair(predictions, labels)
+    x, y = predicted.astype(np.float64), wanted.astype(np.float64)
     # A constant is recognised before it is centred: its mean may be off by one rounding, and noise would correlate.
     if x.size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
@@ -95,8 +95,8 @@ def pearson(predictions: ArrayLike, labels: ArrayLike) -> float:
 
 def spearman(predictions: ArrayLike, labels: ArrayLike) -> float:
     """Spearman correlation of two vectors ``[n]``: Pearson of the ranks, equal values sharing their mean rank."""
-    found, wanted = _pair(predictions, labels)
-    return pearson(_ranks(found), _ranks(wanted))
+    predicted, wanted = _pair(predictions, labels)
+    return pearson(_ranks(predicted), _ranks(wanted))
 
 
 def _ranks(values: NDArray[Any]) -> NDArray[np.float64]:
@@ -112,17 +112,17 @@ def normalise_answer(text: str) -> str:
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
     """1.0 if the normalised prediction equals one of the normalised answers, else 0.0."""
-    found = normalise_answer(prediction)
-    return float(any(found == normalise_answer(answer) for answer in answers))
+    predicted = normalise_answer(prediction)
+    return float(any(predicted == normalise_answer(answer) for answer in answers))
 
 
 def squad_f1(prediction: str, answers: Sequence[str]) -> float:
     """F1 of the normalised words, as multisets, maximised over the answers; 0.0 where no word is shared."""
-    found = Counter(normalise_answer(prediction).split())
+    predicted = Counter(normalise_answer(prediction).split())
     best = 0.0
     for answer in answers:
         wanted = Counter(normalise_answer(answer).split())
-        shared = (found & wanted).total()
+        shared = (predicted & wanted).total()
         if shared:
-            best = max(best, 2.0 * shared / (found.total() + wanted.total()))
+            best = max(best, 2.0 * shared / (predicted.total() + wanted.total()))
     return best

@@ -223,14 +223,14 @@ def _shown(entry: DocEntry) -> str:
 def questions(entry: DocEntry) -> list[Question]:
     """All questions that the rules draw from one entry, each text once, in the order of its sentences."""
     name = f"`{entry.name}`" if "." in entry.name or "._" in entry.module else f"`{entry.module}.{entry.name}`"
-    found: dict[str, Question] = {}
+    by_context: dict[str, Question] = {}
     for index, sentence in enumerate(entry.sentences):
         for kind, rule in RULES.items():
             hit = rule(entry, name, sentence, index == 0)
             span = _answer(sentence, *hit[1:]) if hit else None
             # Plain descriptions are the most frequent by far: half of them are enough.
             if hit and span and (kind != "does" or hash_fraction(hit[0]) < 0.5):
-                found.setdefault(hit[0], Question(kind, hit[0], index, *span))
+                by_context.setdefault(hit[0], Question(kind, hit[0], index, *span))
             if hit:
                 break
     plain = [pair for pair in entry.arguments if re.fullmatch(r"-?\d[\d.]*|True|False|'[^']+'", pair[1])]
@@ -239,8 +239,8 @@ def questions(entry: DocEntry) -> list[Question]:
         start = re.search(rf"\b{argument}=(?={re.escape(default)})", _shown(entry))
         if start:
             text = f"What is the default of `{argument}` in {name}?"
-            found.setdefault(text, Question("default", text, -1, start.end(), start.end() + len(default)))
-    return list(found.values())
+            by_context.setdefault(text, Question("default", text, -1, start.end(), start.end() + len(default)))
+    return list(by_context.values())
 
 
 def _paragraph(entry: DocEntry, must: int, limit: int) -> tuple[str, dict[int, int]]:
@@ -293,20 +293,20 @@ def _example(question: Question, place: int, group: Sequence[DocEntry]) -> QAExa
 def qa_examples(entries: Sequence[DocEntry]) -> dict[Split, list[QAExample]]:
     """All questions by split; a question that two modules would share is asked once, of the first."""
     split = without_leaks((entry.full_name, in_validation(entry.full_name), entry.sentences) for entry in entries)
-    found: dict[Split, list[QAExample]] = {"train": [], "validation": []}
+    examples: dict[Split, list[QAExample]] = {"train": [], "validation": []}
     groups: dict[tuple[bool, str], list[DocEntry]] = {}
     for entry in entries:
         if entry.full_name in split:
             groups.setdefault((split[entry.full_name], entry.module.split(".")[0]), []).append(entry)
-    asked: set[str] = set()
+    used: set[str] = set()
     for (validation, _), group in groups.items():
         for place, entry in enumerate(group):
             for question in questions(entry):
-                example = None if question.text in asked else _example(question, place, group)
+                example = None if question.text in used else _example(question, place, group)
                 if example is not None:
-                    asked.add(question.text)
-                    found["validation" if validation else "train"].append(example)
-    return found
+                    used.add(question.text)
+                    examples["validation" if validation else "train"].append(example)
+    return examples
 
 
 # --- trivial answers ---
@@ -331,9 +331,9 @@ def _of_named(example: QAExample) -> str:
 
 def _of_overlap(example: QAExample) -> str:
     """The sentence that shares the most words with the question, the first among equals."""
-    asked = set(re.findall(r"[a-z0-9]+", example.question.lower()))
-    found = [part for text in example.context.split("\n")[1::2] for part in _PART.split(text)]
-    return max(found, key=lambda part: len(asked & set(re.findall(r"[a-z0-9]+", part.lower()))))
+    question_words = set(re.findall(r"[a-z0-9]+", example.question.lower()))
+    parts = [part for text in example.context.split("\n")[1::2] for part in _PART.split(text)]
+    return max(parts, key=lambda part: len(question_words & set(re.findall(r"[a-z0-9]+", part.lower()))))
 
 
 _TRIVIAL: Final[Mapping[str, Callable[[QAExample], str]]] = {
@@ -345,15 +345,15 @@ _TRIVIAL: Final[Mapping[str, Callable[[QAExample], str]]] = {
 
 def qa_baselines(examples: Sequence[QAExample]) -> dict[str, Metrics]:
     """SQuAD's ``f1`` and ``exact_match``, fractions in [0, 1], of three lexical rules on ``examples``."""
-    found: dict[str, Metrics] = {}
+    baselines: dict[str, Metrics] = {}
     for name, rule in _TRIVIAL.items():
         answers = [(rule(example), example.answers) for example in examples]
         total = max(len(answers), 1)
-        found[name] = {
+        baselines[name] = {
             "f1": sum(squad_f1(*pair) for pair in answers) / total,
             "exact_match": sum(exact_match(*pair) for pair in answers) / total,
         }
-    return found
+    return baselines
 
 
 # --- the tasks ---
@@ -379,17 +379,17 @@ def load_pydocs(spec: TaskSpec, progress: Callable[[int, int], None] | None = No
             notes=_notes(spec, len(texts["train"]), len(texts["validation"]), "passages"),
             more_baselines={"naive Bayes on words": topic_baseline(shown, hidden)},
         )
-    asked = qa_examples(entries)
-    validation = subset(asked["validation"], spec.max_validation_samples, spec.subset_seed)
+    examples = qa_examples(entries)
+    validation = subset(examples["validation"], spec.max_validation_samples, spec.subset_seed)
     return QuestionAnsweringTask(
         spec.name,
-        subset(asked["train"], spec.max_train_samples, spec.subset_seed),
+        subset(examples["train"], spec.max_train_samples, spec.subset_seed),
         validation,
         max_length=spec.max_length or 384,
         doc_stride=spec.doc_stride,
         n_best=spec.n_best,
         max_answer_length=spec.max_answer_length,
-        notes=_notes(spec, len(asked["train"]), len(asked["validation"]), "questions"),
+        notes=_notes(spec, len(examples["train"]), len(examples["validation"]), "questions"),
         more_baselines=qa_baselines(validation),
     )
 

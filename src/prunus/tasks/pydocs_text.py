@@ -123,9 +123,9 @@ def without_leaks(entries: Iterable[tuple[str, bool, Sequence[str]]]) -> dict[st
     rows: list[tuple[str, bool, set[str]]] = []
     seen: set[str] = set()
     for key, validation, texts in entries:
-        whole = normalised(" ".join(texts))
-        if whole not in seen:
-            seen.add(whole)
+        all_text = normalised(" ".join(texts))
+        if all_text not in seen:
+            seen.add(all_text)
             # Cut finer than ``sentences`` does: also before a small letter.
             parts = {normalised(part) for text in texts for part in re.split(r"[.!?][\"')`]*\s", text)}
             rows.append((key, validation, {part for part in parts if part.count(" ") >= 3}))
@@ -174,17 +174,17 @@ def _plain(text: str) -> str:
 
 def sentences(text: str) -> tuple[str, ...]:
     """The sentences of a cleaned documentation string (``ast.get_docstring``), each in one line."""
-    found: list[str] = []
+    result: list[str] = []
     for block in _blocks(text):
         plain = _plain(block)
         start = 0
         for match in _END.finditer(plain):
             head = plain[start : match.start() + 1]
             if not _ABBREVIATION.search(head):
-                found.append(plain[start : match.end()].strip())
+                result.append(plain[start : match.end()].strip())
                 start = match.end()
-        found.append(plain[start:].strip())
-    return tuple(sentence for sentence in found if re.search(r"[A-Za-z]{2}", sentence))
+        result.append(plain[start:].strip())
+    return tuple(sentence for sentence in result if re.search(r"[A-Za-z]{2}", sentence))
 
 
 # --- from files to entries ---
@@ -224,12 +224,12 @@ def _entries(module: str, nodes: Iterable[ast.stmt], scope: str = "") -> Iterato
             arguments = _arguments(node, method=bool(scope) and "staticmethod" not in decorators)
         text = ast.get_docstring(node) or ""
         private = any(part.startswith("_") and not part.endswith("__") for part in (scope + node.name).split("."))
-        found = () if private else sentences(text)
-        if found:
+        texts = () if private else sentences(text)
+        if texts:
             listed = ", ".join(name + (f"={default}" if default else "") for name, default in arguments)
             listed = listed if len(listed) <= 60 else listed[:60].rsplit(",", 1)[0] + ", ..."
             before, after = ("class ", "") if kind == "class" else ("", f"({listed})" if kind == "function" else "")
-            yield DocEntry(module, scope + node.name, kind, f"{before}{node.name}{after}", arguments, found)
+            yield DocEntry(module, scope + node.name, kind, f"{before}{node.name}{after}", arguments, texts)
         if isinstance(node, ast.ClassDef):
             yield from _entries(module, node.body, f"{scope}{node.name}.")
 
@@ -242,13 +242,13 @@ def _module_name(path: Path) -> str:
 def _files(root: Path) -> list[Path]:
     """Sources below ``root`` that are read, relative to it, in order of their names."""
     tops = sorted(name for name in sys.stdlib_module_names if name not in SKIPPED)
-    found = [Path(f"{name}.py") for name in tops if (root / f"{name}.py").is_file()]
+    files = [Path(f"{name}.py") for name in tops if (root / f"{name}.py").is_file()]
     for name in tops:
         for path in (root / name).rglob("*.py"):
             relative = path.relative_to(root)
             if not SKIPPED_FOLDERS & set(relative.parts):
-                found.append(relative)
-    return sorted(found, key=lambda path: path.parts)
+                files.append(relative)
+    return sorted(files, key=lambda path: path.parts)
 
 
 def read_library(root: Path | None = None, progress: Callable[[int, int], None] | None = None) -> tuple[DocEntry, ...]:
@@ -365,15 +365,15 @@ def topic_examples(entries: Iterable[DocEntry]) -> dict[Split, list[TextExample]
                 rows[f"{entry.full_name}/{number}"] = (entry.module, passage, label)
     held_out = _validation_modules((module, label) for module, _, label in rows.values())
     split = without_leaks((key, module in held_out, passage) for key, (module, passage, _) in rows.items())
-    found: dict[Split, list[TextExample]] = {"train": [], "validation": []}
+    examples: dict[Split, list[TextExample]] = {"train": [], "validation": []}
     counts: Counter[tuple[Split, int]] = Counter()
     for key in sorted(split, key=hash_fraction):
         part: Split = "validation" if split[key] else "train"
         _, passage, label = rows[key]
         counts[part, label] += 1
         if counts[part, label] <= MOST_ROWS[part]:
-            found[part].append(TextExample(" ".join(passage), None, label))
-    return found
+            examples[part].append(TextExample(" ".join(passage), None, label))
+    return examples
 
 
 def topic_baseline(train: Sequence[TextExample], validation: Sequence[TextExample]) -> Metrics:
@@ -391,9 +391,9 @@ def topic_baseline(train: Sequence[TextExample], validation: Sequence[TextExampl
         rows[int(row.label)] += 1.0
         np.add.at(counts[int(row.label)], [vocabulary[word] for word in _WORDS.findall(row.text.lower())], 1.0)
     prior, given = np.log(rows), np.log(counts / counts.sum(1, keepdims=True))
-    found = []
+    predictions = []
     for row in validation:
         known = [vocabulary[word] for word in _WORDS.findall(row.text.lower()) if word in vocabulary]
-        found.append(int((prior + given[:, known].sum(1)).argmax()))
+        predictions.append(int((prior + given[:, known].sum(1)).argmax()))
     wanted = [int(row.label) for row in validation]
-    return {"accuracy": accuracy(found, wanted), "macro_f1": macro_f1(found, wanted)}
+    return {"accuracy": accuracy(predictions, wanted), "macro_f1": macro_f1(predictions, wanted)}

@@ -183,15 +183,15 @@ def _windows(
         return_offsets_mapping=True,
     )
     keys = [key for key in TOKEN_KEYS if key in encoding]
-    found: list[list[_Window]] = [[] for _ in examples]
+    windows: list[list[_Window]] = [[] for _ in examples]
     for row, example in enumerate(encoding["overflow_to_sample_mapping"]):
         sequences = encoding.sequence_ids(row)
         positions = np.array([i for i, s in enumerate(sequences) if s == (not context_first)], dtype=np.int64)
         ids = encoding["input_ids"][row]
         spans = np.array(encoding["offset_mapping"][row], dtype=np.int64).reshape(-1, 2)[positions]
         cls = ids.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in ids else 0
-        found[example].append(_Window({key: encoding[key][row] for key in keys}, positions, spans, cls))
-    return enumerate(found)
+        windows[example].append(_Window({key: encoding[key][row] for key in keys}, positions, spans, cls))
+    return enumerate(windows)
 
 
 def _cut_questions(tokenizer: PreTrainedTokenizerBase, questions: list[str], limit: int) -> list[str]:
@@ -218,12 +218,12 @@ def _positions(example: QAExample, windows: Sequence[_Window]) -> list[tuple[int
     # A window holds the answer if it holds the outermost of all the tokens, of any window, that the answer touches.
     low = min((int(spans[0, 0]) for spans in some), default=0)
     high = max((int(spans[-1, 1]) for spans in some), default=0)
-    found = []
+    positions = []
     for window, hit in zip(windows, touched, strict=True):
-        whole = hit.size and window.spans[hit[0], 0] == low and window.spans[hit[-1], 1] == high
-        first, last = (window.positions[hit[0]], window.positions[hit[-1]]) if whole else (window.cls, window.cls)
-        found.append((int(first), int(last)))
-    return found
+        complete = hit.size and window.spans[hit[0], 0] == low and window.spans[hit[-1], 1] == high
+        first, last = (window.positions[hit[0]], window.positions[hit[-1]]) if complete else (window.cls, window.cls)
+        positions.append((int(first), int(last)))
+    return positions
 
 
 def _row(window: _Window, example: int, answer: tuple[int, int] | None, *, with_offsets: bool) -> Feature:

@@ -68,7 +68,7 @@ def load_questions(spec: TaskSpec, origins: Mapping[Split, Origin]) -> QuestionA
 
 
 def _examples(origin: Origin, split: Split, layout: ColumnLayout, file_problems: FileProblems) -> list[QAExample]:
-    found: list[QAExample] = []
+    examples: list[QAExample] = []
     places: dict[str, str] = {}
     for index, row in enumerate(open_rows(origin, layout, file_problems)):
         name = _id(row, f"{split}-{index}", file_problems)
@@ -82,8 +82,8 @@ def _examples(origin: Origin, split: Split, layout: ColumnLayout, file_problems:
         spans = [_located(row, context, text, start, file_problems) for text, start in answers]
         good = [span for span in spans if span is not None]
         if len(good) == len(spans):
-            found.append(QAExample(name, question, context, tuple(t for t, _ in good), tuple(s for _, s in good)))
-    return found
+            examples.append(QAExample(name, question, context, tuple(t for t, _ in good), tuple(s for _, s in good)))
+    return examples
 
 
 def _id(row: Row, default: str, file_problems: FileProblems) -> str:

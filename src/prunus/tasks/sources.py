@@ -59,7 +59,7 @@ def locate(
     spec: TaskSpec, places: Places, splits: Sequence[Split] = ("train", "validation")
 ) -> tuple[dict[Split, Origin], list[Problem]]:
     """Where each of ``splits`` is, and what keeps it from being found. Looks at names only, reads nothing."""
-    found: dict[Split, Origin] = {}
+    origins: dict[Split, Origin] = {}
     problems: list[Problem] = []
     files: dict[Split, str | None] = {"train": spec.train, "validation": spec.validation}
     named = [(split, files[split]) for split in splits]
@@ -71,34 +71,34 @@ def locate(
         except RecipeError as error:
             problems += error.problems
             continue
-        found[split] = path
+        origins[split] = path
         problems += _check_file(f"task.{split}", path)
     open_splits = [split for split, name in named if name is None]
     if open_splits and spec.data is not None:
         try:
             folder = expanded(spec.data, "task.data")
         except RecipeError as error:
-            return found, [*problems, *error.problems]
+            return origins, [*problems, *error.problems]
         if folder.is_dir():
-            found |= _search(folder, places, open_splits)
-            problems += [_not_in(folder, "task.data", places, split) for split in open_splits if split not in found]
+            origins |= _search(folder, places, open_splits)
+            problems += [_not_in(folder, "task.data", places, split) for split in open_splits if split not in origins]
         else:
             problems.append(Problem("task.data", spec.data, "be an existing directory", _sibling(folder)))
-        return found, problems
+        return origins, problems
     environment = os.environ.get(ENVIRONMENT)
     if open_splits and environment and Path(environment).is_dir():
-        found |= _search(Path(environment), places, open_splits)
-    missing = [split for split in open_splits if split not in found]
+        origins |= _search(Path(environment), places, open_splits)
+    missing = [split for split in open_splits if split not in origins]
     if missing and spec.hub is not None:
         match = _HUB.fullmatch(spec.hub)
         if match is None:
             problems.append(Problem("task.hub", spec.hub, "be owner/name or owner/name:configuration", places.hub))
         else:
             hub = {s: HubSplit(match["id"], match["configuration"], places.hub_splits[s]) for s in missing}
-            return found | hub, problems
+            return origins | hub, problems
     elif missing:
         problems += [Problem(f"task.{split}", None, "name a file", _advice(places)) for split in missing]
-    return found, problems
+    return origins, problems
 
 
 def _check_file(key: str, path: Path) -> list[Problem]:
@@ -133,15 +133,15 @@ def _search(folder: Path, places: Places, splits: Sequence[Split]) -> dict[Split
     """The files of the first folder that has all the splits, or else of the first that has any."""
     best: dict[Split, Origin] = {}
     for below in places.folders:
-        found: dict[Split, Origin] = {}
+        origins: dict[Split, Origin] = {}
         for split in splits:
             names = [f"{stem}.{kind}{gz}" for stem in places.stems[split] for kind in KINDS for gz in ("", ".gz")]
             hit = next((folder / below / name for name in names if (folder / below / name).is_file()), None)
             if hit is not None:
-                found[split] = hit
-        if len(found) == len(splits):
-            return found
-        best = best or found
+                origins[split] = hit
+        if len(origins) == len(splits):
+            return origins
+        best = best or origins
     return best
 
 

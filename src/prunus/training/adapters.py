@@ -87,8 +87,8 @@ def write_base(model: nn.Module, directory: Path, writes: bool = True) -> None:
         if place.adapter:
             continue
         fleeting = place.module._non_persistent_buffers_set
-        held = [*place.module.named_parameters(recurse=False), *place.module.named_buffers(recurse=False)]
-        for name, tensor in held:
+        of_module = [*place.module.named_parameters(recurse=False), *place.module.named_buffers(recurse=False)]
+        for name, tensor in of_module:
             if id(tensor) not in seen and name not in fleeting:  # tied weights once
                 seen.add(id(tensor))
                 tensors[f"{place.name}.{name}" if place.name else name] = whole(tensor.detach())

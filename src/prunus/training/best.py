@@ -65,8 +65,8 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         """Value and step of what is in the file; step -1 where there is none."""
         try:
             with safe_open(self.path, "pt") as file:
-                held = file.metadata() or {}
-            return float(held["value"]), int(held["step"])
+                metadata = file.metadata() or {}
+            return float(metadata["value"]), int(metadata["step"])
         except (OSError, SafetensorError, KeyError, ValueError):
             return 0.0, -1
 
@@ -91,12 +91,12 @@ class KeepBest(TrainerCallback):  # type: ignore[misc]
         if self.value is None or value > self.value:
             self.value, self.step = value, step
             # All processes collect it.
-            held = {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}
+            tensors = {name: whole(tensor.detach()) for name, tensor in model.state_dict().items()}
             if not is_main_process():
                 return
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            held = {name: tensor.clone() for name, tensor in held.items()}  # tied ones apart
-            write_tensors(self.path, held, {"value": repr(value), "step": str(step)})
+            tensors = {name: tensor.clone() for name, tensor in tensors.items()}  # tied ones apart
+            write_tensors(self.path, tensors, {"value": repr(value), "step": str(step)})
 
     def restore(self, model: nn.Module) -> bool:
         """Puts the best weights back; False where none counted."""

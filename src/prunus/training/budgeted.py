@@ -67,7 +67,7 @@ def with_sparsity(recipe: Recipe, budget: Mapping[str, Any]) -> Recipe:
 
 
 def _search(
-    asked: tuple[Measure, float],
+    limit: tuple[Measure, float],
     tokens: int,
     prunings: Sequence[Pruning],
     threads: int | None,
@@ -75,7 +75,7 @@ def _search(
     head: HeadKind,
     progress: Callable[[int, int], None] | None,
 ) -> dict[str, Any]:
-    measure, share = asked
+    measure, share = limit
     skeleton, config = models.skeleton, models.config
     kinds = {pruning.pattern for pruning in prunings}
     multiples = {pruning.pattern: pruning.allocation.multiple for pruning in prunings}
@@ -130,7 +130,9 @@ def _tried(measured: Callable[[float], float], first: float, share: float, most:
     return tried
 
 
-def timed_again(model: nn.Module, config: PreTrainedConfig, head: HeadKind, found: Mapping[str, Any]) -> dict[str, Any]:
+def timed_again(
+    model: nn.Module, config: PreTrainedConfig, head: HeadKind, budget: Mapping[str, Any]
+) -> dict[str, Any]:
     """``found``, as ``resolve_budget`` returned it for a budget of latency, and what it came to.
 
     ``result`` has the seconds of one sequence through the dense model and through ``model`` without what does nothing, in
@@ -138,5 +140,5 @@ def timed_again(model: nn.Module, config: PreTrainedConfig, head: HeadKind, foun
     """
     small = deepcopy(model).to("cpu").float()
     compact(small)
-    whole, less = seconds_of([of_size(config, head, {}), small], found["tokens"], found["threads"], _ROUNDS)
-    return {**found, "result": {"dense_seconds": whole, "seconds": less}}
+    whole, less = seconds_of([of_size(config, head, {}), small], budget["tokens"], budget["threads"], _ROUNDS)
+    return {**budget, "result": {"dense_seconds": whole, "seconds": less}}

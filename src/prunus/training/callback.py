@@ -105,8 +105,8 @@ def _check_alone(callback: SessionCallback) -> None:
     callbacks = [] if trainer is None or not callback.session.keeps_state else trainer.callback_handler.callbacks
     several = [each for each in callbacks if isinstance(each, SessionCallback) and each.session.keeps_state]
     if len(several) > 1:
-        own = any(type(each) is SessionCallback for each in several)  # that of a PrunusTrainer without rules
-        fix = "PrunusTrainer(pruning=[...])" if own else "one PruneCallback([rule, rule]) with all rules"
+        of_trainer = any(type(each) is SessionCallback for each in several)  # that of a PrunusTrainer without rules
+        fix = "PrunusTrainer(pruning=[...])" if of_trainer else "one PruneCallback([rule, rule]) with all rules"
         rule = "hold one that prunes: a checkpoint has one file for its state"
         names = ", ".join(type(each).__name__ for each in several)
         raise RecipeError(Problem("callbacks", names, rule, fix))

@@ -50,17 +50,17 @@ class CollapseMonitor(TrainerCallback):  # type: ignore[misc]
         if value >= self._share * best or self._fallen:
             return
         self._fallen = True
-        found = (
+        current = (
             f"{self._metric} fell from {best:.4f} at step {step} to {value:.4f} at step {state.global_step}"
             f"{self._between(step, state.global_step)}"
         )
-        self.warnings.append(found)
+        self.warnings.append(current)
         if self._action == "stop":
             good = [p for p in Path(args.output_dir).glob(f"{_PREFIX}*") if _step(p) is not None and _step(p) <= step]  # type: ignore[operator]
             kept = f"; {max(good, key=lambda p: _step(p) or 0).name} is from before" if good else ""
             rule = f"keep at least {self._share:.0%} of its best value"
             fix = "a slower schedule, a lower sparsity or learning rate, or train.on_collapse: warn"
-            raise TrainingError(Problem(f"{found}{kept}: {self._metric}", value, rule, fix))
+            raise TrainingError(Problem(f"{current}{kept}: {self._metric}", value, rule, fix))
 
     def _between(self, first: int, last: int) -> str:
         """The latest mask update after ``first``."""

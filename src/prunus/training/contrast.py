@@ -59,15 +59,15 @@ def representing(model: nn.Module, wanted: bool = True) -> Iterator[list[Any]]:
     if not wanted:
         yield []
         return
-    found: list[Any] = []
+    captured: list[Any] = []
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         # Not the output itself: other hooks may change what it holds.
-        found.append((output[0], getattr(output, "pooler_output", None)))
+        captured.append((output[0], getattr(output, "pooler_output", None)))
 
     handle = body_of(model, "distill.contrast").register_forward_hook(keep)
     try:
-        yield found
+        yield captured
     finally:
         handle.remove()
 
@@ -121,30 +121,30 @@ class Contrasting:
         self._lengths: list[int] = []
         self._rank, self._processes = 0, 1
         self._columns: frozenset[str] | None = None  # those that the collator is given; None: all
-        found = []
+        problems = []
         terms = choice.terms
         if "fic" in terms and teacher is None:
-            found.append(
+            problems.append(
                 Problem("distill.contrast.fic", terms["fic"].weight, "come with a teacher", "distill.teacher: dense")
             )
         if "snc" in terms and not growing:
             rule = "come with a rule of prune whose masks grow"
-            found.append(Problem("distill.contrast.snc", terms["snc"].weight, rule, "leaving it out"))
+            problems.append(Problem("distill.contrast.snc", terms["snc"].weight, rule, "leaving it out"))
         if not isinstance(rows.rows, Sized) or not hasattr(rows.rows, "__getitem__"):
             rule = "have a length and rows by number"
-            found.append(Problem("train_dataset", type(rows.rows).__name__, rule, "a list, or a datasets.Dataset"))
+            problems.append(Problem("train_dataset", type(rows.rows).__name__, rule, "a list, or a datasets.Dataset"))
         elif any(term.supervised for term in terms.values()) and not _is_class(rows):
             rule = "be 0 without labels of classes"
-            found.append(Problem("distill.contrast.*.supervised", "above 0", rule, "weight, the unsupervised form"))
-        if found:
-            raise TargetError(*found)
+            problems.append(Problem("distill.contrast.*.supervised", "above 0", rule, "weight, the unsupervised form"))
+        if problems:
+            raise TargetError(*problems)
 
     @property
     def weights(self) -> dict[str, float]:
         """What each part of the loss counts."""
         terms = self.choice.terms.items()
-        own = {f"{name}_loss": term.weight for name, term in terms if term.weight}
-        return own | {f"{name}_label_loss": term.supervised for name, term in terms if term.supervised}
+        unsupervised = {f"{name}_loss": term.weight for name, term in terms if term.weight}
+        return unsupervised | {f"{name}_label_loss": term.supervised for name, term in terms if term.supervised}
 
     def parts(self, given: Any, inputs: Mapping[str, Any], ids: Tensor, step: int) -> dict[str, Tensor]:
         """The terms for one micro-batch, without their weights; ``given`` is what ``representing`` found in the student."""
@@ -152,7 +152,7 @@ class Contrasting:
         if len(anchors) != len(ids):
             rule = f"be used with models that make one representation of each of the {len(ids)} rows"
             raise TargetError(Problem("distill.contrast", len(anchors), rule, "distill.hidden"))
-        found: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
         for name, term in self.choice.terms.items():
             bank = self.banks.get(name)
             if bank is None or not len(bank):
@@ -180,11 +180,11 @@ class Contrasting:
                     if own is not None:
                         mine, named = own[ids.cpu()].to(ids.device), own[named.cpu()].to(ids.device)
                     positive, counts = sets_of(mine, named)
-                    found[f"{name}_{form}"] = contrastive_loss(
+                    losses[f"{name}_{form}"] = contrastive_loss(
                         anchors, candidates, positive, counts, term.temperature, self.choice.normalisation
                     )
         self._drawn += 1
-        return found
+        return losses
 
     # When banks are filled
 
@@ -295,10 +295,10 @@ class Contrasting:
                 rows = [self._row(i) for i in order[first : first + self._batch_size]]
                 batch = self._collate(rows)
                 ids = batch[ROW_ID]
-                asked = {name: value.to(device) for name, value in batch.items() if name not in _NOT_ASKED}
-                with representing(model) as found, self._autocast():
-                    body(**asked)
-                yield ids, represented(found[0], asked.get("attention_mask"), self.choice.representation)
+                inputs = {name: value.to(device) for name, value in batch.items() if name not in _NOT_ASKED}
+                with representing(model) as captured, self._autocast():
+                    body(**inputs)
+                yield ids, represented(captured[0], inputs.get("attention_mask"), self.choice.representation)
         finally:
             model.train(training)
 
@@ -312,12 +312,12 @@ def _check_kind(model: nn.Module) -> None:
 
 def _bring(name: str, source: Path, directory: Path) -> None:
     """Copies a bank beside a checkpoint that lies elsewhere to those of this training. Raises ``CheckpointError``."""
-    own, other = (folder / f"{name}.safetensors" for folder in (directory, source))
-    if other.is_file() and other.resolve() != own.resolve():
+    target, other = (folder / f"{name}.safetensors" for folder in (directory, source))
+    if other.is_file() and other.resolve() != target.resolve():
         directory.mkdir(parents=True, exist_ok=True)
-        partial = own.with_name(f"{own.name}.partial")
+        partial = target.with_name(f"{target.name}.partial")
         shutil.copyfile(other, partial)
-        partial.replace(own)
+        partial.replace(target)
     elif not other.is_file():
         rule = "be in the folder of banks beside the checkpoint that training resumes from"
         raise CheckpointError(Problem(other.name, str(other), rule, f"copying {_BANKS} with the checkpoint"))
@@ -330,10 +330,10 @@ def columns_of(model: nn.Module) -> frozenset[str]:
 
 def _same_everywhere(states: Tensor, name: str, processes: int) -> None:
     """Raises ``TrainingError`` where processes do not hold the same bank; also waits until the file is written."""
-    own = torch.tensor([crc32(states.cpu().numpy().tobytes())], dtype=torch.int64)
-    every = [torch.zeros_like(own) for _ in range(processes)]
-    torch.distributed.all_gather(every, own)
-    if any(int(other) != int(own) for other in every):
+    digest = torch.tensor([crc32(states.cpu().numpy().tobytes())], dtype=torch.int64)
+    every = [torch.zeros_like(digest) for _ in range(processes)]
+    torch.distributed.all_gather(every, digest)
+    if any(int(other) != int(digest) for other in every):
         rule = "be the same in every process"
         fix = "the same model, data and versions for all"
         raise TrainingError(Problem(f"bank {name}", [f"{int(other):08x}" for other in every], rule, fix))

@@ -115,8 +115,8 @@ def _train(plan: RunPlan, collate: Collate, bars: Bars, kept: Path, alone: bool)
     new = plan.recipe.model.head == "new"
     model = load_model(plan.dense_source, plan.dense_config, plan.task.head, revision, rows, new_head=new)
     # Where there are no locks, another process may train the same model: each in a place of its own.
-    count, own = process_count(), "" if alone else f".{uuid4().hex[:8]}"
-    name = f"{kept.name}.{count}{own}.partial" if count > 1 or own else f"{kept.name}.partial"
+    count, suffix = process_count(), "" if alone else f".{uuid4().hex[:8]}"
+    name = f"{kept.name}.{count}{suffix}.partial" if count > 1 or suffix else f"{kept.name}.partial"
     partial = kept.with_name(from_main_process(lambda: name))
     partial.mkdir(parents=True, exist_ok=True)
     try:
@@ -162,16 +162,16 @@ def _alone(kept: Path, say: Callable[[str], None]) -> Iterator[bool]:
     with ExitStack() as stack:
 
         def take() -> bool:
-            told = False
+            said = False
             while not (kept / FACTS_FILE).is_file():
                 try:
                     return stack.enter_context(locked(kept))
                 except Busy as busy:
-                    if not told:
+                    if not said:
                         say(
                             f"dense model: waits for the process that trains it ({busy.problems[0].rule.split(': ')[-1]})"
                         )
-                    told = True
+                    said = True
                     sleep(_WAIT)
             return True
 

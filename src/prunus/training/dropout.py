@@ -24,8 +24,8 @@ def dropout(model: nn.Module, probability: float | None) -> Iterator[None]:
     try:
         yield
     finally:
-        for module, name, own in before:
-            setattr(module, name, own)
+        for module, name, before_value in before:
+            setattr(module, name, before_value)
 
 
 def _names(module: nn.Module) -> list[str]:

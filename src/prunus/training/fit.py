@@ -85,12 +85,12 @@ class _StopOnSignal(TrainerCallback):  # type: ignore[misc]
 
 def last_checkpoint(directory: Path) -> Path | None:
     """The latest whole checkpoint below ``directory``, with its session's state, or None."""
-    whole = []
+    complete = []
     for path in directory.glob("checkpoint-*"):
         step = path.name.removeprefix("checkpoint-")
         if step.isdecimal() and is_whole(path, STATE_FILE):
-            whole.append((int(step), path))
-    return max(whole)[1] if whole else None
+            complete.append((int(step), path))
+    return max(complete)[1] if complete else None
 
 
 def fit(

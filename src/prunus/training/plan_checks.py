@@ -10,8 +10,8 @@ from importlib.util import find_spec
 import torch
 from torch import nn
 
-from prunus.distillation.feature_distiller import Inner
-from prunus.distillation.logits import Distillation, Lesson
+from prunus.distillation.feature_distiller import FeatureDistiller
+from prunus.distillation.logits import Distillation, TeacherSettings
 from prunus.distributed.deepspeed import asked_stage, deepspeed_problems
 from prunus.distributed.processes import process_count
 from prunus.errors import Problem
@@ -57,39 +57,39 @@ def _layers(plan: RunPlan) -> list[Problem]:
     distill, found = plan.recipe.distill, list[Problem]()
     if distill is None:
         return found
-    own = {"dense": plan.dense_config, "start": plan.config}
-    lessons: list[tuple[str, Lesson | Distillation]] = [("distill", distill)]
-    lessons += [(f"distill.others[{index}]", other) for index, other in enumerate(distill.others)]
-    for (key, lesson), (name, teacher) in zip(lessons, plan.teachers.items(), strict=True):
-        if lesson.hidden.weight or lesson.attention.weight:
-            config = own.get(teacher) or config_for(teacher, plan.task, key=name, tokenizer=plan.tokenizer)
+    configs = {"dense": plan.dense_config, "start": plan.config}
+    all_settings: list[tuple[str, TeacherSettings | Distillation]] = [("distill", distill)]
+    all_settings += [(f"distill.others[{index}]", other) for index, other in enumerate(distill.others)]
+    for (key, settings), (name, teacher) in zip(all_settings, plan.teachers.items(), strict=True):
+        if settings.hidden.weight or settings.attention.weight:
+            config = configs.get(teacher) or config_for(teacher, plan.task, key=name, tokenizer=plan.tokenizer)
             model = meta_model(config, plan.task.head, name)
-            gather(found, lambda: Inner(lesson.hidden, lesson.attention, plan.skeleton, model, key=key))  # noqa: B023
+            gather(found, lambda: FeatureDistiller(settings.hidden, settings.attention, plan.skeleton, model, key=key))  # noqa: B023
     return found
 
 
 def _divides(trainings: Mapping[str, TrainSpec]) -> list[Problem]:
     """A batch is shared by the processes."""
-    found = []
+    problems = []
     for key, train in trainings.items():
         if train.batch_size % process_count():
             rule = f"be a multiple of the {process_count()} processes, which share it"
             nearest_ = max(1, round(train.batch_size / process_count())) * process_count()
-            found.append(Problem(f"{key}.batch_size", train.batch_size, rule, str(nearest_)))
-    return found
+            problems.append(Problem(f"{key}.batch_size", train.batch_size, rule, str(nearest_)))
+    return problems
 
 
 def _not_here(trainings: Mapping[str, TrainSpec], contrast: bool) -> list[Problem]:
     """What this device, or this recipe's other choices, cannot do."""
-    found = []
+    problems = []
     key = next((key for key, train in trainings.items() if train.precision == "fp16"), None)  # dense follows train
     if key is not None and not torch.accelerator.is_available():
         rule = "be used on an accelerator: the loss is not scaled on a CPU"
-        found.append(Problem(f"{key}.precision", "fp16", rule, "bf16"))
+        problems.append(Problem(f"{key}.precision", "fp16", rule, "bf16"))
     if contrast and trainings["train"].compile:
         rule = "be false with distill.contrast, which looks into the model at each step"
-        found.append(Problem("train.compile", True, rule, "false"))
-    return found
+        problems.append(Problem("train.compile", True, rule, "false"))
+    return problems
 
 
 def _reporters(train: TrainSpec) -> list[Problem]:
@@ -113,19 +113,19 @@ def _other_epochs(train: TrainSpec, length: Length, rows: int) -> list[Problem]:
 
 
 def _frozen_targets(train: TrainSpec, rules: Sequence[Rule], model: nn.Module) -> list[Problem]:
-    found = []
+    problems = []
     for index, pattern in enumerate(train.freeze):
         try:
             regex = re.compile(pattern)
         except re.error as error:
-            found.append(Problem(f"train.freeze[{index}]", pattern, f"be a regular expression ({error})"))
+            problems.append(Problem(f"train.freeze[{index}]", pattern, f"be a regular expression ({error})"))
             continue
         if not any(regex.search(name) for name, _ in model.named_parameters()):
             rule = "match at least one parameter"
-            found.append(Problem(f"train.freeze[{index}]", pattern, rule, "embeddings"))
+            problems.append(Problem(f"train.freeze[{index}]", pattern, rule, "embeddings"))
         for rule_ in rules:
             hit = next((name for name in rule_.selection.taken if regex.search(name)), None)
             if hit is not None and rule_.criterion.needs_gradient:
                 text = f"leave {hit} trainable, whose gradient criterion {rule_.criterion.name} needs"
-                found.append(Problem(f"train.freeze[{index}]", pattern, text, "criterion: magnitude"))
-    return found
+                problems.append(Problem(f"train.freeze[{index}]", pattern, text, "criterion: magnitude"))
+    return problems

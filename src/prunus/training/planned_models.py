@@ -46,10 +46,12 @@ def resolve_sources(spec: ModelSpec, teachers: Mapping[str, str], problems: list
     """Looks for the models; None, and a problem for each that is not there."""
     model = _source(spec.name, "model.name", problems, spec.revision)
     dense = model if spec.dense is None else _source(spec.dense, "model.dense", problems)
-    found = {key: name if name in OWN_TEACHERS else _source(name, key, problems) for key, name in teachers.items()}
+    teacher_sources = {
+        key: name if name in OWN_TEACHERS else _source(name, key, problems) for key, name in teachers.items()
+    }
     if model is None or dense is None:
         return None
-    return Sources(model, dense, {key: name for key, name in found.items() if name is not None})
+    return Sources(model, dense, {key: name for key, name in teacher_sources.items() if name is not None})
 
 
 def resolve_models(spec: ModelSpec, sources: Sources, task: Task, problems: list[Problem]) -> Models | None:
@@ -90,20 +92,20 @@ def shaped(config: PreTrainedConfig, head: HeadKind, spec: ModelSpec) -> PreTrai
     return skeleton
 
 
-def _source(name: str, key: str, found: list[Problem], revision: str | None = None) -> str | None:
-    return gather(found, lambda: model_source(name, key, revision))
+def _source(name: str, key: str, problems: list[Problem], revision: str | None = None) -> str | None:
+    return gather(problems, lambda: model_source(name, key, revision))
 
 
 def _teacher(source: str, task: Task, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:
     """Why the model in ``source`` cannot teach: it is not trained for the task, or knows other tokens."""
-    found: list[Problem] = []
-    config = gather(found, lambda: config_for(source, task, key=key, tokenizer=tokenizer))
+    problems: list[Problem] = []
+    config = gather(problems, lambda: config_for(source, task, key=key, tokenizer=tokenizer))
     if config is not None and not trained_for(config, task.head):
         rule = f"be a model that is fine-tuned for {task.head}"
-        found.append(Problem(key, source, rule, "dense, which fine-tunes one first"))
+        problems.append(Problem(key, source, rule, "dense, which fine-tunes one first"))
     elif config is not None:
-        gather(found, lambda: load_model(source, config, task.head, key=key))
-    return found + _knows(config, tokenizer, key)
+        gather(problems, lambda: load_model(source, config, task.head, key=key))
+    return problems + _knows(config, tokenizer, key)
 
 
 def _reads(source: str, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:
@@ -130,10 +132,10 @@ def _knows(config: PreTrainedConfig | None, tokenizer: PreTrainedTokenizerBase |
     return [Problem(key, f"{config.get_text_config().vocab_size} tokens", rule, "a model with that tokenizer")]
 
 
-def gather(found: list[Problem], action: Callable[[], R]) -> R | None:
+def gather(problems: list[Problem], action: Callable[[], R]) -> R | None:
     """What ``action`` returns; None where it raises a ``PrunusError``, whose problems go into ``found``."""
     try:
         return action()
     except PrunusError as error:
-        found += error.problems
+        problems += error.problems
         return None

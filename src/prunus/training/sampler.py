@@ -46,9 +46,9 @@ class SeededSampler(Sampler[int]):
             rows = rows[np.argsort(-self._lengths[rows], kind="stable")]
             batches += [rows[i : i + self._size] for i in range(0, len(rows), self._size)]
         # A short batch would shift those behind it over the processes and steps: it comes last.
-        whole = [i for i, batch in enumerate(batches) if len(batch) == self._size]
+        full = [i for i, batch in enumerate(batches) if len(batch) == self._size]
         short = [i for i, batch in enumerate(batches) if len(batch) != self._size]
-        places = [whole[i] for i in draw.permutation(len(whole))]
+        places = [full[i] for i in draw.permutation(len(full))]
         longest = max(places, key=lambda i: int(self._lengths[batches[i]].max()), default=None)
         if longest is not None:
             places.remove(longest)

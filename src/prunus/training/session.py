@@ -283,8 +283,8 @@ class Clock:
 
 
 def _overflowed(model: nn.Module) -> bool:
-    found = [p.grad.detach().abs().max() for p in model.parameters() if p.grad is not None and p.grad.numel()]
-    return bool(found) and not bool(torch.isfinite(torch.stack([whole(value) for value in found])).all())
+    largest = [p.grad.detach().abs().max() for p in model.parameters() if p.grad is not None and p.grad.numel()]
+    return bool(largest) and not bool(torch.isfinite(torch.stack([whole(value) for value in largest])).all())
 
 
 def _check_zeros(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -305,7 +305,7 @@ def _check_zeros(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> N
 
 def _frozen(model: nn.Module, masker: Masker) -> list[Problem]:
     """Rules whose scores come from gradients of weights that get none: those below adapters, say."""
-    found = []
+    problems = []
     for index, rule in enumerate(masker.rules):
         taken = rule.selection.taken if rule.criterion.needs_gradient else {}
         names = [name for name in taken if not parameter(model, name).requires_grad]
@@ -313,5 +313,5 @@ def _frozen(model: nn.Module, masker: Masker) -> list[Problem]:
             what = f"{len(names)} of {len(taken)} tensors are frozen ({names[0]})"
             text = f"see gradients of all the weights that it scores: {what}"
             fix = "criterion: magnitude, or training these weights"
-            found.append(Problem(f"prune[{index}].criterion", rule.criterion.name, text, fix))
-    return found
+            problems.append(Problem(f"prune[{index}].criterion", rule.criterion.name, text, fix))
+    return problems

@@ -36,9 +36,9 @@ def _shared(student: nn.Module, teacher: nn.Module, key: str) -> list[Problem]:
     """Whether the teacher holds modules or weights of the student."""
     if unwrapped(teacher) is unwrapped(student):
         return [Problem(key, "the model that is trained", "be another model, which does not change", _LOAD_AGAIN)]
-    own = {mark for _, module in student.named_modules() for _, mark in _marks(module)}
+    student_marks = {mark for _, module in student.named_modules() for _, mark in _marks(module)}
     marks = (each for path, module in teacher.named_modules() for each in _marks(module, path))
-    names = list(dict.fromkeys(name for name, mark in marks if mark in own))
+    names = list(dict.fromkeys(name for name, mark in marks if mark in student_marks))
     if not names:
         return []
     rule = f"share nothing with the model that is trained, whose weights change: {names[0]} is the same in both"
@@ -49,10 +49,10 @@ def _shared(student: nn.Module, teacher: nn.Module, key: str) -> list[Problem]:
 def _marks(module: nn.Module, path: str = "") -> Iterator[tuple[str, tuple[str, int]]]:
     """Names of what a module holds itself, with what makes it the same as another's: its identity, or its memory."""
     dot = f"{path}." if path else ""
-    held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     if isinstance(module, nn.Dropout):  # which is in training or in evaluation mode
         yield path or "the model", ("module", id(module))
-    for name, tensor in held:
+    for name, tensor in tensors:
         yield dot + name, ("tensor", id(tensor))
         if isinstance(tensor, nn.Parameter) and not tensor.is_meta:
             with suppress(RuntimeError, NotImplementedError):  # sharded tensors have no memory of their own
@@ -62,24 +62,28 @@ def _marks(module: nn.Module, path: str = "") -> Iterator[tuple[str, tuple[str, 
 
 def _labels(student: nn.Module, teacher: nn.Module, key: str) -> list[Problem]:
     """Whether both classify, and their labels differ in number or order."""
-    own, others = _labels_of(student), _labels_of(teacher)
-    if own is None or others is None:
+    student_labels, teacher_labels = _labels_of(student), _labels_of(teacher)
+    if student_labels is None or teacher_labels is None:
         return []
-    if len(own) != len(others):
-        rule = f"have the {len(own)} labels of the model that is trained ({', '.join(own[:8])})"
-        shown = f"{len(others)} labels ({', '.join(others[:8])})"
+    if len(student_labels) != len(teacher_labels):
+        rule = f"have the {len(student_labels)} labels of the model that is trained ({', '.join(student_labels[:8])})"
+        shown = f"{len(teacher_labels)} labels ({', '.join(teacher_labels[:8])})"
         fix = "a teacher that was fine-tuned for the same task; weight=0.0 with hidden=... compares layers alone"
         return [Problem(key, shown, rule, fix)]
-    left, right = (({_plain(label): i for i, label in enumerate(labels)}) for labels in (own, others))
+    left, right = (
+        ({_plain(label): i for i, label in enumerate(labels)}) for labels in (student_labels, teacher_labels)
+    )
     moved = [name for name in left if right.get(name, left[name]) != left[name]]
     if moved:
         place = left[moved[0]]
-        rule = f"have its labels in the order of the model that is trained: {own[place]} is its output {place}"
+        rule = (
+            f"have its labels in the order of the model that is trained: {student_labels[place]} is its output {place}"
+        )
         fix = (
             "a teacher that was fine-tuned with that order; where its config.id2label is wrong and its outputs are not, "
             "teacher.config.id2label = model.config.id2label"
         )
-        return [Problem(key, f"{others[right[moved[0]]]} as output {right[moved[0]]}", rule, fix)]
+        return [Problem(key, f"{teacher_labels[right[moved[0]]]} as output {right[moved[0]]}", rule, fix)]
     return []
 
 
@@ -132,16 +136,16 @@ def row_problems(
 
     ``columns`` are those that the collator is given, None for all. Warns of a teacher with another vocabulary.
     """
-    tokens, own = embeddings_of(teacher), embeddings_of(student)
+    tokens, student_tokens = embeddings_of(teacher), embeddings_of(student)
     reads, mine = _positions_of(teacher), _positions_of(student)
-    few = tokens is not None and own is not None and tokens < own
+    few = tokens is not None and student_tokens is not None and tokens < student_tokens
     short = reads is not None and mine is not None and reads < mine
-    found: list[Problem] = []
+    problems: list[Problem] = []
     if (few or short) and isinstance(rows, Sized) and hasattr(rows, "__getitem__"):
         highest, longest, where = _extremes(rows)
         if few and tokens is not None and highest >= tokens:
-            rule = f"have an embedding for token {highest} of the data, as the model that is trained has ({own})"
-            found.append(Problem(key, f"{tokens} embeddings", rule, "a teacher with the same tokenizer"))
+            rule = f"have an embedding for token {highest} of the data, as the model that is trained has ({student_tokens})"
+            problems.append(Problem(key, f"{tokens} embeddings", rule, "a teacher with the same tokenizer"))
         elif short and reads is not None and longest > reads:
             error = _fails(teacher, rows[where], collate, columns)
             if error is not None:
@@ -149,14 +153,14 @@ def row_problems(
                     f"read the longest row of the data, {longest} tokens, as the model that is trained does ({error})"
                 )
                 fix = f"rows of at most {reads} tokens, or a teacher with as many positions"
-                found.append(Problem(key, f"{reads} positions", rule, fix))
-    if not found and own is not None and tokens is not None and abs(own - tokens) >= _PADDING:
+                problems.append(Problem(key, f"{reads} positions", rule, fix))
+    if not problems and student_tokens is not None and tokens is not None and abs(student_tokens - tokens) >= _PADDING:
         text = (
-            f"the teacher has embeddings for {tokens} tokens and the model that is trained for {own}: both are given the same "
-            "token numbers, so both have to be made for the same tokenizer"
+            f"the teacher has embeddings for {tokens} tokens and the model that is trained for {student_tokens}: both are "
+            "given the same token numbers, so both have to be made for the same tokenizer"
         )
         warnings.warn(text, UserWarning, stacklevel=2)
-    return found
+    return problems
 
 
 def _extremes(rows: Any) -> tuple[int, int, int]:

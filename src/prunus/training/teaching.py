@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from prunus.distillation.feature_distiller import Inner
-from prunus.distillation.logits import Distillation, Lesson, Outputs, distill, logit_loss, same_sizes
+from prunus.distillation.feature_distiller import FeatureDistiller
+from prunus.distillation.logits import Distillation, Outputs, TeacherSettings, distill, logit_loss, same_sizes
 from prunus.distributed.deepspeed import stage_of
 from prunus.errors import CheckpointError, Problem, PrunusError, RecipeError, TargetError, first_line
 from prunus.models.masked_language import masked_outputs
@@ -36,9 +36,9 @@ __all__ = ["Teaching", "decoded"]
 class _Taught:
     suffix: str
     key: str
-    lesson: Lesson | Distillation
+    settings: TeacherSettings | Distillation
     teacher: Any
-    inner: Inner | None
+    features: FeatureDistiller | None
     fewer: int | None
     """How many embeddings the teacher has, where it has fewer than the student."""
 
@@ -69,32 +69,32 @@ class Teaching:
             raise RecipeError(Problem("teacher", strange[0], rule, fix))
         if len(teachers) != 1 + len(distillation.others):
             rule = f"be one for each teacher but the first: {max(0, len(teachers) - 1)}"
-            fix = "Distillation(others=(Lesson(weight=0.5),)) with two teachers"
+            fix = "Distillation(others=(TeacherSettings(weight=0.5),)) with two teachers"
             raise RecipeError(Problem("distill.others", len(distillation.others), rule, fix))
-        lessons: list[Lesson | Distillation] = [distillation, *distillation.others]
+        all_settings: list[TeacherSettings | Distillation] = [distillation, *distillation.others]
         keys = ["teacher"] if len(teachers) == 1 else [f"teacher[{number}]" for number in range(len(teachers))]
         problems = []
-        for key, lesson, teacher in zip(keys, lessons, teachers, strict=True):
-            head = bool(lesson.weight) or (lesson is distillation and bool(distillation.reuse))
+        for key, settings, teacher in zip(keys, all_settings, teachers, strict=True):
+            head = bool(settings.weight) or (settings is distillation and bool(distillation.reuse))
             problems += teacher_problems(student, teacher, key, head and not masked)
         if problems:
             raise RecipeError(*problems)
         self.weights = {"hard_loss": distillation.hard_weight, "feature_loss": distillation.reuse}
         self._taught: list[_Taught] = []
-        for number, (key, lesson, teacher) in enumerate(zip(keys, lessons, teachers, strict=True)):
+        for number, (key, settings, teacher) in enumerate(zip(keys, all_settings, teachers, strict=True)):
             reuse = bool(distillation.reuse) and number == 0
-            inner = None
-            if lesson.hidden.weight or lesson.attention.weight or reuse:
+            features = None
+            if settings.hidden.weight or settings.attention.weight or reuse:
                 said = "distill" if number == 0 else f"distill.others[{number - 1}]"
-                inner = Inner(lesson.hidden, lesson.attention, student, teacher, reuse, said)
+                features = FeatureDistiller(settings.hidden, settings.attention, student, teacher, reuse, said)
             suffix = "" if number == 0 else f"_{number + 1}"
-            tokens, own = embeddings_of(teacher), embeddings_of(student)
-            fewer = tokens if tokens is not None and own is not None and tokens < own else None
-            self._taught.append(_Taught(suffix, key, lesson, teacher, inner, fewer))
+            tokens, student_tokens = embeddings_of(teacher), embeddings_of(student)
+            fewer = tokens if tokens is not None and student_tokens is not None and tokens < student_tokens else None
+            self._taught.append(_Taught(suffix, key, settings, teacher, features, fewer))
             self.weights |= {
-                f"distill_loss{suffix}": lesson.weight,
-                f"hidden_loss{suffix}": lesson.hidden.weight,
-                f"attention_loss{suffix}": lesson.attention.weight,
+                f"distill_loss{suffix}": settings.weight,
+                f"hidden_loss{suffix}": settings.hidden.weight,
+                f"attention_loss{suffix}": settings.attention.weight,
             }
         for each in self._taught:
             each.teacher.requires_grad_(False).eval()
@@ -102,10 +102,10 @@ class Teaching:
                 unwrapped(each.teacher), "hf_device_map", None
             ):  # one that is spread over devices stays there
                 each.teacher.to(device)
-            if each.lesson.attention.weight:
+            if each.settings.attention.weight:
                 for model in (student, each.teacher):
                     _show_attention(model)
-        self.projectors = nn.ModuleList(self._inners()).to(device)
+        self.projectors = nn.ModuleList(self._feature_distillers()).to(device)
 
     def check_rows(
         self, rows: Any, collate: Callable[[list[Any]], Mapping[str, Any]], columns: frozenset[str] | None
@@ -120,7 +120,7 @@ class Teaching:
     @property
     def asks(self) -> dict[str, bool]:
         """What the student has to be called with."""
-        return _named(self.student) | {name: True for inner in self._inners() for name in inner.asks}
+        return _named(self.student) | {name: True for features in self._feature_distillers() for name in features.asks}
 
     def parts(
         self,
@@ -134,29 +134,29 @@ class Teaching:
 
         Teachers run within ``autocast``. ``labelled`` says that the student was given the labels among ``inputs``.
         """
-        found: dict[str, Tensor] = {}
+        losses: dict[str, Tensor] = {}
         kind, shifted = _outputs_of(student)
         inputs = decoded(student, inputs) if labelled else inputs
-        own = labelled and _shifts_itself(student, inputs, outputs)
+        shifts = labelled and _shifts_itself(student, inputs, outputs)
         for each in self._taught:
             with torch.no_grad(), autocast():
-                taught = self._outputs(each, inputs, student if own else None)
-            parts = {} if each.inner is None else each.inner(outputs, taught, inputs)
-            temperature = each.lesson.temperature
-            if each.lesson.weight and self._masked:
-                same_sizes(outputs["logits"], taught.get("logits"))
-                parts["distill_loss"] = logit_loss(outputs["logits"], taught["logits"], temperature)
-            elif each.lesson.weight:
-                parts["distill_loss"] = distill(outputs, taught, inputs, temperature, kind, shifted)
-            found |= {name if name == "feature_loss" else name + each.suffix: value for name, value in parts.items()}
-        return found
+                teacher_outputs = self._outputs(each, inputs, student if shifts else None)
+            parts = {} if each.features is None else each.features(outputs, teacher_outputs, inputs)
+            temperature = each.settings.temperature
+            if each.settings.weight and self._masked:
+                same_sizes(outputs["logits"], teacher_outputs.get("logits"))
+                parts["distill_loss"] = logit_loss(outputs["logits"], teacher_outputs["logits"], temperature)
+            elif each.settings.weight:
+                parts["distill_loss"] = distill(outputs, teacher_outputs, inputs, temperature, kind, shifted)
+            losses |= {name if name == "feature_loss" else name + each.suffix: value for name, value in parts.items()}
+        return losses
 
     def _outputs(self, each: _Taught, inputs: Mapping[str, Any], shifting: nn.Module | None) -> Mapping[str, Any]:
         """What a teacher makes of the student's inputs; of the labels too, where it shifts them as ``shifting`` does.
 
         Raises ``TargetError`` where it does not take them.
         """
-        asks: dict[str, Any] = _named(each.teacher) | ({} if each.inner is None else each.inner.asks)
+        asks: dict[str, Any] = _named(each.teacher) | ({} if each.features is None else each.features.asks)
         if shifting is not None:
             _same_start(shifting, each.teacher, each.key)
             asks["labels"] = inputs["labels"]
@@ -182,9 +182,9 @@ class Teaching:
 
     def fold(self, student: nn.Module) -> None:
         """A reused head takes in its projector."""
-        for inner in self._inners():
-            if inner.reuse is not None:
-                inner.reuse.fold(student)
+        for features in self._feature_distillers():
+            if features.reuse is not None:
+                features.reuse.fold(student)
 
     def begin(self, student: nn.Module, args: TrainingArguments, saved: Mapping[str, Tensor] | None) -> None:
         """Takes the projectors of a checkpoint where ``saved`` is given.
@@ -218,8 +218,8 @@ class Teaching:
                     torch.distributed.all_reduce(parameter.grad)
                     parameter.grad /= processes
 
-    def _inners(self) -> list[Inner]:
-        return [each.inner for each in self._taught if each.inner is not None]
+    def _feature_distillers(self) -> list[FeatureDistiller]:
+        return [each.features for each in self._taught if each.features is not None]
 
 
 def _outputs_of(student: nn.Module) -> tuple[Outputs, bool]:
@@ -279,9 +279,11 @@ def _shifts_itself(student: nn.Module, inputs: Mapping[str, Any], outputs: Mappi
 def _same_start(student: nn.Module, teacher: nn.Module, key: str) -> None:
     """Raises ``TargetError`` for a teacher that would put another token before the labels."""
     names = ("decoder_start_token_id", "pad_token_id")
-    own, other = ([getattr(unwrapped(model).config, name, None) for name in names] for model in (student, teacher))
-    if own != other:
-        rule = f"have the {' and '.join(names)} of the model that is trained, {own}"
+    student_ids, other = (
+        [getattr(unwrapped(model).config, name, None) for name in names] for model in (student, teacher)
+    )
+    if student_ids != other:
+        rule = f"have the {' and '.join(names)} of the model that is trained, {student_ids}"
         raise TargetError(Problem(key, other, rule, "setting both in teacher.config"))
 
 

@@ -79,18 +79,18 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         self.prune_callback = PruneCallback(session=self.session) if self.session.prunings else None
         self._state_callback = self.prune_callback or SessionCallback(self.session)
         self.add_callback(self._state_callback)
-        self._distillation = own = distillation or Distillation()
-        self.weights = {"hard_loss": own.hard_weight if teacher is not None or own.contrast.terms else 1.0}
+        self._distillation = settings = distillation or Distillation()
+        self.weights = {"hard_loss": settings.hard_weight if teacher is not None or settings.contrast.terms else 1.0}
         teachers: list[Any] = (
             [] if teacher is None else list(teacher) if isinstance(teacher, list | tuple) else [teacher]
         )
         self._teachers = teachers
         self._teach(self.model)
-        if own.contrast.terms:
+        if settings.contrast.terms:
             numbered = Numbered(self.__dict__["train_dataset"])
             self.train_dataset: Any = numbered
             self.session.contrasting = Contrasting(
-                own.contrast,
+                settings.contrast,
                 numbered,
                 self.data_collator,
                 pretrained=None if pretrained is None else pretrained.to(self.args.device),
@@ -184,9 +184,12 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             share = 1.0 / self.current_gradient_accumulation_steps if scaled else 1.0
             parts = {"hard_loss": hard / share}
             if self.teaching is not None:
-                taught = self.teaching.parts(outputs, inputs, model, self.accelerator.autocast, labelled)
+                teacher_losses = self.teaching.parts(outputs, inputs, model, self.accelerator.autocast, labelled)
                 weight = self._weight(inputs, num_items_in_batch) / share if scaled else 1.0
-                parts |= {name: part * weight if name.startswith("distill_") else part for name, part in taught.items()}
+                parts |= {
+                    name: part * weight if name.startswith("distill_") else part
+                    for name, part in teacher_losses.items()
+                }
             if contrasts is not None and ids is not None:
                 parts |= contrasts.parts(given[0], inputs, ids, self.state.global_step)
             if len(parts) > 1 or self.weights["hard_loss"] != 1.0:
@@ -204,8 +207,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
 
         Until then there is no loss (no labels, say), and nothing to divide.
         """
-        found = self._counts_items(model, inputs, items)
-        answers = torch.tensor([found is False, found is True], device=self.args.device)
+        counts = self._counts_items(model, inputs, items)
+        answers = torch.tensor([counts is False, counts is True], device=self.args.device)
         if self.args.world_size > 1:  # all go on alike: those that count gather their numbers of items
             answers = self.accelerator.gather(answers.int()[None]).amax(0).bool()
         if bool(answers.any()):
@@ -235,12 +238,12 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             return float(1.0 / self.current_gradient_accumulation_steps)
         if getattr(self, "_loss_shifts_labels", False) and "shift_labels" not in inputs:
             labels = labels[..., 1:]
-        whole: Any = items.flatten()[0] if isinstance(items, Tensor) else items
+        total: Any = items.flatten()[0] if isinstance(items, Tensor) else items
         if self.args.average_tokens_across_devices:
-            whole = whole / self.accelerator.num_processes  # gradients are averaged over them
+            total = total / self.accelerator.num_processes  # gradients are averaged over them
         else:
-            whole = whole * max(1, self.args.n_gpu)  # Trainer has divided it
-        counted: Tensor = (labels != IGNORED).sum() / (whole + (whole == 0))
+            total = total * max(1, self.args.n_gpu)  # Trainer has divided it
+        counted: Tensor = (labels != IGNORED).sum() / (total + (total == 0))
         return counted
 
     def _is_share(self, items: Tensor | int | None) -> bool:
@@ -252,10 +255,10 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
     def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
         """Projectors learn with the student, without weight decay."""
         optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
-        own = list(self.teaching.projectors.parameters()) if self.teaching is not None else []
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if own and id(own[0]) not in held:
-            optimizer.add_param_group({"params": own, "weight_decay": 0.0})
+        projectors = list(self.teaching.projectors.parameters()) if self.teaching is not None else []
+        in_optimizer = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        if projectors and id(projectors[0]) not in in_optimizer:
+            optimizer.add_param_group({"params": projectors, "weight_decay": 0.0})
         return optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -276,8 +279,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
         """``rate`` where it was given."""
-        held: Any = self.__dict__.get("lr_scheduler")
-        if self.rate is None or held is not None:
+        scheduler: Any = self.__dict__.get("lr_scheduler")
+        if self.rate is None or scheduler is not None:
             return super().create_scheduler(num_training_steps, optimizer)
         warmup = self.args.get_warmup_steps(num_training_steps)
         rate = self.rate
@@ -305,8 +308,8 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
 
     def _note(self, parts: Mapping[str, Tensor]) -> None:
         for name, value in parts.items():
-            held = self._parts.get(name)
-            self._parts[name] = value.detach() if held is None else held + value.detach()
+            sum_so_far = self._parts.get(name)
+            self._parts[name] = value.detach() if sum_so_far is None else sum_so_far + value.detach()
         self._batches += 1
         self._steps += 1
 
@@ -352,12 +355,12 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
             id(parameter) for name, parameter in parameters.items() if name not in missing
         }  # tied ones are saved once
         absent = sorted(name for name in missing if name in parameters and id(parameters[name]) not in read)
-        found = (("without", absent), ("also", list(load_result.unexpected_keys)))
+        differences = (("without", absent), ("also", list(load_result.unexpected_keys)))
         problems = [
             Problem(
                 "weights of the checkpoint", f"{what} {names[0]}", "be those of the model that is trained", _ANOTHER
             )
-            for what, names in found
+            for what, names in differences
             if names
         ]
         if problems:

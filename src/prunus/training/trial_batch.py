@@ -55,8 +55,8 @@ def trial_model(config: PreTrainedConfig, head: HeadKind) -> nn.Module:
                 # calloc's pages take no memory before they are written; torch.zeros writes them.
                 made[id(parameter)] = nn.Parameter(torch.from_numpy(np.zeros(parameter.shape, np.float32)))
             setattr(module, name, made[id(parameter)])
-    whole: nn.Module = model.float().eval()
-    return whole
+    prepared: nn.Module = model.float().eval()
+    return prepared
 
 
 def trial_of(
@@ -107,18 +107,18 @@ def row_problems(
         return []
     rows = splits()
     longest, highest = _extremes(rows)
-    found = []
+    problems = []
     least = min((trial.reads for trial in short), default=length)
     if longest > least:
         trial = next(trial for trial in short if trial.reads == least)
         rule = f"be at most the {least} tokens that the model of {trial.key} reads, as the data have longer rows"
-        found.append(Problem("task.max_length", length, rule, str(least)))
+        problems.append(Problem("task.max_length", length, rule, str(least)))
     for trial in few:
         if highest >= trial.tokens:
             rule = f"have an embedding for token {highest}, which its tokenizer makes of the data"
             fix = "model.resize_token_embeddings(len(tokenizer)) and saving it, or the model's own tokenizer"
-            found.append(Problem(trial.key, f"{trial.tokens} embeddings", rule, fix))
-    return found
+            problems.append(Problem(trial.key, f"{trial.tokens} embeddings", rule, fix))
+    return problems
 
 
 def _extremes(splits: Sequence[Sequence[Feature]]) -> tuple[int, int]:
