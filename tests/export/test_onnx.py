@@ -157,12 +157,12 @@ def test_mistakes_are_told_before_anything_is_computed(tmp_path: Path) -> None:
     ("damage", "match"),
     [
         (lambda place: (place / "config.json").unlink(), "be a file"),
-        (lambda place: (place / "config.json").write_text("{"), "be JSON"),
+        (lambda place: (place / "config.json").write_text("{"), "not a valid JSON file"),
         (
             lambda place: (place / "config.json").write_text('{"architectures": ["XForSequenceClassification"]}'),
-            "can load",
+            "Unrecognized model",
         ),
-        (lambda place: (place / "model.safetensors").write_bytes(b"123"), "can load"),
+        (lambda place: (place / "model.safetensors").write_bytes(b"123"), "hold whole files of weights"),
         (lambda place: (place / "ranges.safetensors").write_bytes(b"123"), "whole safetensors file"),
     ],
 )

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from prunus import CheckpointError
-from prunus.checkpoint import state
+from prunus.checkpoint import tensor_io
 from prunus.checkpoint.tensor_io import read_masks, read_tensors, write_masks, write_tensors
 from small import no_space
 
@@ -118,7 +118,7 @@ def test_every_single_cut_is_noticed(tmp_path: Path) -> None:
             read_masks(path)
 
 
-@pytest.mark.parametrize(("module", "name"), [(os, "replace"), (state, "save_file")], ids=["rename", "write"])
+@pytest.mark.parametrize(("module", "name"), [(os, "replace"), (tensor_io, "save_file")], ids=["rename", "write"])
 def test_a_failed_write_leaves_the_old_file(
     module: object, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
