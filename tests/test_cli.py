@@ -27,8 +27,6 @@ from prunus.recipe import SHIPPED, load_recipe, shipped_recipes
 from prunus.training import fit as fit_module
 from small import QA_FILE, TEXT_FILE, same, small_recipe, tiny_model, tiny_tokenizer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @dataclass(frozen=True)
 class Ran:

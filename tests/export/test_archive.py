@@ -89,7 +89,6 @@ def test_other_types_are_kept_as_they_are(dtype: torch.dtype, tmp_path: Path) ->
     assert torch.equal(read_archive(tmp_path / "x")["a.weight"], weight)
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_a_quantized_model_goes_through_the_command_line_and_back(tmp_path: Path) -> None:
     place = save_tiny_bert(tmp_path / "model")
     model = HEADS["classification"].from_pretrained(place)

@@ -24,8 +24,6 @@ from prunus.runtime.transformers_backend import PrunusConfig, PrunusExporter
 from prunus.training.prepare import prepare
 from small import CONFIGS, TEXT_FILE, save_tiny_bert, tiny_model, tiny_tokenizer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

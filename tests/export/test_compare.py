@@ -13,7 +13,6 @@ from prunus.recipe import read_recipe
 from prunus.training.run import run
 from small import TEXT_FILE, save_tiny_bert, small_recipe, write_texts
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TARGETS = {"openvino": "openvino", "onnxruntime": "onnx", "prunus": "prunus"}
 
 

@@ -29,7 +29,6 @@ from prunus.quantization.fake import symmetric
 from prunus.runtime.isa import choose
 from small import CONFIGS, HEADS, TOKENS, save_tiny_bert
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 # Byte products of ONNX Runtime and OpenVINO saturate at 16 bits without VNNI, unless weights have 7 bits.
 SATURATES = choose().product != "vnni"
 GRID = Quantization(overflow_fix=SATURATES)

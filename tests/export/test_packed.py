@@ -17,7 +17,6 @@ from prunus.export.scoring import agreement
 from prunus.runtime.transformers_backend import PrunusConfig, as_model, register_exporter
 from small import WORDS, save_tiny_bert
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = [" ".join(WORDS[i % len(WORDS)] for i in range(n, n + 1 + n % 7)) for n in range(40)]
 
 

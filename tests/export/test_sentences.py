@@ -26,7 +26,6 @@ from prunus.serving.app import create_app
 from prunus.sparsity import Masker, Pruning, Schedule, Span
 from small import WORDS, save_tiny_bert
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = ["good film", "Very long book, two three red blue one two three", "blue", ""]
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
 

@@ -21,7 +21,6 @@ from prunus.training.rescore import rescore
 from prunus.training.run import run
 from small import TEXT_FILE, save_tiny_bert, small_recipe, write_texts
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RULE = {"criterion": "first_order", "schedule": {"kind": "linear", "start": 0, "end": 18, "every": 3}}
 
 

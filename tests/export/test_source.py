@@ -31,7 +31,6 @@ from prunus.sparsity import Masker, Pruning, Schedule, Span
 from prunus.training.run_facts import size_on_disk
 from small import CONFIGS, VOCABULARY, WORDS, save_tiny_bert
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = ("a good film", "Very LONG book, two three", "naïve café")
 
 

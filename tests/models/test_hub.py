@@ -22,7 +22,7 @@ from prunus.sparsity import Masker, Pruning, Schedule, Span
 from prunus.training.run import run
 from small import save_tiny_bert, small_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread", "offline")
+pytestmark = pytest.mark.usefixtures("offline")
 NAME, COMMIT = "org/tiny-sentences", "0123456789abcdef0123456789abcdef01234567"
 TEXTS = ["a good film", "very long book"]
 

@@ -18,7 +18,6 @@ from prunus.runtime.learned import read_learned
 from prunus.runtime.pack import unpack
 from small import CONFIGS, TOKENS
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 HEAD = ("pooler|classifier|embedding_hidden_mapping_in",)
 """The engine's head is float32, and so is its projection of the embeddings."""
 IDS = torch.randint(5, TOKENS, (6, 12), generator=torch.Generator().manual_seed(0))

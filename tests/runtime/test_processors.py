@@ -63,7 +63,6 @@ def test_the_default_number_of_threads(
     assert processors() == expected
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_training_takes_what_it_is_told_or_no_more_than_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 

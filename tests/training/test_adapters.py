@@ -13,7 +13,6 @@ from prunus import CheckpointError, PruneCallback, Pruning, PrunusTrainer, Sched
 from small import arguments, batch, plain_trainer, rows, save_tiny_bert, tiny_model
 
 pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
     # PEFT asks models for a property that transformers renames in its next major version.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*below adapters, and Trainer saves the adapters alone"),

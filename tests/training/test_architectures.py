@@ -21,8 +21,6 @@ from small import (
     tiny_model,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("architecture", CONFIGS)

@@ -14,8 +14,6 @@ from prunus.training.prepare import prepare
 from prunus.training.run_plan import Length
 from small import small_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def test_further_arguments_reach_the_trainer(tmp_path: Path) -> None:
     own: dict[str, Any] = {"label_smoothing_factor": 0.1, "optim_args": "momentum=0.9", "logging_first_step": True}

@@ -18,8 +18,6 @@ from prunus.training.run import run
 from prunus.training.trainer import PrunusTrainer
 from small import small_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize(
     ("values", "finished_at", "after", "expected"),

@@ -20,7 +20,6 @@ from prunus.training.prepare import prepare
 from prunus.training.run import run
 from small import interrupt_at, small_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SCHEDULE = {"kind": "linear", "start": 0, "end": 18, "every": 3}
 
 

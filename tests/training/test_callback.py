@@ -29,8 +29,6 @@ from small import (
     without_dropout,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def calm(seed: int = 0) -> Any:
     model = without_dropout(tiny_model(seed=seed))

@@ -12,8 +12,6 @@ from prunus.training.prepare import prepare
 from prunus.training.run import run
 from small import small_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 class State:
     """What of a Trainer's state is looked at."""

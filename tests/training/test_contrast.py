@@ -21,7 +21,6 @@ from prunus.training.prepare import prepare
 from prunus.training.run import run
 from small import arguments, batch, four_by_one, rows, small_recipe, teacher_of, tiny_model, without_dropout
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ALL = Contrastive(Contrast(0.3, 0.2), Snapshots(0.5, 0.1, every=0.2), Contrast(0.7, 0.4, 0.2), negatives=16)
 
 

@@ -27,8 +27,6 @@ from prunus.training.prepare import prepare
 from prunus.training.run_plan import RunPlan
 from small import save_tiny_bert, small_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory: pytest.TempPathFactory, small_data: Path) -> RunPlan:

@@ -14,8 +14,6 @@ from prunus.training.dropout import dropout
 from prunus.training.run import run
 from small import CONFIGS, batch, rows, save_tiny_bert, small_recipe, tiny_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_none_of_it_within_and_the_same_as_before_after(architecture: str) -> None:

@@ -17,7 +17,6 @@ from prunus.training.run import run
 from prunus.training.session import STATE_FILE
 from small import arguments, batch, rows, small_recipe, teacher_of, tiny_model, tiny_tokenizer, without_dropout
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 BOTH = Distillation(0.5, 0.25, 2.0, Inside(0.7, "uniform"), Inside(0.3, "last"))
 
 

@@ -13,8 +13,6 @@ from prunus.training.jsonl_logger import LOG_FILE, JsonlLogger, read_log
 from prunus.training.run import run
 from small import interrupt_at, small_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -18,8 +18,6 @@ from prunus.training.prepare import prepare
 from prunus.training.run import run
 from small import save_tiny_bert, small_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(scope="module")
 def pruned(tiny_bert: Path, small_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -14,7 +14,6 @@ from prunus import Distillation, Pruning, PrunusTrainer, Schedule, Span
 from prunus.errors import TrainingError
 from small import TOKENS, arguments, rows, tiny_model, weights, without_dropout
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 NONE = Pruning(0.0, "4x1", "magnitude", Schedule("one_shot", Span(1)))
 SIZES: dict[str, Any] = {
     "vocab_size": TOKENS,

@@ -32,7 +32,6 @@ from small import (
     write_texts,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 DRAW = torch.Generator().manual_seed(0)
 
 

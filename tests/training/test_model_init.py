@@ -27,7 +27,6 @@ from small import (
     without_dropout,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 DEEP = Distillation(0.5, hidden=Inside(1.0, "uniform"), attention=Inside(1.0))
 
 

@@ -15,8 +15,6 @@ from prunus.training.prepare import prepare
 from prunus.training.run_plan import Length, length_of
 from small import small_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.mark.parametrize(
     ("rows", "train", "expected"),

@@ -18,8 +18,6 @@ from prunus.training.rescore import rescore
 from prunus.training.run import run
 from small import HEADS, small_recipe
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

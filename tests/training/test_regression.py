@@ -12,7 +12,6 @@ from prunus.recipe import read_recipe
 from prunus.training.run import run
 from small import CONFIGS, batch, rows, save_tiny_bert, small_recipe, tiny_model
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = [1.0, 2.0, 6.0]
 
 

@@ -18,8 +18,6 @@ from prunus.training.rescore import rescore
 from prunus.training.run import run
 from small import QA_FILE, TEXT_FILE, save_tiny_bert, small_recipe, write_questions, write_texts
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def own_files(place: Path, task: str) -> dict[str, Any]:
     """A recipe with two files of its own, without pruning or a teacher."""

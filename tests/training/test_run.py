@@ -46,8 +46,6 @@ from small import (
     write_texts,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 UNITS = 1024  # of 4 weights: 2 layers x (4 x 16 x 16 + 2 x 16 x 32) / 4
 
 

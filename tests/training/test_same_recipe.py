@@ -19,7 +19,6 @@ from prunus.training.run_facts import recipe_facts
 from prunus.training.same_recipe import check_inputs, check_recipe
 from small import TEXT_FILE, small_recipe, write_texts
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 RECIPE: dict[str, Any] = {
     "model": {"name": "bert"},
     "task": {"name": "classification", "train": "a.tsv", "validation": "b.tsv", "max_length": 32},

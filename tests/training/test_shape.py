@@ -17,8 +17,6 @@ from prunus.training.prepare import prepare
 from prunus.training.run import run
 from small import CONFIGS, interrupt_at, save_tiny_bert, small_recipe, tiny_tokenizer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 @pytest.fixture(autouse=True)
 def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

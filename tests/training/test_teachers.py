@@ -17,8 +17,6 @@ from prunus.distillation.hidden import Inside
 from prunus.errors import PrunusError, RecipeError, TargetError
 from small import LENGTH, TOKENS, arguments, batch, rows, same, tiny_model, weights, without_dropout
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 SIZES: dict[str, Any] = {
     "vocab_size": TOKENS,
     "hidden_size": 16,

@@ -32,8 +32,6 @@ from small import (
     without_dropout,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 
 def prunus_trainer(model: nn.Module, directory: Path, features: list[dict[str, Any]], **more: Any) -> PrunusTrainer:
     settings = {key: more.pop(key) for key in list(more) if key in _SETTINGS}

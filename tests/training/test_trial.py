@@ -36,8 +36,6 @@ from prunus.training.run import run
 from prunus.training.trial_batch import trial_model, trial_of
 from small import CONFIGS, TOKENS, save_tiny_bert, small_recipe, tiny_tokenizer
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 _MORE: dict[str, Callable[[], PreTrainedConfig]] = {
     "opt": lambda: OPTConfig(
         vocab_size=TOKENS,

@@ -42,6 +42,8 @@ __all__ = [
 
 _WRAPPED: Final = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _WRAPPED_BY_PEFT: Final = ("original_module", "base_layer", "base_model", "model")
+_CHILDREN: Final = frozenset((*_WRAPPED, *_WRAPPED_BY_PEFT, "module"))
+"""Names of the child that a wrapper may have; most modules have none of them, and every step of a training looks."""
 # What the wrappers above put into the names of parameters, and sentence-transformers in front of them.
 _PARTS: Final = re.compile(
     r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer|original_module"
@@ -63,6 +65,8 @@ class Place:
 def _wrapped(module: nn.Module) -> nn.Module | None:
     """What ``module`` wraps, one level down; None where it is no wrapper."""
     children = module._modules
+    if _CHILDREN.isdisjoint(children):
+        return None
     for name in _WRAPPED:
         if name in children:
             return children[name]
@@ -185,7 +189,10 @@ def child_of(module: nn.Module, part: str, kind: str = "_modules") -> Any:
 
     None where none has. A child in a wrapper is given with its wrapper.
     """
-    levels = [module]
+    inner = _wrapped(module)
+    if inner is None:
+        return vars(module)[kind].get(part)
+    levels = [module, inner]
     while (inner := _wrapped(levels[-1])) is not None:
         levels.append(inner)
     return next((child for level in reversed(levels) if (child := vars(level)[kind].get(part)) is not None), None)
