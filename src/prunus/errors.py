@@ -14,7 +14,8 @@ Problems are gathered and raised together, so a recipe with five mistakes is cor
 """
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Final
@@ -29,6 +30,7 @@ __all__ = [
     "RecipeError",
     "TargetError",
     "TrainingError",
+    "collecting",
     "first_line",
     "nearest",
 ]
@@ -102,6 +104,15 @@ class MissingExtra(PrunusError):
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one line of at most 160 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+@contextmanager
+def collecting(problems: list[Problem]) -> Iterator[None]:
+    """Adds the problems of a ``PrunusError`` to ``problems`` in place of raising it, and leaves out the rest of the block."""
+    try:
+        yield
+    except PrunusError as error:
+        problems += error.problems
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

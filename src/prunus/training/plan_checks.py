@@ -14,14 +14,13 @@ from prunus.distillation.feature_distiller import FeatureDistiller
 from prunus.distillation.logits import Distillation, TeacherSettings
 from prunus.distributed.deepspeed import asked_stage, deepspeed_problems
 from prunus.distributed.processes import process_count
-from prunus.errors import Problem
+from prunus.errors import Problem, collecting
 from prunus.models.loading import config_for, meta_model
 from prunus.recipe import DistillSpec
 from prunus.recipe_blocks import TrainSpec
 from prunus.sparsity.pruning import Rule
 from prunus.tasks.base import HeadKind
 from prunus.training.arguments import argument_problems
-from prunus.training.planned_models import gather
 from prunus.training.run_plan import Length, RunPlan
 
 __all__ = ["plan_problems", "teaching_problems", "training_problems"]
@@ -54,9 +53,9 @@ def plan_problems(plan: RunPlan) -> list[Problem]:
 
 def _layers(plan: RunPlan) -> list[Problem]:
     """Layers of teachers that are to be compared with the model's and are not there; their models have no weights here."""
-    distill, found = plan.recipe.distill, list[Problem]()
+    distill, problems = plan.recipe.distill, list[Problem]()
     if distill is None:
-        return found
+        return problems
     configs = {"dense": plan.dense_config, "start": plan.config}
     all_settings: list[tuple[str, TeacherSettings | Distillation]] = [("distill", distill)]
     all_settings += [(f"distill.others[{index}]", other) for index, other in enumerate(distill.others)]
@@ -64,8 +63,9 @@ def _layers(plan: RunPlan) -> list[Problem]:
         if settings.hidden.weight or settings.attention.weight:
             config = configs.get(teacher) or config_for(teacher, plan.task, key=name, tokenizer=plan.tokenizer)
             model = meta_model(config, plan.task.head, name)
-            gather(found, lambda: FeatureDistiller(settings.hidden, settings.attention, plan.skeleton, model, key=key))  # noqa: B023
-    return found
+            with collecting(problems):
+                FeatureDistiller(settings.hidden, settings.attention, plan.skeleton, model, key=key)
+    return problems
 
 
 def _divides(trainings: Mapping[str, TrainSpec]) -> list[Problem]:

@@ -3,23 +3,20 @@
 Weights are read once to see that they are whole, and let go: what a checkpoint lacks is told before anything is trained.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from prunus.errors import Problem, PrunusError
+from prunus.errors import Problem, PrunusError, collecting
 from prunus.models.loading import config_for, load_model, load_tokenizer, meta_model, model_source, trained_for
 from prunus.recipe import OWN_TEACHERS
 from prunus.recipe_blocks import ModelSpec
 from prunus.tasks.base import HeadKind, Task
 from prunus.training.shape import cut_shapes
 
-__all__ = ["Models", "Sources", "gather", "resolve_models", "resolve_sources", "shaped"]
-
-R = TypeVar("R")
+__all__ = ["Models", "Sources", "resolve_models", "resolve_sources", "shaped"]
 
 
 @dataclass(frozen=True)
@@ -60,20 +57,22 @@ def resolve_models(spec: ModelSpec, sources: Sources, task: Task, problems: list
     if new and head == "masked-language":
         rule = "be kept for masked language modelling, whose head is part of the embeddings"
         problems.append(Problem("model.head", "new", rule, "leaving it out"))
-    tokenizer = gather(problems, lambda: load_tokenizer(sources.model, spec.revision))
-    config = gather(problems, lambda: config_for(sources.model, task, spec.revision, tokenizer=tokenizer, new_head=new))
-    skeleton = None if config is None else gather(problems, lambda: shaped(config, head, spec))
-    if config is not None and skeleton is not None:
-        gather(problems, lambda: load_model(sources.model, config, head, spec.revision, new_head=new))
+    tokenizer: PreTrainedTokenizerBase | None = None
+    config: PreTrainedConfig | None = None
+    skeleton: PreTrainedModel | None = None
+    with collecting(problems):
+        tokenizer = load_tokenizer(sources.model, spec.revision)
+    with collecting(problems):
+        config = config_for(sources.model, task, spec.revision, tokenizer=tokenizer, new_head=new)
+        skeleton = shaped(config, head, spec)
+        load_model(sources.model, config, head, spec.revision, new_head=new)
     dense_config = config
     if spec.dense is not None:
-        dense_config = gather(
-            problems, lambda: config_for(sources.dense, task, key="model.dense", tokenizer=tokenizer, new_head=new)
-        )
-        if dense_config is not None:
-            key = "model.dense"
-            gather(problems, lambda: load_model(sources.dense, dense_config, head, new_head=new, key=key))
-        problems += _knows(dense_config, tokenizer, "model.dense")
+        key = "model.dense"
+        with collecting(problems):
+            dense_config = config_for(sources.dense, task, key=key, tokenizer=tokenizer, new_head=new)
+            problems += _knows(dense_config, tokenizer, key)
+            load_model(sources.dense, dense_config, head, new_head=new, key=key)
     for key, teacher in sources.teachers.items():
         if teacher == "start" and config is not None and not trained_for(config, head):
             rule = f"be a model that is fine-tuned for {head}, to teach itself as it starts"
@@ -93,19 +92,23 @@ def shaped(config: PreTrainedConfig, head: HeadKind, spec: ModelSpec) -> PreTrai
 
 
 def _source(name: str, key: str, problems: list[Problem], revision: str | None = None) -> str | None:
-    return gather(problems, lambda: model_source(name, key, revision))
+    with collecting(problems):
+        return model_source(name, key, revision)
+    return None
 
 
 def _teacher(source: str, task: Task, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:
     """Why the model in ``source`` cannot teach: it is not trained for the task, or knows other tokens."""
     problems: list[Problem] = []
-    config = gather(problems, lambda: config_for(source, task, key=key, tokenizer=tokenizer))
-    if config is not None and not trained_for(config, task.head):
-        rule = f"be a model that is fine-tuned for {task.head}"
-        problems.append(Problem(key, source, rule, "dense, which fine-tunes one first"))
-    elif config is not None:
-        gather(problems, lambda: load_model(source, config, task.head, key=key))
-    return problems + _knows(config, tokenizer, key)
+    with collecting(problems):
+        config = config_for(source, task, key=key, tokenizer=tokenizer)
+        problems += _knows(config, tokenizer, key)
+        if trained_for(config, task.head):
+            load_model(source, config, task.head, key=key)
+        else:
+            rule = f"be a model that is fine-tuned for {task.head}"
+            problems.append(Problem(key, source, rule, "dense, which fine-tunes one first"))
+    return problems
 
 
 def _reads(source: str, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:
@@ -124,18 +127,9 @@ def _reads(source: str, tokenizer: PreTrainedTokenizerBase | None, key: str) -> 
     return [Problem(key, f"{other!r} as {known[other]}", rule, "dense, or a teacher with that tokenizer")]
 
 
-def _knows(config: PreTrainedConfig | None, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:
+def _knows(config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase | None, key: str) -> list[Problem]:
     """Whether a model has fewer tokens than the tokenizer makes."""
-    if config is None or tokenizer is None or config.get_text_config().vocab_size >= len(tokenizer):
+    if tokenizer is None or config.get_text_config().vocab_size >= len(tokenizer):
         return []
     rule = f"know the {len(tokenizer)} tokens of the model's tokenizer"
     return [Problem(key, f"{config.get_text_config().vocab_size} tokens", rule, "a model with that tokenizer")]
-
-
-def gather(problems: list[Problem], action: Callable[[], R]) -> R | None:
-    """What ``action`` returns; None where it raises a ``PrunusError``, whose problems go into ``found``."""
-    try:
-        return action()
-    except PrunusError as error:
-        problems += error.problems
-        return None

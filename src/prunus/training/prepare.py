@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor
 
 from prunus.checkpoint.tensor_io import MASKS_FILE, read_masks
-from prunus.errors import Problem, RecipeError
+from prunus.errors import Problem, RecipeError, collecting
 from prunus.models.loading import load_model
 from prunus.quantization.prepare import attach
 from prunus.recipe import Recipe
@@ -31,7 +31,7 @@ from prunus.tasks import check_task, load_task
 from prunus.tasks.base import HeadKind
 from prunus.training.budgeted import resolve_budget, with_sparsity
 from prunus.training.plan_checks import plan_problems, teaching_problems, training_problems
-from prunus.training.planned_models import Models, gather, resolve_models, resolve_sources
+from prunus.training.planned_models import Models, resolve_models, resolve_sources
 from prunus.training.planned_rows import resolve_rows
 from prunus.training.run_plan import RunPlan, length_of
 
@@ -72,9 +72,13 @@ def prepare(recipe: Recipe, progress: Progress | None = None, spent: Mapping[str
     limited = [pruning for pruning in recipe.prune if recipe.budgets(pruning)]
     budget = resolve_budget(recipe.budget, limited, train.threads, models, task.head, spent, timing)
     recipe = with_sparsity(replace(recipe, task=rows.spec), budget)
-    rules = gather(problems, lambda: resolve(skeleton, recipe.prune, length.total, length.steps_per_epoch)) or ()
-    quantize = recipe.quantize
-    quantized = None if quantize is None else gather(problems, lambda: attach(deepcopy(skeleton), quantize, ()))
+    rules: list[Rule] = []
+    quantized: list[str] = []
+    with collecting(problems):
+        rules = resolve(skeleton, recipe.prune, length.total, length.steps_per_epoch)
+    if recipe.quantize is not None:
+        with collecting(problems):
+            quantized = attach(deepcopy(skeleton), recipe.quantize, ())
     plan = RunPlan(
         recipe,
         rows.task,
@@ -89,7 +93,7 @@ def prepare(recipe: Recipe, progress: Progress | None = None, spent: Mapping[str
         length_of(len(rows.features), recipe.dense_training),
         tuple(rules),
         skeleton,
-        tuple(quantized or ()),
+        tuple(quantized),
         budget,
     )
     problems += plan_problems(plan) + _other_zeros(spec, plan.rules, sources.model, models, task.head)
@@ -103,14 +107,15 @@ def _other_zeros(spec: ModelSpec, rules: Sequence[Rule], source: str, models: Mo
     problems: list[Problem] = []
     if not any(rule.pruning.lock for rule in rules):
         return problems
-    model = gather(problems, lambda: load_model(source, models.config, head, spec.revision))
-    masks = gather(problems, lambda: saved_masks(spec, rules, source))
-    if model is not None and masks is not None:
-        masks = masks_by_name(model, masks, skip_unknown=True)
-    for index, rule in enumerate(rules):
-        if model is not None and rule.pruning.lock:
-            names, key = list(rule.selection.taken), f"prune[{index}]"
-            gather(problems, lambda: masks_of_zeros(model, names, rule.pattern, rule.pruning.sparsity, masks, key))  # noqa: B023
+    with collecting(problems):
+        model = load_model(source, models.config, head, spec.revision)
+        masks = saved_masks(spec, rules, source)
+        masks = None if masks is None else masks_by_name(model, masks, skip_unknown=True)
+        for index, rule in enumerate(rules):
+            if rule.pruning.lock:
+                with collecting(problems):
+                    names, key = list(rule.selection.taken), f"prune[{index}]"
+                    masks_of_zeros(model, names, rule.pattern, rule.pruning.sparsity, masks, key)
     return problems
 
 
