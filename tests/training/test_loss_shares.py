@@ -168,6 +168,33 @@ def test_a_teachers_logits_are_normalised_as_the_task_loss(name: str, tmp_path: 
     assert first["loss"] == pytest.approx(first["hard_loss"] + first["distill_loss"], rel=1e-5)
 
 
+def test_tokens_count_alike_where_trainer_does_not_know_that_labels_are_shifted(tmp_path: Path) -> None:
+    """Trainer finds out by the name of a class, and GPT2LMHeadModel is none of its names."""
+
+    def gpt(seed: int) -> Any:
+        torch.manual_seed(seed)
+        sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "vocab_size": TOKENS}
+        return without_dropout(tf.GPT2LMHeadModel(tf.GPT2Config(**sizes)))
+
+    ends = []
+    for size, accumulated in ((12, 1), (2, 6)):
+        more = {"max_grad_norm": 0.0, "optim": "sgd", "learning_rate": 1.0, "lr_scheduler_type": "constant"}
+        args = arguments(
+            tmp_path,
+            max_steps=1,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulated,
+            train_sampling_strategy="sequential",
+            **more,
+        )
+        choice = Distillation(weight=10.0, hard_weight=0.0)
+        trainer = PrunusTrainer(gpt(0), args, train_dataset=features("next"), teacher=gpt(1), distillation=choice)
+        trainer.train()
+        ends.append(weights(trainer.model))
+    for key, value in ends[0].items():
+        torch.testing.assert_close(value, ends[1][key], rtol=1e-5, atol=1e-6)
+
+
 # A compute_loss of one's own
 
 

@@ -10,7 +10,7 @@ With h_s ``[rows, tokens, w_s]`` and h_t ``[rows, tokens, w_t]`` the states of a
 Layers count from 0, the embeddings; attention maps from 1. A student with L_s layers and a teacher with L_t are paired
 
     last        (L_s, L_t)
-    uniform     (i, round(i L_t / L_s))       i = 0 .. L_s, for attention maps from 1
+    uniform     (i, round(i L_t / L_s))       i = 0 .. L_s; for attention maps i = 1 .. L_s, and the teacher's is at least 1
     pairs       as they are given, in the place of these
 
 Models with different numbers of heads are compared by the mean of their maps over heads.
@@ -70,7 +70,7 @@ def pairs_of(
     if not inside.pairs and inside.layers == "last":
         return [(student, teacher)]
     if not inside.pairs:
-        return [(i, round(i * teacher / student)) for i in range(first, student + 1)]
+        return [(i, max(first, round(i * teacher / student))) for i in range(first, student + 1)]
     given = [(pair[0], pair[1]) for pair in inside.pairs]
     wrong = [(s, t) for s, t in given if not (first <= s <= student and first <= t <= teacher)]
     if wrong:

@@ -29,7 +29,7 @@ from prunus.models.predict import LABEL_KEYS
 from prunus.sparsity.wrappers import unwrapped
 from prunus.training.teacher_checks import embeddings_of, row_problems, teacher_problems
 
-__all__ = ["Teaching", "decoded"]
+__all__ = ["Teaching", "decoded", "outputs_of"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Teaching:
         Teachers run within ``autocast``. ``labelled`` says that the student was given the labels among ``inputs``.
         """
         losses: dict[str, Tensor] = {}
-        kind, shifted = _outputs_of(student)
+        kind, shifted = outputs_of(student)
         inputs = decoded(student, inputs) if labelled else inputs
         shifts = labelled and _shifts_itself(student, inputs, outputs)
         for each in self._taught:
@@ -222,7 +222,7 @@ class Teaching:
         return [each.features for each in self._taught if each.features is not None]
 
 
-def _outputs_of(student: nn.Module) -> tuple[Outputs, bool]:
+def outputs_of(student: nn.Module) -> tuple[Outputs, bool]:
     """What a model's logits are by what it says of itself, and whether those of a token predict the next one.
 
     transformers writes ``problem_type`` into a configuration that leaves it open when it computes the first loss.

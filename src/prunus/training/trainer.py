@@ -35,7 +35,7 @@ from prunus.training.callback import PruneCallback, SessionCallback
 from prunus.training.contrast import ROW_ID, Contrasting, Numbered, columns_of, representing
 from prunus.training.sampler import SeededSampler
 from prunus.training.session import Clock, RowOrder, Session
-from prunus.training.teaching import Teaching, decoded
+from prunus.training.teaching import Teaching, decoded, outputs_of
 
 __all__ = ["PrunusTrainer"]
 
@@ -236,7 +236,9 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         labels = inputs.get("shift_labels", inputs.get("labels"))
         if items is None or not isinstance(labels, Tensor):
             return float(1.0 / self.current_gradient_accumulation_steps)
-        if getattr(self, "_loss_shifts_labels", False) and "shift_labels" not in inputs:
+        # Trainer knows by a model's name that it shifts, and does not know all; the distillation counts what the model predicts.
+        shifts = getattr(self, "_loss_shifts_labels", False) or outputs_of(self.model)[1]
+        if shifts and "shift_labels" not in inputs:
             labels = labels[..., 1:]
         total: Any = items.flatten()[0] if isinstance(items, Tensor) else items
         if self.args.average_tokens_across_devices:
