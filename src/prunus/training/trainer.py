@@ -236,7 +236,7 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
         labels = inputs.get("shift_labels", inputs.get("labels"))
         if items is None or not isinstance(labels, Tensor):
             return float(1.0 / self.current_gradient_accumulation_steps)
-        # Trainer knows by a model's name that it shifts, and does not know all; the distillation counts what the model predicts.
+        # Trainer knows by a model's name that it shifts, and does not know all names.
         shifts = getattr(self, "_loss_shifts_labels", False) or outputs_of(self.model)[1]
         if shifts and "shift_labels" not in inputs:
             labels = labels[..., 1:]
