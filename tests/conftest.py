@@ -7,7 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from slow import slow_tests
 from small import QA_FILE, TEXT_FILE, save_tiny_bert, write_questions, write_texts
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what ``slow.txt`` names; the marker ``slow`` in a file does the same."""
+    slow = slow_tests()
+    for item in items:
+        test, _, case = item.nodeid.partition("[")
+        if test in slow and case.removesuffix("]") not in slow[test]:
+            item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
