@@ -186,6 +186,7 @@ def evaluate(
 ) -> None:
     """Loads a saved model as anyone would and measures it again: metrics, and zeros counted in the file."""
     with errors(err):
+        from prunus.export.running import check_saved
         from prunus.progress import quiet
         from prunus.training.rescore import rescore
 
@@ -204,6 +205,7 @@ def evaluate(
             scores = {name: one["metrics"] for name, one in held.items()}
             out.print(engines_table(scores, same, {name: one["bytes"] for name, one in held.items()}))
             return
+        check_saved(directory)
         facts = rescore(directory, flags, err)
         if as_json:
             print_json(facts)

@@ -24,6 +24,19 @@ def random_mask(out: int, inp: int, seed: int = 0) -> Tensor:
     return torch.rand(out, inp, generator=torch.Generator().manual_seed(seed)) < 0.5
 
 
+def test_the_same_masks_give_the_same_bytes(tmp_path: Path) -> None:
+    """As a resumed run has them, in another order than the run that was never stopped."""
+    masks = {f'layer.{i}."é\\.weight': random_mask(8, 4, i) for i in range(12)}
+    first, second = tmp_path / "first", tmp_path / "second"
+    write_masks(first, masks)
+    write_masks(second, dict(reversed(masks.items())))
+    assert first.read_bytes() == second.read_bytes()
+    assert all(torch.equal(mask, masks[name]) for name, mask in read_masks(first).items())
+    size = int.from_bytes(first.read_bytes()[:8], "little")
+    names = list(json.loads(first.read_bytes()[8 : 8 + size])["__metadata__"])
+    assert names == sorted(masks)
+
+
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shapes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=4), seed=st.integers(0, 999)

@@ -20,6 +20,7 @@ from prunus.export.graph import load as load_for_graph
 from prunus.export.smaller import compact_directory
 from prunus.recipe import read_recipe
 from prunus.runtime import load
+from prunus.runtime.families import read_checkpoint
 from prunus.runtime.transformers_backend import PrunusConfig, PrunusExporter
 from prunus.training.prepare import prepare
 from small import CONFIGS, TEXT_FILE, save_tiny_bert, tiny_model, tiny_tokenizer
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Command] = {
     "openvino": lambda place, out: export_graph(place, out, "openvino", "float32"),
     "compact": compact_directory,
     "bench": lambda place, out: bench(place, ["prunus float32"], [(1, 4)], 1, 3),
+    "archive": export_archive,
 }
 
 
@@ -83,7 +85,7 @@ SHOWN = "bert.encoder.layer.1.output.dense.bias"
 def test_numbers_that_are_not_finite(command: str, number: str, tmp_path: Path, plan_of: Callable[[Path], Any]) -> None:
     place = classifier(tmp_path / "model")
     change(place, **{NAME: torch.full((16,), float(number))})
-    run = {**COMMANDS, "archive": export_archive, "plan": lambda place, out: plan_of(place)}[command]
+    run = {**COMMANDS, "plan": lambda place, out: plan_of(place)}[command]
     with pytest.raises(PrunusError, match="NaN or infinity") as told:
         run(place, tmp_path / "out")
     assert SHOWN.removeprefix("bert." if command == "bench" else "") in str(told.value)
@@ -213,9 +215,170 @@ def test_training_that_ends_in_numbers_that_are_not_finite(tmp_path: Path) -> No
 def test_checkpoint_errors_are_of_one_kind(tmp_path: Path) -> None:
     place = classifier(tmp_path / "model")
     change(place, **{NAME: torch.zeros(8)})
-    for command in ("onnx", "compact", "bench"):
-        with pytest.raises(CheckpointError, match=r"of directory must have the shape \[16\] that its config.json"):
+    for command in ("onnx", "compact", "bench", "archive"):
+        with pytest.raises(CheckpointError, match=r"must have the shape \[16\] that its config.json") as told:
             COMMANDS[command](place, tmp_path / "out")
+        assert f" of {place} must" in str(told.value)
+        assert "model.head" not in str(told.value)
+
+
+def test_the_head_is_drawn_afresh_only_where_that_mends_it(tmp_path: Path, plan_of: Callable[[Path], Any]) -> None:
+    """``model.head`` is a key of recipes, and does nothing for the body."""
+    for number, (name, shape, helps) in enumerate(
+        [(NAME, (8,), False), ("classifier__weight", (2, 8), True), ("bert__pooler__dense__bias", (8,), False)]
+    ):
+        place = classifier(tmp_path / f"model{number}")
+        change(place, **{name: torch.zeros(shape)})
+        with pytest.raises(PrunusError, match="must have the shape") as told:
+            plan_of(place)
+        assert ("model.head: new" in str(told.value)) is helps
+        for command in ("compact", "archive"):
+            with pytest.raises(CheckpointError, match="must have the shape") as told:
+                COMMANDS[command](place, tmp_path / "out")
+            assert "model.head" not in str(told.value)
+            assert str(place) in str(told.value)
+
+
+# types
+
+
+def as_stored(place: Path, form: str) -> None:
+    """Rewrites the one file of weights in another form."""
+    held = load_file(place / "model.safetensors")
+    if form == "bin":
+        (place / "model.safetensors").unlink()
+        torch.save(held, place / "pytorch_model.bin")
+    if form == "bare":  # names without the prefix of the body
+        save_file({name.removeprefix("bert."): value for name, value in held.items()}, place / "model.safetensors")
+
+
+MATRIX = "bert__encoder__layer__0__intermediate__dense__weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "form"),
+    [
+        (MATRIX, torch.int8, "whole"),
+        (MATRIX, torch.uint8, "bin"),
+        (MATRIX, torch.int64, "bare"),
+        ("bert__encoder__layer__1__output__LayerNorm__weight", torch.bool, "whole"),
+        ("bert__embeddings__word_embeddings__weight", torch.int16, "whole"),
+        ("classifier__weight", torch.int8, "whole"),
+    ],
+)
+def test_integers_are_no_weights(
+    name: str, dtype: torch.dtype, form: str, tmp_path: Path, plan_of: Callable[[Path], Any]
+) -> None:
+    place = classifier(tmp_path / "model")
+    shown = name.replace("__", ".")
+    change(place, **{name: load_file(place / "model.safetensors")[shown].to(dtype)})
+    as_stored(place, form)
+    for command, run in {**COMMANDS, "plan": lambda place, out: plan_of(place)}.items():
+        if command == "bench" and name.startswith("classifier"):  # the encoder alone is timed
+            continue
+        with pytest.raises(PrunusError, match="be stored in a float type") as told:
+            run(place, tmp_path / command)
+        assert shown.removeprefix("bert.") in str(told.value)
+        kinds = {"torch.int8": "I8", "torch.int64": "I64", "torch.int16": "I16", "torch.uint8": "U8"}
+        kinds["torch.bool"] = "BOOL"
+        text = str(told.value)
+        assert kinds[str(dtype)] in text or str(dtype).removeprefix("torch.") in text
+        assert not (tmp_path / command).exists()
+
+
+def test_integers_that_no_weight_is_made_of(tmp_path: Path, plan_of: Callable[[Path], Any]) -> None:
+    """Old checkpoints hold the indices of positions; a head of another task is left alone."""
+    place = classifier(tmp_path / "model")
+    held = load_file(place / "model.safetensors")
+    held["bert.embeddings.position_ids"] = torch.arange(64).unsqueeze(0)
+    held["bert.embeddings.token_type_ids"] = torch.zeros(1, 64, dtype=torch.int64)
+    save_file(held, place / "model.safetensors", {"format": "pt"})
+    plan_of(place)
+    for command, run in COMMANDS.items():
+        if command != "compact":
+            run(place, tmp_path / command)
+    held["qa_outputs.weight"] = torch.zeros(2, 16, dtype=torch.int8)
+    save_file(held, place / "model.safetensors", {"format": "pt"})
+    plan_of(place)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_every_float_type_is_read(dtype: torch.dtype, tmp_path: Path, plan_of: Callable[[Path], Any]) -> None:
+    place = classifier(tmp_path / "model")
+    held = load_file(place / "model.safetensors")
+    save_file({name: value.to(dtype) for name, value in held.items()}, place / "model.safetensors", {"format": "pt"})
+    plan_of(place)
+    for command in ("prunus", "archive"):
+        COMMANDS[command](place, tmp_path / command)
+
+
+def test_the_reader_without_transformers_refuses_the_same(tmp_path: Path) -> None:
+    place = classifier(tmp_path / "model")
+    whole = load_file(place / "model.safetensors")
+    for name in (MATRIX, "classifier__weight"):
+        shown = name.replace("__", ".")
+        save_file(whole | {shown: whole[shown].to(torch.int8)}, place / "model.safetensors")
+        with pytest.raises(EngineError, match=rf"{shown} must be stored in a float type.*, got 'int8'"):
+            read_checkpoint(place)
+    save_file(whole, place / "model.safetensors")
+    read_checkpoint(place)
+    held = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(held | {"num_hidden_layers": 1}))
+    with pytest.raises(EngineError, match=r"encoder\.layer\.1\..*, one of 16 tensors of other layers"):
+        read_checkpoint(place)
+
+
+def test_an_archive_of_smaller_layers_and_of_another_tool(tmp_path: Path) -> None:
+    place = classifier(tmp_path / "model")
+    held = load_file(place / "model.safetensors")["bert.encoder.layer.0.output.dense.weight"]
+    held[:, ::2] = 0
+    change(place, bert__encoder__layer__0__output__dense__weight=held)
+    compact_directory(place, tmp_path / "compact")
+    export_archive(tmp_path / "compact", tmp_path / "archive")
+    # What config.json says to be integers with scales is archived as it is.
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "compressed"}}))
+    change(place, **{MATRIX: torch.ones(32, 16, dtype=torch.int8)})
+    export_archive(place, tmp_path / "other")
+
+
+# layers
+
+
+@pytest.mark.parametrize("form", ["whole", "bin", "bare"])
+def test_layers_that_the_configuration_leaves_out(form: str, tmp_path: Path, plan_of: Callable[[Path], Any]) -> None:
+    place = classifier(tmp_path / "model")
+    as_stored(place, form)
+    held = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(held | {"num_hidden_layers": 1}))
+    for command, run in {**COMMANDS, "plan": lambda place, out: plan_of(place)}.items():
+        with pytest.raises(PrunusError, match=r"encoder\.layer\.1\..*, one of 16 tensors of other layers"):
+            run(place, tmp_path / command)
+        assert not (tmp_path / command).exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", sorted(set(CONFIGS) - {"bert"}))
+def test_layers_that_the_configuration_of_a_family_leaves_out(family: str, tmp_path: Path) -> None:
+    from transformers import AutoModel
+
+    from prunus.models.checkpoints import load_checkpoint, read_config
+
+    config = CONFIGS[family]()
+    place = tmp_path / "model"
+    AutoModel.from_config(config).save_pretrained(place)
+    loaded = read_config(place)
+    load_checkpoint(AutoModel, place, loaded)
+    inner = loaded.get_text_config()
+    keys = [key for key in ("num_hidden_layers", "n_layers", "num_layers", "n_layer") if hasattr(inner, key)]
+    assert getattr(inner, keys[0]) > 1
+    for key in (keys[0], "num_hidden_groups"):
+        if hasattr(inner, key):
+            setattr(inner, key, 1)
+    if getattr(inner, "layer_types", None):
+        inner.layer_types = inner.layer_types[:1]
+    with pytest.raises(CheckpointError, match="tensors of other layers"):
+        load_checkpoint(AutoModel, place, loaded)
 
 
 _TOKENS: dict[str, Any] = {"vocab_size": 40, "pad_token_id": 0, "num_labels": 2}
@@ -224,7 +387,7 @@ OTHERS: dict[str, Callable[[], Any]] = {
         **_TOKENS, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, eos_token_id=3, decoder_start_token_id=0
     ),
     "BartForSequenceClassification": lambda: transformers.BartConfig(
-        **_TOKENS,
+        **_TOKENS | {"num_labels": 3},  # any other number is lost where transformers saves and reads its configuration
         d_model=16,
         encoder_layers=2,
         decoder_layers=2,
@@ -269,6 +432,8 @@ def test_other_architectures_are_refused_in_words(name: str, tmp_path: Path, pla
     kind(OTHERS[name]()).save_pretrained(place)
     tiny_tokenizer().save_pretrained(place)
     for command, run in COMMANDS.items():
+        if command == "archive":
+            continue
         with pytest.raises(PrunusError) as told:
             run(place, tmp_path / command)
         assert not (tmp_path / command).exists()

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from prunus.cli import app
+from prunus.export.archive import export_archive, restore_archive
 from prunus.recipe import read_recipe
 from prunus.training.run import run
 from small import TEXT_FILE, save_tiny_bert, small_recipe, write_texts
@@ -60,6 +61,28 @@ def test_an_exported_directory_is_measured_by_itself(exported: Path, tmp_path: P
     result = evaluated(tmp_path / "alone", "onnxruntime")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["backends"]["onnxruntime"]["file"] == str(tmp_path / "alone" / "model.onnx")
+
+
+@pytest.mark.parametrize("backend", TARGETS)
+def test_an_export_without_its_backend_is_told_how(backend: str, exported: Path, tmp_path: Path) -> None:
+    place, to = tmp_path / "alone", TARGETS[backend]
+    shutil.copytree(exported / ("run-packed" if to == "prunus" else f"run-{to}"), place)
+    result = evaluated(place)
+    assert result.exit_code == 2
+    assert f"got an export to {to} (" in result.output
+    assert f"try prunus eval {place} --backend {backend}, or" in result.output
+    result = evaluated(place, backend)  # the advice
+    assert result.exit_code == 0, result.output
+    assert list(json.loads(result.stdout)["backends"]) == [backend]
+
+
+def test_an_archive_is_told_how_it_is_measured(exported: Path, tmp_path: Path) -> None:
+    export_archive(exported / "run", tmp_path / "archive")
+    result = evaluated(tmp_path / "archive")
+    assert result.exit_code == 2
+    assert f"try prunus export {tmp_path / 'archive'} --to transformers" in result.output
+    restore_archive(tmp_path / "archive", tmp_path / "again")
+    assert evaluated(tmp_path / "again").exit_code == 0
 
 
 def test_what_is_not_there_is_told_at_once(exported: Path, tmp_path: Path) -> None:

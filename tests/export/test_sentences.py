@@ -306,6 +306,15 @@ def test_a_damaged_description_is_an_engine_error(
         load(tmp_path / "packed")
 
 
+def test_a_module_of_integers_is_refused(encoder: Path, tmp_path: Path) -> None:
+    sentence_model(encoder, tmp_path / "st", Dense(16, 8))
+    (path,) = (tmp_path / "st").glob("*_Dense/model.safetensors")
+    held = load_file(path)
+    save_file(held | {"linear.weight": held["linear.weight"].astype("int8")}, path)
+    with pytest.raises(CheckpointError, match=r"linear\.weight must be stored in a float type"):
+        packed(tmp_path / "st", tmp_path / "packed")
+
+
 # other commands
 
 

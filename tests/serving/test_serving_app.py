@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 from prunus.runtime import Engine
 from prunus.serving.app import create_app
 from prunus.serving.options import Options
+from prunus.serving.problems import Refused
+from prunus.serving.requests import read_answer, read_classify
 
 TEXTS = ["good film", "the book is very short .", "bad"]
 CONTEXT = "the film is long . the book is red . one two three ."
@@ -131,6 +133,20 @@ def test_a_wrong_request_is_told_all_of_its_mistakes(payload: Any, keys: list[st
     found = problems(embedder.post("/v1/embeddings", content=json.dumps(payload)), 400)
     assert [problem["key"] for problem in found] == keys
     assert all(problem["rule"] for problem in found)
+
+
+@pytest.mark.parametrize("payload", [{"input": "\ud800"}, {"input": ["good", "a \ud800 b"]}])
+def test_half_a_character_is_told_as_such(payload: Any, embedder: TestClient) -> None:
+    (problem,) = problems(embedder.post("/v1/embeddings", content=json.dumps(payload)), 400)
+    assert problem["value"] == "half a character, U+D800"
+    assert problem["rule"] == "hold whole characters: no surrogate without its pair"
+
+
+@pytest.mark.parametrize("read", [read_classify, read_answer])
+def test_half_a_character_of_a_pair_is_told_as_such(read: Callable[[Any, int], Any]) -> None:
+    pair = {"inputs": [["a", "\udc00"]]} if read is read_classify else {"question": "a", "context": "b \udc00"}
+    with pytest.raises(Refused, match="half a character, U\\+DC00"):
+        read(pair, 10)
 
 
 def test_a_wrong_key_is_told_the_nearest(embedder: TestClient) -> None:

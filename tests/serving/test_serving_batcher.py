@@ -219,15 +219,23 @@ def test_retry_after_grows_with_what_waits(engine: Waiting) -> None:
 @pytest.mark.parametrize(
     ("options", "key"),
     [
-        ({"max_batch_tokens": 0}, "max_batch_tokens"),
+        ({"max_batch_tokens": 0}, "max_batch_tokens (--max-batch-tokens)"),
         ({"queue_requests": True}, "queue_requests"),
-        ({"max_wait_ms": -1}, "max_wait_ms"),
+        ({"max_wait_ms": -1}, "max_wait_ms (--max-wait-ms)"),
         ({"read_timeout": float("nan")}, "read_timeout"),
-        ({"name": ""}, "name"),
-        ({"queue_tokens": 100}, "queue_tokens"),
+        ({"name": ""}, "name (--name)"),
+        ({"queue_tokens": 100}, "queue_tokens (--queue-tokens)"),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, Any], key: str) -> None:
     with pytest.raises(PrunusError) as error:
         Options(**options)
     assert [problem.key for problem in error.value.problems] == [key]
+
+
+def test_the_room_of_the_queue_is_told_with_flags() -> None:
+    with pytest.raises(
+        PrunusError, match=r"be at least max_batch_tokens \(--max-batch-tokens\), 4096, got 100"
+    ) as error:
+        Options(queue_tokens=100)
+    assert error.value.problems[0].fix == "--queue-tokens 4096, or a smaller --max-batch-tokens"

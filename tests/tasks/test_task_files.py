@@ -3,14 +3,17 @@
 import csv
 import gzip
 import json
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from prunus.errors import DataError
-from prunus.tasks import files, lines
+from prunus.tasks import check_task, files, lines
 from prunus.tasks.files import ColumnLayout, FileProblems, check_columns, read_rows, text_of
+from prunus.tasks.spec import TaskSpec
 
 LAYOUT = ColumnLayout({"text": ("sentence", "text"), "target": ("label",)}, {"pair": ("other",)})
 BOM = b"\xef\xbb\xbf"
@@ -133,7 +136,15 @@ def test_skip_short_rows(tmp_path: Path) -> None:
         ("after.csv", b'sentence,label\n"y"z,1\n', " line 2", "be a well-formed CSV row"),
         ("latin.tsv", b"sentence\tlabel\nx\t1\ncaf\xe9\t0\n", " line 3", "be UTF-8, got byte 0xe9 in caf"),
         ("latin.json", b'[\n{"text": "caf\xe9", "label": 1}]', " line 2", "be UTF-8"),
-        ("utf16.csv", "sentence,label\nx,1\n".encode("utf-16"), " line 1", "be UTF-8"),
+        ("utf16.csv", "sentence,label\nx,1\n".encode("utf-16"), "", "be UTF-8 text, got UTF-16, by its first bytes"),
+        ("utf16le.jsonl", '{"text": "x"}'.encode("utf-16-le"), "", "try iconv -f UTF-16LE -t UTF-8"),
+        ("utf16be.json", '[{"text": "x"}]'.encode("utf-16-be"), "", "try iconv -f UTF-16BE -t UTF-8"),
+        ("utf32.tsv", "sentence\tlabel\n".encode("utf-32"), "", "be UTF-8 text, got UTF-32, by its first bytes"),
+        ("zipped.csv", gzip.compress(b"sentence,label\nx,1\n", mtime=0), "", "be UTF-8 text, got gzip, by its first"),
+        ("twice.tsv.gz", gzip.compress(gzip.compress(b"x", mtime=0), mtime=0), "", "be UTF-8 text, got gzip"),
+        ("sheet.csv", b"PK\x03\x04\x14\x00", "", "saving the spreadsheet as CSV"),
+        ("table.json", b"PAR1\x15\x04", "", "got Parquet, by its first bytes"),
+        ("bytes.csv", bytes(range(256)) * 40, "", "be UTF-8 text, got binary data"),
         ("broken.jsonl", b'{"text": "x", "label": 1}\n{"text": \n', " line 2", "be a JSON object"),
         ("list.jsonl", b"[1, 2]\n", " line 1", "be a JSON object, got [1, 2]"),
         ("missing.jsonl", b'{"text": "x"}\n', " line 1", "have a column label"),
@@ -175,6 +186,45 @@ def test_mistakes(tmp_path: Path, name: str, data: bytes, where: str, words: str
     first = caught.value.problems[0]
     assert first.key == f"{path}{where}"
     assert words in str(caught.value)
+
+
+def test_a_message_about_columns_stays_short_and_printable(tmp_path: Path) -> None:
+    for name, head in (
+        ("wide.csv", b",".join(b"c%d" % i for i in range(9000))),
+        ("steer.csv", b"\x1b[2J" + b"y" * 5000),
+    ):
+        with pytest.raises(DataError) as caught:
+            rows_of(plain(tmp_path / name, head + b"\n1\n"))
+        assert len(str(caught.value)) < 1500
+        assert "\x1b" not in str(caught.value)
+
+
+def test_a_mistake_of_a_file_that_is_read_twice_is_told_once(tmp_path: Path) -> None:
+    path, file_problems = plain(tmp_path / "a.tsv", b"text\tlabel\nx\n"), FileProblems()
+    for _ in range(2):
+        assert list(read_rows(path, LAYOUT, file_problems)) == []
+    assert len(file_problems.found) == 1
+
+
+@pytest.mark.parametrize(("columns", "key"), [({"text": "text"}, "label"), ({"score": "mark"}, "score")])
+def test_the_role_of_a_missing_column_is_a_key_of_the_recipe(tmp_path: Path, columns: dict[str, str], key: str) -> None:
+    path = plain(tmp_path / "a.tsv", b"text\tkind\nx\t1\n")
+    spec = TaskSpec(name="classification", train=str(path), validation=str(path), columns=columns)
+    problems = check_task(spec)
+    assert len(problems) == 1
+    assert f"(columns: {{{key}: NAME}} names a column of own files)" in problems[0].fix
+    assert check_task(replace(spec, columns=columns | {key: "kind"})) == []
+
+
+@pytest.mark.parametrize(("name", "kind"), [("task", "a directory"), ("pipe", "a device, a pipe or a socket")])
+@pytest.mark.parametrize("task", ["classification", "mlm"])
+def test_what_is_there_and_no_regular_file_is_called_so(tmp_path: Path, name: str, kind: str, task: str) -> None:
+    path = tmp_path / name
+    path.mkdir() if kind == "a directory" else os.mkfifo(path)
+    problems = check_task(TaskSpec(name=task, train=str(path)), ("train",))
+    assert [str(problem).splitlines()[0] for problem in problems] == [
+        f"task.train must be a regular file, got {path}, {kind}"
+    ]
 
 
 def test_all_mistakes_at_once_up_to_ten(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from prunus.architectures.matching import (
     feed_forwards,
     is_score_operand,
     layer_part,
+    other_layers,
     split_layer,
     structure_regex,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "feed_forwards",
     "is_score_operand",
     "layer_part",
+    "other_layers",
     "split_layer",
     "structure_regex",
 ]

@@ -15,6 +15,7 @@ __all__ = [
     "feed_forwards",
     "is_score_operand",
     "layer_part",
+    "other_layers",
     "split_layer",
     "structure_regex",
 ]
@@ -116,3 +117,29 @@ def layer_part(name: str) -> str | None:
     """Which of ``LAYER_PARTS`` a name inside a layer is; None for other names."""
     lower = name.lower()
     return next((part for part, pattern in _PARTS if pattern.search(lower)), None)
+
+
+def other_layers(stored: Iterable[str], known: Iterable[str]) -> list[str]:
+    """The names of ``stored`` that would be among ``known`` if a number in them were another: tensors of layers beyond those.
+
+    A layer that has any tensor in ``known`` is not beyond them, whatever else is stored for it.
+    """
+    layers, patterns = set[tuple[str, ...]](), set[tuple[str, ...]]()
+    for name in known:
+        for place, parts in _numbered(name):
+            layers.add(parts[: place + 1])
+            patterns.add((*parts[:place], "*", *parts[place + 1 :]))
+    return sorted(
+        name
+        for name in set(stored)
+        if any(
+            parts[: place + 1] not in layers and (*parts[:place], "*", *parts[place + 1 :]) in patterns
+            for place, parts in _numbered(name)
+        )
+    )
+
+
+def _numbered(name: str) -> list[tuple[int, tuple[str, ...]]]:
+    """Each place of a number among the parts of a dotted name, and the parts."""
+    parts = tuple(name.split("."))
+    return [(place, parts) for place, part in enumerate(parts) if part.isdigit()]

@@ -4,6 +4,7 @@ masks.safetensors    name -> uint8 [ceil(out * in / 8)], row-major, first weight
                      the shape stands in the header's metadata as "out,in"
 """
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,14 +26,33 @@ RANGES_FILE: Final = "ranges.safetensors"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes beside ``path`` and renames, so that a reader sees the old file or the new one."""
+    """Writes beside ``path`` and renames, so that a reader sees the old file or the new one.
+
+    The same tensors and metadata give the same bytes, whatever their order.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, partial, dict(metadata or {}))
+        ordered = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+        save_file(ordered, partial, dict(metadata or {}))
+        _sort_metadata(partial)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise CheckpointError(Problem(path.name, str(error), "be writable", "another disk or more space")) from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sorts the metadata in a file's header, in place: safetensors writes its keys in an order that changes from call to call."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        if len(header.get("__metadata__", {})) < 2:
+            return
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= size:  # the same keys and values, so as long as before
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prunus.checkpoint.sentence_files import read_object
 from prunus.checkpoint.tensor_io import read_tensors
 from prunus.errors import CheckpointError, Problem, first_line
 
-__all__ = ["read_file", "read_weights", "weight_files"]
+__all__ = ["integer_weights", "read_file", "read_weights", "weight_files"]
 
 WHOLE: Final = ("model.safetensors", "pytorch_model.bin")
 OLD: Final = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
@@ -59,6 +60,29 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
             if name.endswith(old):
                 weights[name.removesuffix(old) + new] = weights.pop(name)
     return weights
+
+
+def integer_weights(directory: Path) -> dict[str, str]:
+    """Names of the tensors of a model that are stored in no float type, with their types; buffers of indices are among them.
+
+    Of safetensors the headers alone are read. Raises ``CheckpointError`` where the files cannot be read.
+    """
+    result: dict[str, str] = {}
+    for path in weight_files(directory):
+        if path.suffix != ".safetensors":
+            tensors = read_file(path)
+            result |= {
+                name: str(t.dtype).removeprefix("torch.") for name, t in tensors.items() if not t.is_floating_point()
+            }
+            continue
+        try:
+            with safe_open(path, "pt") as file:
+                kinds = {name: str(file.get_slice(name).get_dtype()) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            rule = f"be a whole safetensors file ({first_line(error)})"
+            raise CheckpointError(Problem(str(path), "something else", rule, "an intact file")) from None
+        result |= {name: kind for name, kind in kinds.items() if not kind.startswith(("F", "BF"))}
+    return result
 
 
 def read_file(path: Path) -> dict[str, Tensor]:

@@ -32,15 +32,18 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from prunus._version import __version__
+from prunus.checkpoint.huggingface import METHOD
 from prunus.checkpoint.sentence_files import find_sentence_files, model_directory
 from prunus.checkpoint.staged import copy_files, staged
 from prunus.checkpoint.tensor_io import MASKS_FILE, RANGES_FILE, read_tensors, write_tensors
 from prunus.checkpoint.weights import read_weights, weight_files
 from prunus.errors import CheckpointError, Problem
 from prunus.export.packed import COPIED
+from prunus.export.smaller import read_model
 from prunus.export.source import carry_sentence_files, carry_tokenizer
 from prunus.grid import from_integers, largest, symmetric_step, to_integers
 from prunus.models.checkpoints import finite_problems
+from prunus.runtime.families import read_settings
 
 __all__ = ["ARCHIVE", "export_archive", "read_archive", "restore_archive", "write_archive"]
 
@@ -240,7 +243,8 @@ def export_archive(
     compressed by zlib (level 6), as float32, as int8 where the model was trained in it, and as archived.
 
     Raises:
-        CheckpointError: no model there, weights that are not finite, an output that is taken, or a disk that is full.
+        PrunusError: no model there, weights that its ``config.json`` does not describe or that are not finite, an output that is
+            taken, or a disk that is full.
 
     """
     sentences = find_sentence_files(directory)
@@ -254,6 +258,7 @@ def export_archive(
     lost = [*finite_problems(tensors, str(directory)), *finite_problems(ranges, str(directory / RANGES_FILE))]
     if lost:
         raise CheckpointError(*lost)
+    _compare(directory)
     with staged(output, FACTS, new="" if overwrite else ARCHIVE) as partial:
         copy_files(directory, partial, KEEPS)
         carry_tokenizer(directory, partial, console)
@@ -272,6 +277,17 @@ def export_archive(
         }
         (partial / FACTS).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return facts
+
+
+def _compare(directory: Path) -> None:
+    """Raises ``PrunusError`` where the weights are not those that ``config.json`` describes.
+
+    The weights of another tool's quantization, which ``config.json`` names, have that tool's names and types: they are archived
+    as they are.
+    """
+    config = read_settings(directory / "config.json").get("quantization_config")
+    if not config or (isinstance(config, Mapping) and config.get("quant_method") == METHOD):
+        read_model(directory)
 
 
 def restore_archive(

@@ -26,7 +26,7 @@ from prunus.errors import CheckpointError, EngineError, MissingExtra, Problem
 from prunus.runtime.processors import processors
 from prunus.tasks.collate import TOKEN_KEYS
 
-__all__ = ["BACKENDS", "TARGETS", "Running", "output_names", "whereabouts"]
+__all__ = ["BACKENDS", "TARGETS", "Running", "check_saved", "output_names", "whereabouts"]
 
 BACKENDS: Final = {
     "torch": "model.safetensors",
@@ -67,6 +67,21 @@ def whereabouts(directory: Path, backend: str) -> Path:
     fix = "the output of prunus run" if backend == "torch" else f"prunus export {directory} --to {TARGETS[backend]}"
     rule = f"be in {' or in '.join(map(str, places))} for backend {backend}"
     raise EngineError(Problem(BACKENDS[backend], "nothing", rule, fix))
+
+
+def check_saved(directory: Path) -> None:
+    """Raises ``EngineError`` for a directory that holds an export and no weights of torch; anything else is told elsewhere."""
+    with suppress(CheckpointError):
+        if weight_files(directory):
+            return
+    rule = "hold weights that torch reads, which prunus eval without --backend measures"
+    for backend, to in TARGETS.items():
+        if (directory / BACKENDS[backend]).is_file():
+            fix = f"prunus eval {directory} --backend {backend}, or the output of the run"
+            raise EngineError(Problem(str(directory), f"an export to {to} ({BACKENDS[backend]})", rule, fix))
+    if (directory / "archive.safetensors").is_file():
+        fix = f"prunus export {directory} --to transformers, and the directory that it writes"
+        raise EngineError(Problem(str(directory), "an archive (archive.safetensors)", rule, fix))
 
 
 class Running(nn.Module):

@@ -197,6 +197,12 @@ def read_steps(files: SentenceFiles, begin: int) -> tuple[list[EmbeddingStep], d
             steps.append(EmbeddingStep("normalize"))
             continue
         weights, name = read_weights(place), f"sentence.{len(steps)}"
+        stored = next(((part, value.dtype) for part, value in weights.items() if not value.is_floating_point()), None)
+        if stored is not None:
+            rule = "be stored in a float type: integers have lost the scales that make them weights"
+            raise CheckpointError(
+                Problem(f"{place}: {stored[0]}", str(stored[1]), rule, "the module as it was trained")
+            )
         parts = {"norm.weight": "weight", "norm.bias": "bias"}
         if kind == "Dense":
             parts = {"linear.weight": "weight", "linear.bias": "bias", "residual.weight": "residual"}

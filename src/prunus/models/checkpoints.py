@@ -1,9 +1,11 @@
 """Saved models, loaded and checked the same way by every command that reads one.
 
 configuration    outputs are read by name, and only those that are asked for, whatever the model was saved to give
-weights          none is missing, none has another shape than ``config.json`` says, none holds NaN or infinity
+weights          none is missing, none has another shape than ``config.json`` says, none holds NaN or infinity, none is stored
+                 as integers, and none is of a layer that ``config.json`` does not describe
 
-transformers draws weights that a checkpoint lacks and goes on, and it loads NaN as any other number.
+transformers draws weights that a checkpoint lacks and goes on, leaves layers out, and loads NaN, or integers that lost their
+scales, as any other number.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,13 +21,14 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 )
 
-from prunus.architectures import POOLER
-from prunus.checkpoint.weights import weight_files
+from prunus.architectures import POOLER, other_layers
+from prunus.checkpoint.weights import integer_weights, weight_files
 from prunus.errors import CheckpointError, EngineError, Problem, PrunusError, RecipeError, first_line
 
 __all__ = ["check_encoder", "finite_problems", "load_checkpoint", "read_config"]
 
 _FIX: Final = "saving it again, or another model"
+_SAVED_WITH: Final = "the config.json that was saved with these weights, or saving the model again"
 _FINITE: Final = "a checkpoint from before they were lost"
 _OUTPUTS: Final = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 
@@ -91,7 +94,8 @@ def load_checkpoint(
         more: arguments of ``from_pretrained``.
 
     Raises:
-        CheckpointError: weights that are missing, damaged, of another shape, or not finite.
+        CheckpointError: weights that are missing, damaged, of another shape, not finite, stored as integers, or of layers that
+            ``config`` does not describe.
 
     """
     _check_files(Path(source), key)
@@ -107,19 +111,26 @@ def load_checkpoint(
     except Exception as error:  # each architecture has its own way to refuse a configuration or a state
         rule = f"be a model that transformers loads ({first_line(error)})"
         raise CheckpointError(Problem(key, str(source), rule, _FIX)) from None
-    body = f"{model.base_model_prefix}."
-    wrong = [each for each in loaded["mismatched_keys"] if not new_head or str(each[0]).startswith(body)]
+    where = str(source) if key == "directory" else key
+    inside = _body_names(model)
+    stored_wrong = _integer_problems(model, Path(source), loaded["unexpected_keys"], where)
+    stored_wrong += _layer_problems(model, inside, loaded["unexpected_keys"], where)
+    if stored_wrong:
+        raise CheckpointError(*stored_wrong)
+    wrong = [each for each in loaded["mismatched_keys"] if not new_head or str(each[0]) in inside]
     if wrong:
         name, stored_shape, model_shape = wrong[0]
         rule = f"have the shape {list(model_shape)} that its config.json describes"
-        fix = _FIX if str(name).startswith(body) else f"model.head: new, which draws the head afresh; or {_FIX}"
-        raise CheckpointError(Problem(f"{name} of {key}", list(stored_shape), rule, fix))
+        fix = _SAVED_WITH
+        if key == "model.name" and str(name) not in inside:
+            fix = f"model.head: new, which draws the head afresh; or {_FIX}"
+        raise CheckpointError(Problem(f"{name} of {where}", list(stored_shape), rule, fix))
     lacking = _lacking(model, loaded["missing_keys"], drawn or new_head)
     if lacking:
         rule = f"hold the weights that its config.json describes ({lacking[0]} is missing, one of {len(lacking)})"
         raise CheckpointError(Problem(key, str(source), rule, _FIX))
     named = dict(model.named_parameters())
-    bad = finite_problems({name: p for name, p in named.items() if not new_head or name.startswith(body)}, key)
+    bad = finite_problems({name: p for name, p in named.items() if not new_head or name in inside}, where)
     if bad:
         raise CheckpointError(*bad)
     result: PreTrainedModel = model.eval()
@@ -136,6 +147,52 @@ def _check_files(directory: Path, key: str) -> None:
         except (OSError, SafetensorError) as error:
             rule = f"hold whole files of weights ({path.name}: {first_line(error)})"
             raise CheckpointError(Problem(key, str(directory), rule, _FIX)) from None
+
+
+def _body_names(model: PreTrainedModel) -> set[str]:
+    """Names of the parameters and buffers of the body; all of them where the model is a body alone."""
+    body, names = (
+        f"{model.base_model_prefix}.",
+        {name for name, _ in [*model.named_parameters(), *model.named_buffers()]},
+    )
+    return {name for name in names if name.startswith(body)} or names
+
+
+def _integer_problems(model: PreTrainedModel, directory: Path, unexpected: Iterable[str], where: str) -> list[Problem]:
+    """One problem for all weights that the model takes and that the files store in no float type.
+
+    A checkpoint may name its tensors with or without the prefix of the body. What the model does not take is left alone, and
+    so are buffers of integers, such as indices of positions.
+    """
+    if not directory.is_dir():
+        return []
+    body = f"{model.base_model_prefix}."
+    fine = {name.removeprefix(body) for name in unexpected}
+    fine |= {name.removeprefix(body) for name, buffer in model.named_buffers() if not buffer.is_floating_point()}
+    wrong = {
+        name: kind
+        for name, kind in integer_weights(directory).items()
+        if name.removeprefix(body) not in fine and not name.endswith("_ids")
+    }
+    if not wrong:
+        return []
+    name, kind = next(iter(wrong.items()))
+    got = f"{kind}, in {len(wrong)} {'weights' if len(wrong) > 1 else 'weight'}"
+    rule = "be stored in a float type: integers have lost the scales that make them weights"
+    return [Problem(f"{name} of {where}", got, rule, "the model as it was before it became integers")]
+
+
+def _layer_problems(
+    model: PreTrainedModel, inside: Iterable[str], unexpected: Iterable[str], where: str
+) -> list[Problem]:
+    """One problem for all tensors of repeated layers of the body for which the configuration has no layer."""
+    body = f"{model.base_model_prefix}."
+    known = {name.removeprefix(body) for name in inside}
+    beyond = other_layers((name.removeprefix(body) for name in unexpected), known)
+    if not beyond:
+        return []
+    got = f"{beyond[0]}, one of {len(beyond)} tensors of other layers"
+    return [Problem(f"layers in the weights of {where}", got, "be those that its config.json describes", _SAVED_WITH)]
 
 
 def _lacking(model: PreTrainedModel, missing: Iterable[str], drawn: bool) -> list[str]:

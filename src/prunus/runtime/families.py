@@ -9,7 +9,6 @@ head.*                                                          what lies outsid
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from prunus.architectures import ARCHITECTURES, KEYS, Architecture, EncoderNames
+from prunus.architectures import ARCHITECTURES, KEYS, Architecture, EncoderNames, other_layers
 from prunus.errors import EngineError, Problem, nearest
 from prunus.runtime.compacted import filled, layout_of
+from prunus.runtime.positions import relative_table
 
 __all__ = [
     "ENCODERS",
@@ -233,15 +233,19 @@ class _Reader:
         self.state, self.prefix = state, prefix
         self.tensors: dict[str, Array] = {}
         self.problems: list[Problem] = []
+        self.sources: set[str] = set()
 
     def take(self, name: str, source: str, *shape: int) -> None:
         """The tensor ``source`` of the body, as float32 under its canonical name."""
         source = self.prefix + source
+        self.sources.add(source)
         value = self.state.get(source)
         if value is None:
             self.problems.append(Problem(source, "nothing", "be a tensor of the checkpoint"))
         elif value.shape != shape:
             self.problems.append(Problem(source, tuple(value.shape), f"have the shape {shape}"))
+        elif value.dtype.kind != "f":
+            self.problems.append(_integers(source, value))
         elif not np.isfinite(value).all():
             self.problems.append(Problem(source, "NaN or infinity", "hold finite numbers alone"))
         else:
@@ -253,13 +257,19 @@ class _Reader:
         return default if weight is None or weight.ndim != 2 else len(weight)
 
 
+def _integers(source: str, value: Array) -> Problem:
+    rule = "be stored in a float type: integers have lost the scales that make them weights"
+    return Problem(source, str(value.dtype), rule, "the model as it was before it became integers")
+
+
 def canonical(settings: Settings, state: dict[str, Array]) -> DenseEncoder:
     """Tensors of a Hugging Face checkpoint under canonical names, as float32.
 
     Layers that share their weights share the arrays.
 
     Raises:
-        EngineError: tensors that are missing, have another shape, or hold NaN or infinity.
+        EngineError: tensors that are missing, have another shape, hold NaN or infinity, are stored as integers, or are of
+            layers that ``settings`` do not describe.
 
     """
     shape = shape_of(settings)
@@ -274,6 +284,10 @@ def canonical(settings: Settings, state: dict[str, Array]) -> DenseEncoder:
         buckets = settings.get("relative_attention_num_buckets", 32)
         rows = buckets if isinstance(buckets, int) and buckets >= 4 else 32
         read.take("relative", names.relative_positions, rows, shape.heads)
+    beyond = other_layers(state, read.sources)
+    if beyond:
+        got, rule = f"{beyond[0]}, one of {len(beyond)} tensors of other layers", "be those that config.json describes"
+        read.problems.insert(0, Problem("layers in the weights", got, rule, "the config.json that was saved with them"))
     if read.problems:
         raise EngineError(*read.problems[:20])
     if names.relative_positions:
@@ -326,33 +340,21 @@ def head_tensors(architecture: Architecture, prefix: str, state: dict[str, Array
     body_prefixes = ["embeddings.", "encoder.", architecture.layer.split("{")[0]]
     if architecture.encoder is not None and architecture.encoder.projection:
         body_prefixes.append(f"{architecture.encoder.projection}.")
-    tensors = {}
+    tensors, integers = {}, []
     for name, value in state.items():
         bare = name.removeprefix(prefix)
-        if not (name.startswith(prefix) and bare.startswith(tuple(body_prefixes))) and np.issubdtype(
-            value.dtype, np.floating
-        ):
+        if name.startswith(prefix) and bare.startswith(tuple(body_prefixes)):
+            continue
+        if value.dtype.kind == "f":
             tensors[f"head.{bare}"] = np.ascontiguousarray(value, np.float32)
+        elif name.endswith((".weight", ".bias")):
+            integers.append(_integers(name, value))
+    if integers:
+        raise EngineError(*integers[:20])
     bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
     if bad:
         raise EngineError(*(Problem(name, "NaN or infinity", "hold finite numbers alone") for name in bad[:20]))
     return tensors
-
-
-def relative_table(weight: Array, heads: int, max_distance: int) -> Array:
-    """T5's buckets (Raffel et al., 2020, section 2.1) as MPNet uses them, for each distance: ``[heads, 2 max_distance + 64]``.
-
-    The last 64 are for lanes that run over the end of a sequence; what is computed there is thrown away.
-    """
-    buckets = len(weight)
-    half = buckets // 2
-    distance = np.arange(-max_distance, max_distance + 64)  # query - key
-    away = np.abs(distance)
-    exact = half // 2
-    safe = np.maximum(away, 1).astype(np.float32) / np.float32(exact)
-    far = exact + (np.log(safe) / np.float32(math.log(128 / exact)) * (half - exact)).astype(np.int64)
-    bucket = np.where(away < exact, away, np.minimum(far, half - 1)) + half * (distance < 0)
-    return np.ascontiguousarray(weight[bucket].T[:heads], np.float32)
 
 
 def places(shape: Shape, ids: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from numpy.typing import NDArray
 
@@ -52,6 +52,13 @@ class Served(Protocol):
         """Hidden states ``[tokens, hidden]`` of each sequence of token ids."""
 
 
+_FLAGS: Final = {
+    name: "--" + name.replace("_", "-")
+    for name in ("name", "max_batch_tokens", "queue_tokens", "max_wait_ms", "max_body_bytes")
+}
+"""Options that ``prunus serve`` has flags for."""
+
+
 @dataclass(frozen=True)
 class Options:
     """Bounds of one server; times are in seconds unless the name says otherwise."""
@@ -93,9 +100,11 @@ class Options:
                 fine = isinstance(value, kinds) and not isinstance(value, bool) and least <= value < 2**40
                 rule = "be a whole number of at least 1" if least else "be a number of at least 0"
             if not fine:
-                problems.append(Problem(entry.name, value, rule))
+                key = f"{entry.name} ({_FLAGS[entry.name]})" if entry.name in _FLAGS else entry.name
+                problems.append(Problem(key, value, rule, "" if entry.type is str else f"{entry.default}, the default"))
         if problems:
             raise EngineError(*problems)
         if self.queue_tokens < self.max_batch_tokens:
-            rule = f"be at least max_batch_tokens, {self.max_batch_tokens}"
-            raise EngineError(Problem("queue_tokens", self.queue_tokens, rule))
+            rule = f"be at least max_batch_tokens (--max-batch-tokens), {self.max_batch_tokens}"
+            fix = f"--queue-tokens {self.max_batch_tokens}, or a smaller --max-batch-tokens"
+            raise EngineError(Problem("queue_tokens (--queue-tokens)", self.queue_tokens, rule, fix))

@@ -80,7 +80,8 @@ class Reader:
         """A text that is not blank."""
         value = self.values.get(key)
         if not is_text(value) or not str(value).strip():
-            self.note(self.where + key, value if key in self.values else "nothing", "be a text that is not blank")
+            given = value if key in self.values else "nothing"
+            self.note(self.where + key, *broken(given, "be a text that is not blank"))
             return ""
         return str(value)
 
@@ -108,6 +109,16 @@ class Reader:
 def is_text(value: Any) -> bool:
     """A string of characters; JSON can also write halves of surrogate pairs, which are none."""
     return isinstance(value, str) and (value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value))
+
+
+def broken(value: Any, rule: str) -> tuple[Any, str, str]:
+    """Value, rule and fix for what is no text: halves of characters are told as such, anything else breaks ``rule``."""
+    parts = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    half = next((c for part in parts if isinstance(part, str) for c in part if "\ud800" <= c <= "\udfff"), None)
+    if half is None:
+        return value, rule, ""
+    fix = "the text before it was cut, or without it"
+    return f"half a character, U+{ord(half):04X}", "hold whole characters: no surrogate without its pair", fix
 
 
 def is_ids(values: Any, words: int) -> bool:
@@ -149,7 +160,7 @@ def read_embeddings(raw: Any, name: str, hidden: int, words: int, limit: int) ->
             ids.append(item)
         else:
             rule = "be a text, as the first is" if isinstance(items[0], str) else f"be token ids 0 .. {words - 1}"
-            reader.note(f"input[{i}]", item, rule)
+            reader.note(f"input[{i}]", *broken(item, rule))
     form = reader.values.get("encoding_format", "float")
     if form not in ("float", "base64"):
         reader.note("encoding_format", form, "be 'float' or 'base64'")
@@ -187,7 +198,7 @@ def read_classify(raw: Any, limit: int) -> ClassifyRequest:
         elif isinstance(item, list) and len(item) == 2 and all(map(is_text, item)):
             texts.append((item[0], item[1]))
         else:
-            reader.note(f"inputs[{i}]", item, "be a text, or a list of two texts")
+            reader.note(f"inputs[{i}]", *broken(item, "be a text, or a list of two texts"))
     reader.close()
     return ClassifyRequest(texts, truncate)
 

@@ -215,9 +215,10 @@ def layout_of(spec: TaskSpec) -> ColumnLayout:
     columns = spec.columns
     target = columns["score"] if "score" in columns else columns.get("label", "label")
     required = {"text": (columns.get("text", "text"),), "target": (target,)}
+    keys = {"target": "score" if "score" in columns else "label"}
     if "text_pair" in columns:
-        return ColumnLayout(required | {"text_pair": (columns["text_pair"],)})
-    return ColumnLayout(required, {"text_pair": ("text_pair",)})
+        return ColumnLayout(required | {"text_pair": (columns["text_pair"],)}, keys=keys)
+    return ColumnLayout(required, {"text_pair": ("text_pair",)}, keys=keys)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from prunus.errors import DataError, Problem, nearest
-from prunus.tasks.lines import BOM, MAX_ROW, FileProblems, lone_surrogate, opened, read_lines
+from prunus.tasks.lines import BOM, MAX_ROW, PEEK, FileProblems, check_text, lone_surrogate, opened, read_lines
 
 __all__ = [
     "KINDS",
@@ -41,6 +41,8 @@ __all__ = [
 
 MAX_JSON: Final = 2**30
 
+_SHOWN: Final = 40
+"""Columns that a message lists, and characters of each."""
 _SPACE: Final = re.compile(r"[ \t\r\n]*")
 
 
@@ -64,13 +66,15 @@ class ColumnLayout:
 
     ``required`` and ``optional`` map a role to the column names that may hold it, the preferred one first. A table
     whose first line names no required column is read without a header if it is as wide as ``headerless``, which then
-    names the columns. ``skip_short`` leaves out rows with fewer columns than the header, which one official file needs.
+    names the columns. ``keys`` says what ``columns`` of a recipe calls a role that has another name
+    there. ``skip_short`` leaves out rows with fewer columns than the header, which one official file needs.
     """
 
     required: Mapping[str, tuple[str, ...]]
     optional: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     headerless: tuple[str, ...] = ()
     skip_short: bool = False
+    keys: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Record(NamedTuple):
@@ -136,7 +140,9 @@ def _columns(
                 break
     for role in (missing := [role for role in layout.required if role not in columns]):
         wanted = " or ".join(layout.required[role])
-        fix = f"{nearest(layout.required[role][0], names)} (columns: {{{role}: NAME}} names a column of own files)"
+        key = layout.keys.get(role, role)
+        near = nearest(layout.required[role][0], [name[:_SHOWN] for name in names][:_SHOWN])
+        fix = f"{near} (columns: {{{key}: NAME}} names a column of own files)"
         file_problems.add(where, "columns " + ", ".join(names), f"have a column {wanted}", fix if names else "")
     return None if missing else columns
 
@@ -237,6 +243,7 @@ def _json(path: Path, _: ColumnLayout, file_problems: FileProblems) -> Iterator[
         data = file.read(MAX_JSON + 1)
     if len(data) > MAX_JSON:
         file_problems.fatal(str(path), f"more than {MAX_JSON:,} bytes", f"have at most {MAX_JSON:,} bytes", "JSONL")
+    check_text(path, data[:PEEK], file_problems)
     try:
         text = data.removeprefix(BOM).decode("utf-8")
     except UnicodeDecodeError as error:

@@ -11,16 +11,37 @@ from contextlib import contextmanager
 from functools import partial
 from io import BufferedReader
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from prunus.errors import DataError, Problem, nearest
 
-__all__ = ["BOM", "MAX_ROW", "FileProblems", "lone_surrogate", "opened", "read_lines"]
+__all__ = [
+    "BOM",
+    "MAX_ROW",
+    "PEEK",
+    "FileProblems",
+    "check_text",
+    "lone_surrogate",
+    "no_file",
+    "opened",
+    "read_lines",
+]
 
 MAX_ROW: Final = 4 * 2**20
 MAX_PROBLEMS: Final = 10
 BOM: Final = b"\xef\xbb\xbf"
-_PEEK: Final = 2**13
+PEEK: Final = 2**13
+_TO_UTF8: Final = "iconv -f {} -t UTF-8"
+_MARKS: Final = {
+    b"\xff\xfe\0\0": ("UTF-32", _TO_UTF8.format("UTF-32")),
+    b"\0\0\xfe\xff": ("UTF-32", _TO_UTF8.format("UTF-32")),
+    b"\xff\xfe": ("UTF-16", _TO_UTF8.format("UTF-16")),
+    b"\xfe\xff": ("UTF-16", _TO_UTF8.format("UTF-16")),
+    b"\x1f\x8b": ("gzip", "gunzip, or .gz at the end of its name"),
+    b"PK\x03\x04": ("a zip archive, as spreadsheets are", "unzip, or saving the spreadsheet as CSV"),
+    b"PAR1": ("Parquet", "saving it as JSONL or CSV"),
+}
+"""How files begin that are no UTF-8 -> what they are, and what makes text of them. Longer beginnings stand first."""
 
 
 class FileProblems:
@@ -31,9 +52,12 @@ class FileProblems:
         self.skipped = 0
 
     def add(self, where: str, value: object, rule: str, fix: str = "") -> None:
-        """Note a mistake and go on reading."""
+        """Note a mistake and go on reading. A mistake of a file that is read twice counts once."""
         shown = value if not isinstance(value, str) or len(value) <= 80 else value[:77] + "..."
-        self.found.append(Problem(where, shown, rule, fix))
+        problem = Problem(where, _printable(shown), rule, _printable(fix))
+        if problem in self.found:
+            return
+        self.found.append(problem)
         if len(self.found) >= MAX_PROBLEMS:
             self.close()
 
@@ -46,6 +70,13 @@ class FileProblems:
         """Raise what was found, if anything was."""
         if self.found:
             raise DataError(*self.found)
+
+
+def _printable(value: Any) -> Any:
+    """A text without characters that would steer the terminal; other values as they are."""
+    if not isinstance(value, str):
+        return value
+    return "".join(c if c.isprintable() or c in "\t\n" else "\ufffd" for c in value)
 
 
 def lone_surrogate(text: str) -> str | None:
@@ -71,6 +102,28 @@ def opened(path: Path, file_problems: FileProblems) -> Iterator[gzip.GzipFile | 
         file_problems.fatal(str(path), str(error), "be a readable file")
 
 
+def no_file(key: str, path: Path, fix: str) -> Problem | None:
+    """What keeps a path from being a file of data; None for a regular file. ``fix`` is for a path where nothing is."""
+    if path.is_file():
+        return None
+    if not path.exists():
+        return Problem(key, str(path), "be an existing file", fix)
+    kind = "a directory" if path.is_dir() else "a device, a pipe or a socket"
+    return Problem(key, f"{path}, {kind}", "be a regular file", "a file, which can be read more than once")
+
+
+def check_text(path: Path, head: bytes, file_problems: FileProblems) -> None:
+    """Raises ``DataError`` for a file that is no UTF-8 text, as its first bytes show: another encoding, or no text."""
+    got, fix = next((what for mark, what in _MARKS.items() if head.startswith(mark)), ("", ""))
+    if not got and b"\0" in head:
+        got, fix = "binary data", "a text file"
+        for order, low, high in (("LE", head[::2], head[1::2]), ("BE", head[1::2], head[::2])):
+            if b"\0" not in low and 2 * high.count(0) > len(high):  # in UTF-16 every other byte of Latin text is 0
+                got, fix = f"UTF-16{order}", _TO_UTF8.format(f"UTF-16{order}")
+    if got:
+        file_problems.fatal(str(path), f"{got}, by its first bytes", "be UTF-8 text", fix)
+
+
 def _neighbour(path: Path) -> str:
     try:
         names = sorted(entry.name for entry in path.parent.iterdir() if entry.is_file())
@@ -82,6 +135,7 @@ def _neighbour(path: Path) -> str:
 def read_lines(path: Path, file_problems: FileProblems) -> Iterator[tuple[int, str]]:
     """Number and text of each line, with its line end."""
     with opened(path, file_problems) as file:
+        check_text(path, file.peek(PEEK)[:PEEK], file_problems)
         next_line = partial(file.readline, MAX_ROW + 1)
         lines = _by_carriage_return(file) if _has_bare_returns(file) else iter(next_line, b"")
         for number, line in enumerate(lines, start=1):
@@ -99,14 +153,14 @@ def read_lines(path: Path, file_problems: FileProblems) -> Iterator[tuple[int, s
 
 def _has_bare_returns(file: gzip.GzipFile | BufferedReader) -> bool:
     """Whether the lines at the beginning of a file end in CR alone."""
-    head = file.peek(_PEEK)[:-1]  # the last byte may be the first half of a CRLF
+    head = file.peek(PEEK)[:-1]  # the last byte may be the first half of a CRLF
     return b"\r" in head and b"\n" not in head
 
 
 def _by_carriage_return(file: gzip.GzipFile | BufferedReader) -> Iterator[bytes]:
     """Lines that end in CR, with LF in its place; at most ``MAX_ROW + 1`` bytes at once."""
     rest = b""
-    while more := file.read(_PEEK):
+    while more := file.read(PEEK):
         *lines, rest = (rest + more).split(b"\r")
         yield from (line + b"\n" for line in lines)
         if len(rest) > MAX_ROW:

@@ -29,6 +29,7 @@ from prunus.paths import expanded
 from prunus.tasks.base import Feature, HeadKind, Metrics, Split
 from prunus.tasks.collate import IGNORED
 from prunus.tasks.corpus import Choices, Corpus, TokenRows, stored
+from prunus.tasks.lines import no_file
 from prunus.tasks.sources import HubSplit, Origin
 from prunus.tasks.spec import TaskSpec
 
@@ -234,10 +235,9 @@ def locate_text(
         except RecipeError as error:
             problems += error.problems
             continue
-        if not path.is_file():
-            problems.append(
-                Problem(f"task.{split}", name, "be an existing file", "a text file: .txt, .jsonl, also .gz")
-            )
+        problem = no_file(f"task.{split}", path, "a text file: .txt, .jsonl, also .gz")
+        if problem is not None:
+            problems.append(problem)
         elif not path.name.lower().endswith(ENDINGS):
             problems.append(Problem(f"task.{split}", name, f"end in {', '.join(ENDINGS)}", "a text file"))
         origins[split] = path

@@ -18,6 +18,7 @@ from prunus.errors import DataError, MissingExtra, Problem, RecipeError, nearest
 from prunus.paths import expanded
 from prunus.tasks.base import Split
 from prunus.tasks.files import KINDS, ColumnLayout, FileProblems, Row, file_kind, read_rows, select
+from prunus.tasks.lines import no_file
 from prunus.tasks.spec import TaskSpec
 
 __all__ = ["HubSplit", "Origin", "Places", "locate", "open_rows", "subset", "subset_notes"]
@@ -102,8 +103,9 @@ def locate(
 
 
 def _check_file(key: str, path: Path) -> list[Problem]:
-    if not path.is_file():
-        return [Problem(key, str(path), "be an existing file", _sibling(path))]
+    problem = no_file(key, path, "" if path.exists() else _sibling(path))
+    if problem is not None:
+        return [problem]
     if file_kind(path) is None:
         endings = ", ".join("." + kind for kind in KINDS)
         return [Problem(key, str(path), f"end in {endings}, or one of these and .gz")]
