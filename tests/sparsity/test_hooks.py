@@ -110,3 +110,16 @@ def test_other_work_that_fails_leaves_no_hook(work: Callable[[Any], None]) -> No
     with pytest.raises((RuntimeError, TargetError), match="out of memory"):
         work(model)
     assert hooks(model) == before
+
+
+@pytest.mark.parametrize("fail", [False, True])
+def test_looking_for_the_first_layer_leaves_every_module_in_its_mode(fail: bool) -> None:
+    model = tiny_model().train()
+    model.bert.eval()
+    before = [module.training for module in model.modules()]
+    if fail:
+        with pytest.raises(TargetError, match="out of memory"):
+            in_a_head(model)
+    else:
+        first_layer(model)
+    assert [module.training for module in model.modules()] == before

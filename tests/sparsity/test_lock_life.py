@@ -22,7 +22,7 @@ import prunus
 from prunus import Masker, Pruning, Schedule, TargetError, TrainingError
 from prunus.quantization import Quantization, quantize
 from prunus.sparsity import Span, Targets, locking
-from prunus.sparsity.wrappers import parameter
+from prunus.sparsity.wrappers import names_of, parameter
 
 # PEFT asks models for a property that transformers renames in its next major version.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -405,3 +405,131 @@ def test_a_lock_made_while_another_optimizer_goes_through_the_locks() -> None:
     models[1](torch.ones(2, 8)).sum().backward()
     torch.optim.SGD(models[1].parameters(), lr=0.1).step()
     assert late
+
+
+def copied(model: Any) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def copy_of(weight: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(weight.detach().clone())
+
+
+def untie_first(model: Any) -> None:
+    dense = model.bert.encoder.layer[0].output.dense
+    dense.weight = copy_of(dense.weight)
+
+
+def untie_second(model: Any) -> None:
+    dense = model.bert.encoder.layer[1].output.dense
+    dense.weight = copy_of(dense.weight)
+
+
+def replace_first(model: Any) -> None:
+    model.bert.encoder.layer[0].output.dense = nn.Linear(32, 16)
+
+
+def replace_second(model: Any) -> None:
+    model.bert.encoder.layer[1].output.dense = copy.deepcopy(model.bert.encoder.layer[1].output.dense)
+
+
+def assign(model: Any) -> None:
+    model.load_state_dict(copied(model), assign=True)
+
+
+def tie_weight(model: Any) -> None:
+    model.bert.encoder.layer[1].output.dense.weight = model.bert.encoder.layer[0].output.dense.weight
+
+
+def tie_module(model: Any) -> None:
+    model.bert.encoder.layer[1].output.dense = model.bert.encoder.layer[0].output.dense
+
+
+UNTIED = [assign, untie_first, untie_second, replace_first, replace_second]
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("untie", UNTIED)
+@pytest.mark.parametrize("tie", [tie_weight, tie_module])
+def test_tied_weights_that_are_untied_stay_locked(
+    tie: Callable[[Any], None], untie: Callable[[Any], None], wrapped: bool
+) -> None:
+    model = sparse_bert()
+    tie(model)
+    before = zeros(model.bert)
+    scheduler = prunus.lock(nn.DataParallel(model) if wrapped else model)
+    untie(model)
+    gc.collect()
+    train_body(model.bert)
+    weights = [layer.output.dense.weight for layer in model.bert.encoder.layer]
+    zero = before["encoder.layer.0.output.dense.weight"]
+    assert all(bool((weight[zero] == 0).all()) for weight in weights)
+    assert len(scheduler.remove_pruning()) == 11
+
+
+def test_a_layer_that_is_shared_no_longer_stays_locked_in_both_places() -> None:
+    model = sparse_bert()
+    model.bert.encoder.layer[1] = model.bert.encoder.layer[0]
+    before = zeros(model.bert)
+    scheduler = prunus.lock(model, pattern="4x1")
+    model.bert.encoder.layer[1] = copy.deepcopy(model.bert.encoder.layer[0])
+    train_body(model.bert)
+    after = zeros(model.bert)
+    assert len(after) == 2 * len(before) == 12
+    for name, zero in before.items():
+        assert torch.equal(after[name], zero)
+        assert torch.equal(after[name.replace("layer.0", "layer.1")], zero)
+    assert len(scheduler.remove_pruning()) == 6
+
+
+def test_an_untied_weight_whose_zeros_are_lost_is_told_by_its_own_name() -> None:
+    model = sparse_bert()
+    tie_weight(model)
+    scheduler = prunus.lock(model)
+    untie_second(model)
+    nn.init.ones_(model.bert.encoder.layer[1].output.dense.weight)
+    with pytest.raises(TrainingError) as told:
+        scheduler.remove_pruning()
+    assert [problem.key for problem in told.value.problems] == ["bert.encoder.layer.1.output.dense.weight"]
+
+
+@pytest.mark.parametrize("revive", [False, True])
+@pytest.mark.parametrize("untie", UNTIED)
+@pytest.mark.parametrize("tie", [tie_weight, tie_module])
+def test_a_masker_prunes_weights_that_were_untied_as_well(
+    tie: Callable[[Any], None], untie: Callable[[Any], None], revive: bool
+) -> None:
+    torch.manual_seed(0)
+    model = tf.BertForSequenceClassification(tf.BertConfig(**SIZES)).eval()
+    tie(model)
+    masker = Masker(model, Pruning(0.5, "4x1", "magnitude", Schedule("inc_cube", Span(1), Span(4)), revive=revive), 6)
+    optimizer: torch.optim.Optimizer | None = None
+    for step in range(6):
+        if step in (0, 2):
+            untie(model) if step else None
+            optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        assert optimizer is not None
+        model(**INPUTS).logits.square().sum().backward()
+        masker.observe(model)
+        optimizer.step()
+        masker.step(model)
+        optimizer.zero_grad()
+    assert len(masker.finish(model)) == 11
+    mask = masker.masks["bert.encoder.layer.0.output.dense.weight"]
+    for layer in model.bert.encoder.layer:
+        weight = layer.output.dense.weight
+        assert bool((weight[~mask] == 0).all())
+        assert int((weight == 0).sum()) == int((~mask).sum())
+
+
+def test_all_names_of_a_tied_weight_are_plain_names() -> None:
+    model = sparse_bert()
+    tie_weight(model)
+    model.bert.encoder.layer[1].intermediate = model.bert.encoder.layer[0].intermediate
+    model.twin = model.bert
+    expected = [f"{body}.encoder.layer.{i}.output.dense.weight" for body in ("bert", "twin") for i in range(2)]
+    for wrapper in (lambda each: each, nn.DataParallel, lora):
+        wrapped = wrapper(model)
+        assert names_of(wrapped, expected[:1]) == {expected[0]: expected}
+        inner = "bert.encoder.layer.0.intermediate.dense.weight"
+        assert len(names_of(wrapped, [inner])[inner]) == 4

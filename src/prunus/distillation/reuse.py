@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from prunus.architectures import POOLER
 from prunus.errors import Problem, TargetError, first_line
-from prunus.sparsity.wrappers import unwrapped
+from prunus.sparsity.wrappers import evaluating, unwrapped
 
 __all__ = ["Reuse", "first_layer", "head_parameters"]
 
@@ -57,7 +57,6 @@ def first_layer(model: Any) -> tuple[str, Literal["first", "all"]]:
     head = {name.rpartition(".")[0] for name in head_parameters(model)}
     seen: dict[str, Tensor] = {}
     states: list[Tensor] = []
-    training = model.training
     device = next(model.parameters()).device
     handles = []
     try:
@@ -67,12 +66,12 @@ def first_layer(model: Any) -> tuple[str, Literal["first", "all"]]:
                 hook = lambda module, inputs, name=name: seen.setdefault(name, inputs[0])  # noqa: E731
                 handles.append(module.register_forward_pre_hook(hook))
         ids = torch.arange(5, 9, device=device)[None]
-        model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids))
+        with evaluating(model):
+            model(input_ids=ids, attention_mask=torch.ones_like(ids))
     except Exception as error:  # each architecture has its own way to fail: a vision model, one with fewer tokens
         said = f"read a row of tokens, by which its first layer is found ({first_line(error)})"
         raise TargetError(Problem("distill.reuse", type(model).__name__, said, "distill.hidden")) from None
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     for name, given in seen.items():

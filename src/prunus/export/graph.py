@@ -275,7 +275,7 @@ def same_weights(layers: Mapping[str, QuantLinear], path: Path, to: str) -> dict
     stored = stored_weights(path, to)
     zeros = total = 0
     for name, layer in layers.items():
-        integers = whole_weight(layer.weight, layer.weight_range, layer.bits)[0].numpy()
+        integers = whole_weight(layer.weight, layer.weight_bound, layer.bits)[0].numpy()
         if not any(
             np.array_equal(integers, one) or np.array_equal(integers.T, one) for one in stored.get(integers.size, [])
         ):

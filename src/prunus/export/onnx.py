@@ -19,7 +19,7 @@ from torch.nn import functional
 from prunus.architectures import KEYS
 from prunus.grid import byte_step_and_zero, largest, symmetric_step, to_integers
 from prunus.quantization.layers import ActivationRange, QuantEmbedding, QuantLinear
-from prunus.quantization.prepare import put
+from prunus.quantization.sharing import put, sites
 from prunus.tasks.collate import TOKEN_KEYS
 
 __all__ = ["Interface", "export_onnx", "twin_of"]
@@ -78,7 +78,7 @@ class LinearTwin(nn.Module):
         self.weight: Tensor
         self.scale: Tensor
         self.zeros: Tensor
-        weight, scale = whole_weight(layer.weight, layer.weight_range, layer.bits)
+        weight, scale = whole_weight(layer.weight, layer.weight_bound, layer.bits)
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.register_buffer("zeros", torch.zeros(len(weight), dtype=torch.int8))
@@ -104,7 +104,7 @@ class EmbeddingTwin(nn.Module):
         super().__init__()
         self.weight: Tensor
         self.scale: Tensor
-        weight, scale = whole_weight(table.weight, table.weight_range, 8)
+        weight, scale = whole_weight(table.weight, table.weight_bound, table.bits)
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale[:, None])
 
@@ -117,11 +117,11 @@ def twin_of(model: nn.Module) -> nn.Module:
     """A copy of a quantized model with the layers as they are exported."""
     twin = deepcopy(model).eval()
     grids: dict[int, Grid] = {}
-    for name, module in list(twin.named_modules()):
-        if isinstance(module, QuantLinear):
-            put(twin, name, LinearTwin(module, grids))
-        elif isinstance(module, QuantEmbedding):
-            put(twin, name, EmbeddingTwin(module))
+    for site in sites(twin):
+        if isinstance(site.module, QuantLinear):
+            put(twin, site.names, LinearTwin(site.module, grids))
+        elif isinstance(site.module, QuantEmbedding):
+            put(twin, site.names, EmbeddingTwin(site.module))
     return twin
 
 

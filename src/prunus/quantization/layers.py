@@ -8,7 +8,7 @@ Prune, then quantize: w is what the masks left, and zero is on every grid.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,19 +70,28 @@ def row_ranges(weight: Tensor) -> Tensor:
 
 
 class QuantLinear(nn.Linear):
-    """``nn.Linear`` with 8-bit inputs and weights; the parameters of the layer it replaces are taken over as they are."""
+    """``nn.Linear`` with 8-bit inputs and weights; the parameters of the layer it replaces are taken over as they are.
 
-    weight_range: nn.Parameter
+    ``owner`` is a quantized layer with the same weight. Its weight range then counts, and this layer has none of its own.
+    """
 
-    def __init__(self, dense: nn.Linear, bits: int = 8) -> None:
+    weight_range: nn.Parameter | None
+
+    def __init__(self, dense: nn.Linear, bits: int = 8, owner: "QuantLinear | QuantEmbedding | None" = None) -> None:
         super().__init__(dense.in_features, dense.out_features, dense.bias is not None, device="meta")
         self.weight, self.bias, self.bits = dense.weight, dense.bias, bits
-        self.weight_range = nn.Parameter(row_ranges(dense.weight))
+        self.tied = () if owner is None else (owner,)
+        self.weight_range = nn.Parameter(row_ranges(dense.weight)) if owner is None else None
         self.input_range: ActivationRange | None = None
         self.output_range: ActivationRange | None = None
         self.shared: tuple[ActivationRange, ...] = ()
         """The input range of another layer that reads the same tensor; owned (and saved) there."""
         self.train(dense.training)
+
+    @property
+    def weight_bound(self) -> Tensor:
+        """The range of its weight ``[out_features, 1]``, its own or that of the layer with the same weight."""
+        return bound_of(self)
 
     @property
     def reads(self) -> ActivationRange | None:
@@ -95,27 +104,39 @@ class QuantLinear(nn.Linear):
             input = self.reads(input)  # noqa: A001
         weight = self.weight
         if self.reads is None or self.reads.observed is None:
-            weight = symmetric(weight, self.weight_range, self.bits, narrow=True)
+            weight = symmetric(weight, self.weight_bound, self.bits, narrow=True)
         y = functional.linear(input, weight, self.bias)
         return y if self.output_range is None else self.output_range(y)
 
 
 class QuantEmbedding(nn.Embedding):
-    """``nn.Embedding`` with 8-bit rows."""
+    """``nn.Embedding`` with 8-bit rows; ``bits`` and ``owner`` as in ``QuantLinear``."""
 
-    weight_range: nn.Parameter
+    weight_range: nn.Parameter | None
 
-    def __init__(self, dense: nn.Embedding) -> None:
+    def __init__(self, dense: nn.Embedding, bits: int = 8, owner: "QuantLinear | QuantEmbedding | None" = None) -> None:
         options: dict[str, Any] = {"padding_idx": dense.padding_idx, "max_norm": dense.max_norm, "device": "meta"}
         super().__init__(dense.num_embeddings, dense.embedding_dim, **options)
-        self.weight = dense.weight
-        self.weight_range = nn.Parameter(row_ranges(dense.weight))
+        self.weight, self.bits = dense.weight, bits
+        self.tied = () if owner is None else (owner,)
+        self.weight_range = nn.Parameter(row_ranges(dense.weight)) if owner is None else None
+        self.train(dense.training)
+
+    @property
+    def weight_bound(self) -> Tensor:
+        """The range of each row ``[num_embeddings, 1]``, its own or that of the layer with the same weight."""
+        return bound_of(self)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name of nn.Embedding)
         """Ids -> rows."""
         rows = super().forward(input)
-        bound = functional.embedding(input, self.weight_range)
-        return symmetric(rows, bound, narrow=True)
+        bound = functional.embedding(input, self.weight_bound)
+        return symmetric(rows, bound, self.bits, narrow=True)
+
+
+def bound_of(layer: QuantLinear | QuantEmbedding) -> Tensor:
+    """The learned range of the layer's weight, wherever it is kept."""
+    return cast("Tensor", (layer.tied[0] if layer.tied else layer).weight_range)
 
 
 @contextmanager

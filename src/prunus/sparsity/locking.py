@@ -68,6 +68,8 @@ class _Line:
 
     def __init__(self, name: str, modules: list[ref[Any]], made_for: ref[Any]) -> None:
         self._parts, self.modules, self._made_for = name.split("."), modules, made_for
+        self.others: list[_Line] = []
+        """The lines that lead to the same owner by its other names."""
 
     def living(self) -> Iterator[Any]:
         """The modules that are alive, from the model down."""
@@ -90,6 +92,17 @@ class _Line:
         if owner is None and (weight := self._made_for()) is not None:
             yield weight
 
+    def leads(self) -> bool:
+        """Whether the owner is still found by this name."""
+        owner = self.modules[-1]()
+        for first, each in enumerate(self.modules[:-1]):
+            place: Any = each()
+            for part in self._parts[first:-1]:
+                place = None if place is None else child_of(place, part)
+            if owner is not None and place is not None and unwrapped(place) is owner:
+                return True
+        return False
+
     def _follow(self, first: int) -> nn.Parameter | None:
         """The weight by its name below one of the modules; None where another module has come in between."""
         place: Any = self.modules[first]()
@@ -103,7 +116,10 @@ class _Line:
             if place is None or (expected is None and not copied and each is not self.modules[-1]):
                 return None
             if expected is not None and not copied and unwrapped(place) is not expected:
-                copied = any(module is expected for module in place.modules())
+                # Of a shared module that is still in its other place, this is the copy that ended the sharing.
+                copied = any(module is expected for module in place.modules()) or any(
+                    other.leads() for other in self.others
+                )
                 if not copied:
                     return None
         weight: nn.Parameter | None = None if place is None else child_of(place, self._parts[-1], "_parameters")
@@ -126,13 +142,19 @@ class Lock:
                 locks.pop(id(self), None)
 
         self._lines: dict[str, _Line] = {}
-        for name in masker.planned:
+        # Where weights are tied, every name has a line: a weight that is untied later stays locked under each of them.
+        self._masked_as = {name: first for first in masker.planned for name in masker.tied[first]}
+        for name in self._masked_as:
             way: list[Any] = [*line_of(model, name), parameter(model, name)]
             for each in way:
                 if id(each) not in known:
                     known[id(each)] = ref(each, forget)
             *modules, weight = (known[id(each)] for each in way)
             self._lines[name] = _Line(name, modules, weight)
+        for line in self._lines.values():
+            line.others = [
+                each for each in self._lines.values() if each.modules[-1] is line.modules[-1] and each is not line
+            ]
         _LOCKS[id(self)] = self
         _listen()
 
@@ -142,7 +164,7 @@ class Lock:
         weights = self._weights() if trained is not None else self._at_rest()
         self._complain(self._missing(weights, trained))
         if trained is None or any(id(weight) in trained for _, weight in weights):
-            for _, weight, mask in self.masker.masked(weights, trained):
+            for _, weight, mask in self._masked(weights, trained):
                 weight.masked_fill_(~mask, 0.0)
 
     def remove_pruning(self) -> list[TensorFacts]:
@@ -154,8 +176,8 @@ class Lock:
         _LOCKS.pop(id(self), None)
         weights = self._at_rest()
         self._check(weights)
-        patterns = self.masker.patterns
-        return [counted(name, weight, patterns[name]) for name, weight in dict(weights).items()]
+        seen = {self._masked_as[name]: weight for name, weight in weights} | dict(weights)
+        return [counted(name, seen[name], each) for name, each in self.masker.patterns.items() if name in seen]
 
     def _at_rest(self) -> list[tuple[str, Tensor]]:
         """The weights between two steps of training, where FSDP2 may have left some gathered."""
@@ -167,6 +189,17 @@ class Lock:
 
     def _weights(self) -> list[tuple[str, Tensor]]:
         return [(name, weight) for name, line in self._lines.items() for weight in line.weights()]
+
+    def _masked(
+        self, weights: list[tuple[str, Tensor]], trained: Container[int] | None = None
+    ) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, rows here and mask of the weights (or of those that are ``trained``), of a tied weight once."""
+        once: dict[tuple[str, int], tuple[str, Tensor]] = {}
+        for name, weight in weights:
+            once.setdefault((self._masked_as[name], id(weight)), (name, weight))
+        names = [name for name, weight in once.values() if trained is None or id(weight) in trained]
+        masked = self.masker.masked([(self._masked_as[name], weight) for name, weight in once.values()], trained)
+        return ((name, rows, mask) for name, (_, rows, mask) in zip(names, masked, strict=True))
 
     def _missing(self, weights: list[tuple[str, Tensor]], trained: Container[int] | None = None) -> list[Problem]:
         """Weights that are no parameters of their layers any more, as a parametrization makes them, in what is ``trained``."""
@@ -187,7 +220,7 @@ class Lock:
     @torch.no_grad()
     def _check(self, weights: list[tuple[str, Tensor]]) -> None:
         problems = self._missing(weights)
-        for name, weight, mask in self.masker.masked(weights):
+        for name, weight, mask in self._masked(weights):
             broken, places = (self.masker.total(one) for one in ((weight != 0) & ~mask, ~mask))
             if broken:
                 got = f"{broken:,} of {places:,} that are not zero"

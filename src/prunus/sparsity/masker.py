@@ -43,7 +43,7 @@ from prunus.sparsity.scorer import Scorer, report_blank
 from prunus.sparsity.sharding import SINGLE, here, local, reshard, rows_here, shards_of, undivided, units_here
 from prunus.sparsity.structures import pattern_for
 from prunus.sparsity.targets import Selection, Targets, select
-from prunus.sparsity.wrappers import parameter
+from prunus.sparsity.wrappers import names_of, parameter
 from prunus.sparsity.zeros import masks_by_name, masks_of_zeros
 
 __all__ = ["Masker"]
@@ -76,6 +76,7 @@ class Masker:
         self._timetables = [rule.timetable for rule in self.rules]  # of this length, had it begun with it
         self.steps = 0
         weights = {name: parameter(model, name) for name in self.patterns}
+        self.tied = names_of(model, weights)  # name -> itself and the names that the same weight has beside it
         self._sharding, self._shards = shards_of(weights, self.patterns)
         self._scorer = Scorer(seed, self._sharding, self._shards)
         self._masks: dict[str, Tensor] = {}  # bool [out, in], True where the weight is kept
@@ -130,8 +131,7 @@ class Masker:
             if not rule.criterion.needs_gradient or not rule.observes_next(self.steps):
                 continue
             for name in rule.selection.taken:
-                gradient = parameter(model, name).grad
-                if gradient is None:
+                if (gradient := parameter(model, name).grad) is None:
                     continue
                 weight, grad = self._rows(name, parameter(model, name)), local(gradient)
                 self._scorer.observe(name, rule, self._dense.get(name, weight), grad, self.steps, lr_share)
@@ -161,10 +161,10 @@ class Masker:
         """Makes the zeros exact. May be called at any time; a second call changes nothing."""
         self._follow(model)
         for name in self._masks:
-            weight = self._rows(name, parameter(model, name))
-            if name in self._dense:
-                weight.copy_(self._dense[name])
-            weight.mul_(self._masks[name])
+            for i, weight in enumerate(self._tied_rows(model, name)):
+                if i == 0 and name in self._dense:
+                    weight.copy_(self._dense[name])
+                weight.mul_(self._masks[name])
 
     def finish(self, model: nn.Module) -> list[TensorFacts]:
         """Masks a last time and counts. Raises ``TrainingError`` where zeros are missing."""
@@ -172,10 +172,9 @@ class Masker:
         self._follow(model)
         with torch.no_grad():
             for name in self._masks:
-                # Not apply(): the weights may be those of a restored checkpoint, which no dense weights may overwrite. And a
-                # product would leave -0.0 where the weight was negative.
-                weight = self._rows(name, parameter(model, name))
-                weight.masked_fill_(~self._masks[name], 0.0)
+                # Not apply(): dense weights may not overwrite a restored checkpoint, and a product leaves -0.0 of negatives.
+                for weight in self._tied_rows(model, name):
+                    weight.masked_fill_(~self._masks[name], 0.0)
         facts = self.measure(model)
         problems = finish_problems(self.rules, self._planned, {fact.name: fact.zeros for fact in facts}, self.steps)
         if problems:
@@ -286,6 +285,11 @@ class Masker:
                 tensors[name] = tensors[name].to(weight.device)
         self._scorer.to_device(name, weight.device)
         return weight
+
+    def _tied_rows(self, model: nn.Module, name: str) -> Iterator[Tensor]:
+        """``_rows`` of the weight of that name, then of those that shared it with other layers and no longer do."""
+        weights = {id(weight): weight for weight in (parameter(model, each) for each in self.tied[name])}
+        return (self._rows(name, weight) for weight in weights.values())
 
     def _follow(self, model: nn.Module) -> None:
         """Shares out what was made before ``fully_shard``, and lets go of parameters that an evaluation has gathered."""

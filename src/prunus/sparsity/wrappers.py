@@ -18,6 +18,7 @@ module it stands. A module of any other origin is a body if its class has an att
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -31,7 +32,9 @@ __all__ = [
     "bodies",
     "body_of",
     "child_of",
+    "evaluating",
     "line_of",
+    "names_of",
     "parameter",
     "places",
     "plain_names",
@@ -101,7 +104,8 @@ def places(model: nn.Module) -> Iterator[Place]:
     return _places(model, "", False, set())
 
 
-def _places(module: nn.Module, name: str, adapter: bool, seen: set[int]) -> Iterator[Place]:
+def _places(module: nn.Module, name: str, adapter: bool, seen: set[int], *, again: bool = False) -> Iterator[Place]:
+    """``again`` yields a shared module under each of its names; ``seen`` then holds the modules above this one only."""
     if id(module) in seen:
         return
     seen.add(id(module))
@@ -110,11 +114,38 @@ def _places(module: nn.Module, name: str, adapter: bool, seen: set[int]) -> Iter
         adapter = adapter or _is_peft(module)
         yield Place(name, module, adapter)
     else:
-        yield from _places(inner, name, adapter, seen)
-        if "modules_to_save" in module._modules:  # what else is there does not take part
-            return
-    for part, child in module.named_children():
-        yield from _places(child, f"{name}.{part}" if name else part, adapter or inner is not None, seen)
+        yield from _places(inner, name, adapter, seen, again=again)
+    if inner is None or "modules_to_save" not in module._modules:  # what else is there does not take part
+        for part, child in module._modules.items():
+            if child is not None and child is not inner:
+                below = f"{name}.{part}" if name else part
+                yield from _places(child, below, adapter or inner is not None, seen, again=again)
+    if again:
+        seen.discard(id(module))
+
+
+def names_of(model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+    """All plain names of the parameters of these plain names, the given one first.
+
+    There are several where weights are tied or a module is shared. Raises ``TargetError`` where there is no such parameter.
+    """
+    several: dict[int, list[str]] = {}
+    for place in _places(model, "", False, set(), again=True):
+        for last, weight in place.module._parameters.items() if not place.adapter else ():
+            several.setdefault(id(weight), []).append(f"{place.name}.{last}" if place.name else last)
+    return {name: list(dict.fromkeys([name, *several.get(id(parameter(model, name)), [])])) for name in names}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode while it lasts; then each module has its own mode again, which need not be that of the whole model."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def submodule(model: nn.Module, name: str) -> nn.Module:

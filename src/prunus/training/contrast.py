@@ -28,7 +28,7 @@ from prunus.distillation.contrastive import Contrastive, Representation, contras
 from prunus.errors import CheckpointError, Problem, TargetError, TrainingError
 from prunus.models.predict import LABEL_KEYS
 from prunus.sparsity.masker import Masker
-from prunus.sparsity.wrappers import body_of, unwrapped
+from prunus.sparsity.wrappers import body_of, evaluating, unwrapped
 from prunus.training.running import output_of
 
 __all__ = ["ROW_ID", "Contrasting", "Numbered", "represented", "representing"]
@@ -286,11 +286,10 @@ class Contrasting:
     @torch.no_grad()
     def _encoded(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         """Ids and representations of this process's examples, in batches of similar length."""
-        training, device = model.training, next(model.parameters()).device
+        device = next(model.parameters()).device
         body = body_of(model, "distill.contrast")
         order = sorted(range(self._rank, len(self._rows), self._processes), key=lambda i: (self._lengths[i], i))
-        model.eval()
-        try:
+        with evaluating(model):
             for first in range(0, len(order), self._batch_size):
                 rows = [self._row(i) for i in order[first : first + self._batch_size]]
                 batch = self._collate(rows)
@@ -299,8 +298,6 @@ class Contrasting:
                 with representing(model) as captured, self._autocast():
                     body(**inputs)
                 yield ids, represented(captured[0], inputs.get("attention_mask"), self.choice.representation)
-        finally:
-            model.train(training)
 
 
 def _check_kind(model: nn.Module) -> None:
