@@ -12,7 +12,8 @@ What is declared of the pattern is checked against what is found, before anythin
 A dense model becomes no sparser by it. Zafrir et al. 2021 (arXiv:2111.05754) call it pattern-lock.
 
 A lock goes with the weights, not with the object that was given: it lasts while a locked weight or any module that leads to one
-is alive, so a wrapper may be dropped, and the body of a model may be trained on without the rest. Copies (``copy.deepcopy``, a
+is alive, so a wrapper may be dropped, and the body of a model may be trained on without the rest. A weight that is tied, or
+whose module is shared, stays locked under each of its names, also when the model stops sharing it. Copies (``copy.deepcopy``, a
 model saved and loaded again) are other models, and are not locked.
 """
 
