@@ -196,7 +196,9 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         prunus.Prunning  # noqa: B018
 
 
-@pytest.mark.parametrize("name", [name for name in errors.__all__ if name not in ("Problem", "collecting", "first_line", "nearest")])
+@pytest.mark.parametrize(
+    "name", [name for name in errors.__all__ if name not in ("Problem", "collecting", "first_line", "nearest")]
+)
 def test_one_tree_of_errors(name: str) -> None:
     kind = getattr(errors, name)
     assert issubclass(kind, errors.PrunusError)
