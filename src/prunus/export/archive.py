@@ -243,8 +243,8 @@ def export_archive(
     compressed by zlib (level 6), as float32, as int8 where the model was trained in it, and as archived.
 
     Raises:
-        PrunusError: no model there, weights that its ``config.json`` does not describe or that are not finite, an output that is
-            taken, or a disk that is full.
+        PrunusError: no model there, weights that its ``config.json`` does not describe or that are not finite, an output that
+            is taken, or a disk that is full.
 
     """
     sentences = find_sentence_files(directory)
