@@ -42,7 +42,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def _sort_metadata(path: Path) -> None:
-    """Sorts the metadata in a file's header, in place: safetensors writes its keys in an order that changes."""
+    """Sorts the metadata in a file's header, in place: safetensors writes its keys in a random order."""
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
