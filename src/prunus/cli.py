@@ -15,7 +15,7 @@ import typer
 from rich.syntax import Syntax
 
 from prunus._version import __version__
-from prunus.cli_errors import console, errors, in_utf8, print_json, tolerant
+from prunus.cli_errors import console, errors, flush_output, in_utf8, print_json, tolerant
 from prunus.cli_runtime import bench, compact, convert, engines_table, export, serve
 from prunus.errors import CheckpointError, Problem, RecipeError
 from prunus.paths import readable, writable
@@ -367,3 +367,4 @@ def main() -> None:
             from prunus.distributed.processes import leave_process_group
 
             leave_process_group()
+        flush_output()

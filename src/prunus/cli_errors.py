@@ -21,7 +21,7 @@ from rich.console import Console
 
 from prunus.errors import EXIT_CODE, PrunusError, first_line
 
-__all__ = ["console", "errors", "in_utf8", "print_json", "tolerant"]
+__all__ = ["console", "errors", "flush_output", "in_utf8", "print_json", "tolerant"]
 
 DEBUG: Final = "PRUNUS_DEBUG"
 FAULT_CODE: Final = 1
@@ -109,6 +109,17 @@ def tolerant() -> None:
         reconfigure: Any = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+
+
+def flush_output() -> None:
+    """Writes what standard output still buffers. A device that is full is told like any other reason, with exit status 2."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would try again when it ends, and complain
+        if not isinstance(error, BrokenPipeError):  # who reads no further wants no more
+            sys.stderr.write(f"OSError: standard output must take what is printed, got {first_line(error)}\n")
+            raise SystemExit(EXIT_CODE) from None
 
 
 def print_json(facts: Any) -> None:
