@@ -27,6 +27,7 @@ from prunus.recipe import Recipe, load_recipe
 from prunus.report.facts import ModelResults, RunFacts
 from prunus.tasks.collate import Collate
 from prunus.training.dense import dense_model
+from prunus.training.inputs import input_digests
 from prunus.training.prepare import prepare
 from prunus.training.run import run, score_model
 from prunus.training.run_facts import counted, recipe_facts, task_facts
@@ -91,7 +92,7 @@ def dense_facts(recipe: Recipe, console: Console) -> RunFacts:
     """Facts of the dense model alone: trained, or kept from an earlier row, and scored."""
     with Bars(console) as bars:
         prepared = prepare(recipe, bars)
-        kept = dense_model(prepared, Collate(prepared.tokenizer), bars, console.print)
+        kept = dense_model(prepared, input_digests(prepared), Collate(prepared.tokenizer), bars, console.print)
         metrics = score_model(kept.model, prepared, bars, "evaluating")
     return RunFacts(
         __version__,

@@ -42,7 +42,7 @@ QA_FILE: Final = "questions.json"
 TOKENS: Final = 40
 LENGTH: Final = 12
 
-_SIZES: Final = {
+SIZES: Final[dict[str, Any]] = {
     "vocab_size": TOKENS,
     "hidden_size": 16,
     "num_hidden_layers": 2,
@@ -52,18 +52,18 @@ _SIZES: Final = {
 }
 
 CONFIGS: Final[dict[str, Callable[[], PreTrainedConfig]]] = {
-    "bert": lambda: BertConfig(**_SIZES),
+    "bert": lambda: BertConfig(**SIZES),
     "distilbert": lambda: DistilBertConfig(
         vocab_size=TOKENS, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64
     ),
-    "roberta": lambda: RobertaConfig(**_SIZES, pad_token_id=1, bos_token_id=2, eos_token_id=3),
-    "electra": lambda: ElectraConfig(**_SIZES, embedding_size=8),
-    "albert": lambda: AlbertConfig(**_SIZES, embedding_size=8, num_hidden_groups=2),
-    "deberta-v2": lambda: DebertaV2Config(**_SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+    "roberta": lambda: RobertaConfig(**SIZES, pad_token_id=1, bos_token_id=2, eos_token_id=3),
+    "electra": lambda: ElectraConfig(**SIZES, embedding_size=8),
+    "albert": lambda: AlbertConfig(**SIZES, embedding_size=8, num_hidden_groups=2),
+    "deberta-v2": lambda: DebertaV2Config(**SIZES, relative_attention=True, pos_att_type=["p2c", "c2p"]),
     "modernbert": lambda: ModernBertConfig(
-        **_SIZES, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3
+        **SIZES, pad_token_id=0, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3
     ),
-    "mpnet": lambda: MPNetConfig(**_SIZES, pad_token_id=1),
+    "mpnet": lambda: MPNetConfig(**SIZES, pad_token_id=1),
 }
 
 HEADS: Final = {
@@ -221,7 +221,7 @@ def tiny_tokenizer() -> BertTokenizerFast:
 def save_tiny_bert(directory: Path, seed: int = 0, **sizes: float) -> Path:
     """A random BERT without a head, with its tokenizer."""
     torch.manual_seed(seed)
-    BertModel(BertConfig(**_SIZES | sizes)).save_pretrained(directory)
+    BertModel(BertConfig(**SIZES | sizes)).save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return directory
 

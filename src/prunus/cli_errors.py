@@ -112,12 +112,17 @@ def tolerant() -> None:
 
 
 def flush_output() -> None:
-    """Writes what standard output still buffers. A device that is full is told like any other reason, with exit status 2."""
+    """Writes what standard output still buffers. A device that is full is told like any other reason, with exit status 2.
+
+    Called as the process ends: where it ends with an error already, that one is told alone.
+    """
+    ending = sys.exc_info()[1]
     try:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python would try again when it ends, and complain
-        if not isinstance(error, BrokenPipeError):  # who reads no further wants no more
+        failed = not isinstance(ending, SystemExit) or ending.code not in (None, 0)
+        if not failed and not isinstance(error, BrokenPipeError):  # who reads no further wants no more
             sys.stderr.write(f"OSError: standard output must take what is printed, got {first_line(error)}\n")
             raise SystemExit(EXIT_CODE) from None
 

@@ -102,20 +102,20 @@ def json_schema() -> dict[str, Any]:
 
 def reference() -> str:
     """``docs/recipe.md``: an introduction, then a table of keys for each block."""
-    parts, rest = [_INTRODUCTION], []
+    parts, rest = [_INTRODUCTION], list[tuple[str, Key]]()
     for key in keys_of(Recipe):
         if key.name == "dense":
             parts.append(f"## dense\n\n{_TITLES['dense']}\n")
         elif key.block is None:
-            rest.append(key)
+            rest.append(("", key))
         else:
             parts.append(_section(key.name, key.block))
-    return "\n".join([*parts, f"## Other keys\n\n{_table(rest, '')}"])
+    return "\n".join([*parts, f"## Other keys\n\n{_rows(rest)}"])
 
 
 def _section(name: str, cls: type[Any]) -> str:
     keys = list(_flat(keys_of(cls), ""))
-    plain = [(prefix, key) for prefix, key in keys if not prefix.startswith(("others.", "contrast."))]
+    plain = [(prefix, key) for prefix, key in keys if not prefix.startswith("contrast.")]
     text = f"## {name}\n\n" + (f"{_TITLES[name]}\n\n" if name in _TITLES else "") + _rows(plain)
     contrast = [(prefix, key) for prefix, key in keys if prefix.startswith("contrast.")]
     if contrast:
@@ -138,10 +138,6 @@ def _rows(keys: list[tuple[str, Key]]) -> str:
         f"| `{prefix}{key.name}` | {_shown(key.default)} | {_type_text(key.hint)} | {_cell(_about(key))} |\n"
         for prefix, key in keys
     )
-
-
-def _table(keys: list[Key], prefix: str) -> str:
-    return _rows([(prefix, key) for key in keys])
 
 
 def _about(key: Key) -> str:

@@ -14,14 +14,9 @@ from prunus.export.onnx import twin_of
 from prunus.quantization import Quantization, QuantLinear, quantize, restore, to_float
 from prunus.quantization.layers import QuantEmbedding
 from prunus.quantization.sharing import joined
+from small import SIZES
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 32,
+WIDE: dict[str, Any] = SIZES | {
     "initializer_range": 0.3,
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
@@ -35,7 +30,7 @@ BATCH = {
 
 def bert(kind: type[Any] = BertForSequenceClassification) -> Any:
     torch.manual_seed(0)
-    return kind(BertConfig(**SIZES)).eval()
+    return kind(BertConfig(**WIDE)).eval()
 
 
 def outputs(model: Any) -> Tensor:

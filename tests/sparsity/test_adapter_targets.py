@@ -12,6 +12,7 @@ import prunus
 from prunus import Masker, Pruning, Schedule
 from prunus.sparsity import Span, Targets, Unstructured, select
 from prunus.sparsity.wrappers import places
+from small import SIZES
 
 # PEFT asks models for a property that transformers renames in its next major version, and says what it does.
 pytestmark = [
@@ -19,13 +20,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-}
 ONCE = Schedule("one_shot", Span(0))
 TWO = {"target_modules": ["query", "value"]}
 TUNERS: dict[str, dict[str, Any]] = {

@@ -23,18 +23,11 @@ from prunus import Masker, Pruning, Schedule, TargetError, TrainingError
 from prunus.quantization import Quantization, quantize
 from prunus.sparsity import Span, Targets, locking
 from prunus.sparsity.wrappers import names_of, parameter
+from small import SIZES
 
 # PEFT asks models for a property that transformers renames in its next major version.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 32,
-}
 ONCE = Schedule("one_shot", Span(0))
 INPUTS = {"input_ids": torch.arange(5, 13)[None]}
 

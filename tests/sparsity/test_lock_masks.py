@@ -17,18 +17,11 @@ import prunus
 from prunus import Masker, Pruning, Schedule, TargetError
 from prunus.sparsity import Span, Targets
 from prunus.sparsity.wrappers import parameter, plain_names
+from small import SIZES
 
 # PEFT asks models for a property that transformers renames in its next major version.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 32,
-}
 RULE = Pruning(0.5, "4x1", "magnitude", Schedule("one_shot", Span(0)))
 
 

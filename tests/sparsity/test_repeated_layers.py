@@ -11,15 +11,8 @@ from torch import nn
 import prunus
 from prunus import Masker, Pruning, Schedule, TargetError
 from prunus.sparsity import Span, Targets, Unstructured, select
+from small import SIZES
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 40,
-}
 NARROW = {**SIZES, "embedding_size": 8}
 OPT = {"vocab_size": 40, "hidden_size": 16, "word_embed_proj_dim": 8, "ffn_dim": 32, "num_hidden_layers": 2}
 FUNNEL = {"vocab_size": 40, "block_sizes": [1, 2], "num_decoder_layers": 1, "d_model": 16, "n_head": 2, "d_head": 8}

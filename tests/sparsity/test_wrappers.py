@@ -16,18 +16,11 @@ from prunus import Masker, Pruning, Schedule, TargetError, Targets
 from prunus.sparsity import Span, Unstructured, select
 from prunus.sparsity.structures import pattern_for
 from prunus.sparsity.wrappers import bodies, body_of, parameter, submodule, unwrapped
+from small import SIZES
 
 # PEFT asks models for a property that transformers renames in its next major version.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 40,
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 32,
-}
 ONCE = Schedule("one_shot", Span(0))
 
 

@@ -23,6 +23,7 @@ from prunus.training import dense as dense_module
 from prunus.training.callback import SessionCallback
 from prunus.training.dense import DenseModel, dense_model
 from prunus.training.fit import Interrupted, last_checkpoint
+from prunus.training.inputs import input_digests
 from prunus.training.prepare import prepare
 from prunus.training.run_plan import RunPlan
 from small import save_tiny_bert, small_recipe
@@ -43,7 +44,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def trained(plan: RunPlan, said: list[str] | None = None) -> DenseModel:
     with Bars(None) as bars:
-        return dense_model(plan, Collate(plan.tokenizer), bars, (said if said is not None else []).append)
+        return dense_model(
+            plan, input_digests(plan), Collate(plan.tokenizer), bars, (said if said is not None else []).append
+        )
 
 
 def at_step(step: int, then: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +119,7 @@ def test_a_checkpoint_that_cannot_be_read_is_dropped_once(
 
 def test_others_wait_for_the_one_that_trains(plan: RunPlan, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dense_module, "_WAIT", 0.01)
-    kept, said, found = cache / dense_module._digest(plan), list[str](), list[DenseModel]()
+    kept, said, found = cache / dense_module._digest(plan, input_digests(plan)), list[str](), list[DenseModel]()
     with locked(kept):
         thread = Thread(target=lambda: found.append(trained(plan, said)))
         thread.start()
@@ -154,5 +157,5 @@ def test_what_nobody_went_on_with_for_a_week_is_removed(plan: RunPlan, cache: Pa
     with locked(cache / "busy"):
         trained(plan)
     left = {path.name for path in cache.iterdir()}
-    assert left == {dense_module._digest(plan), "young.partial", "busy.partial"}
-    assert (cache / dense_module._digest(plan) / FACTS_FILE).is_file()
+    assert left == {dense_module._digest(plan, input_digests(plan)), "young.partial", "busy.partial"}
+    assert (cache / dense_module._digest(plan, input_digests(plan)) / FACTS_FILE).is_file()

@@ -33,6 +33,15 @@ class _Compared:
         return f"{self.student.prefix}{pair[0]}-{pair[1]}"
 
 
+@dataclass(frozen=True)
+class _Batch:
+    """Outputs of both models by name, and what the student was given."""
+
+    student: Mapping[str, Any]
+    teacher: Mapping[str, Any]
+    inputs: Mapping[str, Tensor]
+
+
 @final
 class FeatureDistiller(nn.Module):
     """Compares hidden states, attention maps and the features of the heads of two Hugging Face models.
@@ -78,11 +87,11 @@ class FeatureDistiller(nn.Module):
         self, student: Mapping[str, Any], teacher: Mapping[str, Any], inputs: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """``hidden_loss``, ``attention_loss`` (each a mean over its pairs) and ``feature_loss``, without their weights."""
-        losses = {}
-        hidden = [self._hidden(each, pair, student, teacher, inputs) for each in self._compared for pair in each.hidden]
+        losses, batch = {}, _Batch(student, teacher, inputs)
+        hidden = [self._hidden(each, pair, batch) for each in self._compared for pair in each.hidden]
         if hidden:
             losses["hidden_loss"] = torch.stack(hidden).mean()
-        maps = [self._maps(each, pair, student, teacher, inputs) for each in self._compared for pair in each.attention]
+        maps = [self._maps(each, pair, batch) for each in self._compared for pair in each.attention]
         if maps:
             losses["attention_loss"] = torch.stack(maps).mean()
         if self.reuse is not None:
@@ -90,47 +99,33 @@ class FeatureDistiller(nn.Module):
             losses["feature_loss"] = self.reuse(s, t, self._attended("", inputs, s, "reuse"))
         return losses
 
-    def _hidden(
-        self,
-        each: _Compared,
-        pair: tuple[int, int],
-        student: Mapping[str, Any],
-        teacher: Mapping[str, Any],
-        inputs: Mapping[str, Tensor],
-    ) -> Tensor:
+    def _hidden(self, each: _Compared, pair: tuple[int, int], batch: _Batch) -> Tensor:
         key, name = f"{self._key}.hidden", f"{each.student.prefix}hidden_states"
-        s = layers_of(student, name, each.student.layers + 1, key, "student")[pair[0]]
-        t = layers_of(teacher, name, each.teacher.layers + 1, key, "teacher")[pair[1]]
+        s = layers_of(batch.student, name, each.student.layers + 1, key, "student")[pair[0]]
+        t = layers_of(batch.teacher, name, each.teacher.layers + 1, key, "teacher")[pair[1]]
         for states, width, owner in ((s, each.student.width, "student"), (t, each.teacher.width, "teacher")):
             if states.dim() != 3 or states.shape[-1] != width:
                 rule = f"compare layers of the shape [rows, tokens, {width}] that the {owner}'s configuration gives"
                 raise TargetError(Problem(key, list(states.shape), rule, "other layers, or the logits alone"))
         if s.shape[:2] != t.shape[:2]:
             _told_apart(key, s, t)
-        attended = self._attended(each.student.prefix, inputs, s, "hidden")
+        attended = self._attended(each.student.prefix, batch.inputs, s, "hidden")
         if each.projector(pair) in self.projectors:
             linear: Any = self.projectors[each.projector(pair)]
             s = linear(s.to(linear.weight.dtype))
         return hidden_loss(s, t, attended, self._loss)
 
-    def _maps(
-        self,
-        each: _Compared,
-        pair: tuple[int, int],
-        student: Mapping[str, Any],
-        teacher: Mapping[str, Any],
-        inputs: Mapping[str, Tensor],
-    ) -> Tensor:
+    def _maps(self, each: _Compared, pair: tuple[int, int], batch: _Batch) -> Tensor:
         key, name = f"{self._key}.attention", f"{each.student.prefix}attentions"
-        s = layers_of(student, name, each.student.layers, key, "student")[pair[0] - 1]
-        t = layers_of(teacher, name, each.teacher.layers, key, "teacher")[pair[1] - 1]
+        s = layers_of(batch.student, name, each.student.layers, key, "student")[pair[0] - 1]
+        t = layers_of(batch.teacher, name, each.teacher.layers, key, "teacher")[pair[1] - 1]
         for maps in (s, t):
             if maps.dim() != 4 or maps.shape[-1] != maps.shape[-2]:
                 rule = "compare maps of the shape [rows, heads, tokens, tokens]"
                 raise TargetError(Problem(key, list(maps.shape), rule, f"{self._key}.hidden, or the logits alone"))
         if s.shape[0] != t.shape[0] or s.shape[2:] != t.shape[2:]:
             _told_apart(key, s, t)
-        return attention_loss(s, t, self._attended(each.student.prefix, inputs, s[:, 0], "attention"))
+        return attention_loss(s, t, self._attended(each.student.prefix, batch.inputs, s[:, 0], "attention"))
 
     def _attended(self, prefix: str, inputs: Mapping[str, Tensor], states: Tensor, kind: str) -> Tensor:
         """Bool ``[rows, tokens]`` for ``states`` ``[rows, tokens, ...]``."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from prunus.sparsity.measure import is_sharded, whole
+from prunus.sparsity.sharding import reshard
 
 __all__ = ["GatheredParameters"]
 
@@ -27,10 +28,7 @@ class GatheredParameters:
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
         """Gathers the parameters of a sharded model in place; an unsharded one is left alone. All processes call it."""
-        modules: list[Any] = list(model.modules())
-        for each in modules:
-            if hasattr(each, "reshard"):
-                each.reshard()  # a forward leaves the outermost parameters collected
+        reshard(model.modules())  # a forward leaves the outermost parameters collected
         if not any(is_sharded(parameter) for parameter in model.parameters()):
             return
         made: dict[int, nn.Parameter] = {}  # tied parameters stay tied

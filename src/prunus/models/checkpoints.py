@@ -33,13 +33,13 @@ _FINITE: Final = "a checkpoint from before they were lost"
 _OUTPUTS: Final = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
 
 
-def read_config(source: str | Path, key: str = "directory", revision: str | None = None) -> PreTrainedConfig:
-    """The configuration of a directory or of a model of the Hub, whose model gives its outputs by name.
+def read_config(source: str | Path, key: str = "directory") -> PreTrainedConfig:
+    """The configuration of a directory, whose model gives its outputs by name.
 
     Raises ``RecipeError`` where it cannot be read.
     """
     try:
-        config = AutoConfig.from_pretrained(source, revision=revision)
+        config = AutoConfig.from_pretrained(source)
     except PrunusError:
         raise
     except Exception as error:
@@ -86,7 +86,7 @@ def load_checkpoint(
 
     Args:
         auto: class of transformers with ``from_pretrained``.
-        source: a directory, or a Hub id.
+        source: a directory.
         config: its configuration.
         key: what problems call the model.
         drawn: the checkpoint has no head of this kind: transformers draws it.
@@ -151,11 +151,8 @@ def _check_files(directory: Path, key: str) -> None:
 
 def _body_names(model: PreTrainedModel) -> set[str]:
     """Names of the parameters and buffers of the body; all of them where the model is a body alone."""
-    body, names = (
-        f"{model.base_model_prefix}.",
-        {name for name, _ in [*model.named_parameters(), *model.named_buffers()]},
-    )
-    return {name for name in names if name.startswith(body)} or names
+    names = {name for name, _ in [*model.named_parameters(), *model.named_buffers()]}
+    return {name for name in names if name.startswith(f"{model.base_model_prefix}.")} or names
 
 
 def _integer_problems(model: PreTrainedModel, directory: Path, unexpected: Iterable[str], where: str) -> list[Problem]:

@@ -109,7 +109,6 @@ def base_model(name: str) -> str | None:
 def config_for(
     source: str,
     task: Task,
-    revision: str | None = None,
     key: str = "model.name",
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -120,7 +119,7 @@ def config_for(
     With ``new_head`` the head of the checkpoint does not count: see ``load_model``. Raises ``RecipeError`` where the
     configuration cannot be had, ``DataError`` where the checkpoint's own head is not for the task's labels.
     """
-    config = read_config(source, key, revision)
+    config = read_config(source, key)
     if tokenizer is not None:
         _pad(config, tokenizer)
     if new_head:
@@ -260,7 +259,6 @@ def load_model(
     source: str,
     config: PreTrainedConfig,
     head: HeadKind,
-    revision: str | None = None,
     rows: Iterable[Mapping[str, Any]] | None = None,
     *,
     new_head: bool = False,
@@ -274,7 +272,7 @@ def load_model(
     Raises ``CheckpointError`` where weights are missing, damaged, of another shape, or not finite.
     """
     drawn = not trained_for(config, head)
-    model = load_checkpoint(_HEADS[head], source, config, key, drawn=drawn, new_head=new_head, revision=revision)
+    model = load_checkpoint(_HEADS[head], source, config, key, drawn=drawn, new_head=new_head)
     if new_head:
         _draw_head(model)
     if drawn and rows is not None and head == "regression":
@@ -305,10 +303,10 @@ def centre(model: nn.Module, labels: Iterable[float]) -> None:
         nn.init.constant_(heads[-1].bias, fmean(labels))
 
 
-def load_tokenizer(source: str, revision: str | None = None, key: str = "model.name") -> PreTrainedTokenizerBase:
+def load_tokenizer(source: str, key: str = "model.name") -> PreTrainedTokenizerBase:
     """The model's fast tokenizer; ``RecipeError`` where there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # as above
         rule = f"have a tokenizer beside it ({first_line(error)})"
         raise RecipeError(Problem(key, source, rule, "saving the tokenizer there")) from None

@@ -14,6 +14,7 @@ from prunus.errors import TrainingError
 from prunus.models.checkpoints import finite_problems
 from prunus.models.masked_language import masked_outputs
 from prunus.progress import Bars
+from prunus.sparsity.wrappers import evaluating
 from prunus.tasks.base import Feature, HeadKind, Metrics, Task
 from prunus.tasks.collate import IGNORED, Collate
 from prunus.tasks.masked_language import MaskedRows
@@ -46,9 +47,7 @@ def predict(
         lengths = np.array([len(feature["input_ids"]) for feature in features])
         order = np.argsort(-lengths, kind="stable")  # the longest first: what does not fit into memory fails at once
     outputs: list[NDArray[np.float32]] = []
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             batch = collate([features[int(row)] for row in rows])
@@ -70,8 +69,6 @@ def predict(
                 outputs[index][rows, : values.shape[1]] = values
             if progress is not None:
                 progress(min(start + batch_size, len(order)), len(order))
-    finally:
-        model.train(was_training)
     return outputs
 
 

@@ -29,7 +29,6 @@ __all__ = [
     "check_shape",
     "continued",
     "finish_problems",
-    "missed_targets",
     "plain",
     "read_rules",
     "rules_as_tensor",
@@ -209,7 +208,7 @@ def _zeros_asked(rule: Rule, step: int) -> tuple[int, int]:
     return max(0, least), most
 
 
-def missed_targets(rules: Sequence[Rule], zeros: Mapping[str, int], step: int) -> list[Problem]:
+def _missed_targets(rules: Sequence[Rule], zeros: Mapping[str, int], step: int) -> list[Problem]:
     """Rules whose weights have fewer ``zeros`` (by name) than the rules ask for, whatever the masks say."""
     problems = []
     for index, rule in enumerate(rules):
@@ -241,7 +240,7 @@ def finish_problems(
         for name, count in zeros.items()
         if count < planned.get(name, 0)
     ]
-    return problems or missed_targets(rules, zeros, step)
+    return problems or _missed_targets(rules, zeros, step)
 
 
 # What a state must hold

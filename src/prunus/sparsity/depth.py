@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from prunus.architectures import KEYS, LAYER_GROUPS_KEYS
 from prunus.errors import Problem, TargetError
+from prunus.sparsity.wrappers import evaluating
 
 __all__ = ["influence", "is_first_fixed", "keep_layers", "layers_of", "spread"]
 
@@ -111,9 +112,7 @@ def influence(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> list[float
     """What each layer turns, a mean over the tokens attended to; higher matters more."""
     _, layers = layers_of(model)
     total, tokens = [0.0] * len(layers), 0
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in batches:
             states = model(**{k: v for k, v in batch.items() if k != "labels"}, output_hidden_states=True).hidden_states
             mask = batch.get("attention_mask")
@@ -125,6 +124,4 @@ def influence(model: Any, batches: Iterable[Mapping[str, Tensor]]) -> list[float
                 )
                 total[i] += float(turned.sum())
             tokens += int(kept.sum())
-    finally:
-        model.train(training)
     return [each / max(1, tokens) for each in total]

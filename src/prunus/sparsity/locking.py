@@ -31,6 +31,7 @@ from torch.utils.hooks import RemovableHandle
 from prunus.errors import Problem, TargetError, TrainingError
 from prunus.sparsity.masker import Masker
 from prunus.sparsity.measure import TensorFacts, counted
+from prunus.sparsity.sharding import reshard
 from prunus.sparsity.targets import Targets
 from prunus.sparsity.wrappers import child_of, line_of, parameter, unwrapped
 
@@ -182,10 +183,7 @@ class Lock:
 
     def _at_rest(self) -> list[tuple[str, Tensor]]:
         """The weights between two steps of training, where FSDP2 may have left some gathered."""
-        for line in self._lines.values():
-            for module in line.living():
-                if hasattr(module, "reshard"):
-                    module.reshard()
+        reshard(module for line in self._lines.values() for module in line.living())
         return self._weights()
 
     def _weights(self) -> list[tuple[str, Tensor]]:

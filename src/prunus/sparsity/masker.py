@@ -299,7 +299,7 @@ class Masker:
         if self._sharding.single:
             self._share_out({name: parameter(model, name) for name in self._shards})
         else:
-            reshard(model)
+            reshard(model.modules())
 
     def _share_out(self, weights: Mapping[str, Tensor]) -> None:
         """Keeps, of masks, dense weights and scores, those of the rows here, where weights were sharded since."""

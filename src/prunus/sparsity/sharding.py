@@ -15,12 +15,12 @@ The k-th smallest score is found without gathering the scores: a sample of all p
 their bits, so 32 sums of counts are enough. Ties go by position, so those of earlier processes come first.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunus.errors import Problem, RecipeError, TrainingError
 from prunus.sparsity import selection
@@ -124,10 +124,9 @@ def here(name: str, weight: Tensor, shard: Shard) -> Tensor:
     return rows
 
 
-def reshard(model: nn.Module) -> None:
-    """Gives back the parameters that a forward pass under FSDP2 has gathered."""
-    modules: list[Any] = list(model.modules())
-    for module in modules:
+def reshard(modules: Iterable[Any]) -> None:
+    """Gives back the parameters of these modules that a forward pass under FSDP2 has gathered; other modules do nothing."""
+    for module in list(modules):
         if hasattr(module, "reshard"):
             module.reshard()
 

@@ -9,7 +9,7 @@ lies in ``DIGEST.partial`` beside its place, with its checkpoints.
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,11 +31,11 @@ from prunus.progress import Bars
 from prunus.recipe_blocks import TrainSpec
 from prunus.report.facts_file import FACTS_FILE, read_json, write_json
 from prunus.signals import Stopped
+from prunus.sparsity.continuing import plain
 from prunus.tasks.collate import Collate
 from prunus.tasks.spec import TaskSpec
 from prunus.training.fit import Interrupted, drop_checkpoints, fit
-from prunus.training.inputs import rows_digest, weights_digest
-from prunus.training.run_facts import plain, size_on_disk
+from prunus.training.run_facts import size_on_disk
 from prunus.training.run_plan import RunPlan
 
 __all__ = ["DenseModel", "dense_model"]
@@ -55,17 +55,15 @@ class DenseModel:
     bytes: int
 
 
-def _digest(plan: RunPlan) -> str:
-    """Names the dense model by everything that decides its weights."""
-    weights = weights_digest(plan.dense_source)
+def _digest(plan: RunPlan, inputs: Mapping[str, str]) -> str:
+    """Names the dense model by everything that decides its weights; ``inputs`` are digests of rows and weights."""
     config = plan.dense_config.to_diff_dict()
     said: dict[str, Any] = {
         "config": {
             name: value for name, value in config.items() if name not in ("_name_or_path", "transformers_version")
         },
-        "weights": weights,
-        "rows_digest": rows_digest(plan.train_features),
-        "source": None if weights else [plan.dense_source, _revision(plan)],
+        "weights": inputs.get("model.dense", inputs["model.name"]),
+        "rows_digest": inputs["task.train"],
         "task": _said(replace(plan.recipe.task, train=None, validation=None, data=None), TaskSpec()),
         "rows": len(plan.train_features),
         "head": plan.task.head,
@@ -75,25 +73,21 @@ def _digest(plan: RunPlan) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _revision(plan: RunPlan) -> str | None:
-    """Which commit of a model of the Hub is loaded: the name of a branch says another one tomorrow."""
-    commit: str | None = getattr(plan.dense_config, "_commit_hash", None)
-    return commit or plan.recipe.model.revision
-
-
 def _said(spec: Any, default: Any) -> dict[str, Any]:
     """What differs from the defaults: a key that a later version adds does not make another model."""
     usual = plain(default)
     return {name: value for name, value in plain(spec).items() if value != usual[name]}
 
 
-def dense_model(plan: RunPlan, collate: Collate, bars: Bars, say: Callable[[str], None]) -> DenseModel:
-    """The dense model of a recipe, fine-tuned now or kept from an earlier run.
+def dense_model(
+    plan: RunPlan, inputs: Mapping[str, str], collate: Collate, bars: Bars, say: Callable[[str], None]
+) -> DenseModel:
+    """The dense model of a recipe, fine-tuned now or kept from an earlier run; ``inputs`` are those of ``input_digests``.
 
     A training that was stopped or killed goes on from its last whole checkpoint. Only one process trains a dense model: others
     wait for it.
     """
-    kept = cache_or_temporary("dense", _digest(plan))
+    kept = cache_or_temporary("dense", _digest(plan, inputs))
     with _alone(kept, say) as alone:
         there = from_main_process((kept / FACTS_FILE).is_file)
         if there:
@@ -111,9 +105,8 @@ def _train(plan: RunPlan, collate: Collate, bars: Bars, kept: Path, alone: bool)
     """Seconds of the training, and the model; it is saved in ``kept``."""
     train = plan.recipe.dense_training
     set_seed(train.seed)
-    revision, rows = plan.recipe.model.revision, plan.train_features
     new = plan.recipe.model.head == "new"
-    model = load_model(plan.dense_source, plan.dense_config, plan.task.head, revision, rows, new_head=new)
+    model = load_model(plan.dense_source, plan.dense_config, plan.task.head, plan.train_features, new_head=new)
     # Where there are no locks, another process may train the same model: each in a place of its own.
     count, suffix = process_count(), "" if alone else f".{uuid4().hex[:8]}"
     name = f"{kept.name}.{count}{suffix}.partial" if count > 1 or suffix else f"{kept.name}.partial"

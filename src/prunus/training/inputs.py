@@ -12,20 +12,20 @@ from prunus.tasks.base import Feature
 from prunus.tasks.masked_language import MaskedRows
 from prunus.training.run_plan import RunPlan
 
-__all__ = ["input_digests", "rows_digest", "weights_digest"]
+__all__ = ["input_digests"]
 
 
-def weights_digest(source: str) -> str | None:
-    """Of the names and contents of a directory's weight files; None for a model of the Hub, which has none here."""
-    sha, files = hashlib.sha256(), weight_files(Path(source)) if Path(source).is_dir() else []
-    for path in files:
+def _weights_digest(source: str) -> str:
+    """Of the names and contents of a directory's weight files."""
+    sha = hashlib.sha256()
+    for path in weight_files(Path(source)):
         sha.update(path.name.encode())
         with path.open("rb") as file:
             sha.update(hashlib.file_digest(file, "sha256").digest())
-    return sha.hexdigest() if files else None
+    return sha.hexdigest()
 
 
-def rows_digest(features: Sequence[Feature]) -> str:
+def _rows_digest(features: Sequence[Feature]) -> str:
     """Of tokens and labels, in their order."""
     sha = hashlib.sha256()
     if isinstance(features, MaskedRows):
@@ -44,6 +44,5 @@ def input_digests(plan: RunPlan) -> dict[str, str]:
     }
     if plan.dense_source == plan.source or not plan.recipe.needs_dense:
         del sources["model.dense"]
-    weights = {key: weights_digest(source) for key, source in sources.items()}
-    rows = {"task.train": rows_digest(plan.train_features)[:16]}
-    return rows | {key: digest[:16] for key, digest in weights.items() if digest is not None}
+    rows = {"task.train": _rows_digest(plan.train_features)[:16]}
+    return rows | {key: _weights_digest(source)[:16] for key, source in sources.items()}

@@ -61,11 +61,11 @@ def resolve_models(spec: ModelSpec, sources: Sources, task: Task, problems: list
     config: PreTrainedConfig | None = None
     skeleton: PreTrainedModel | None = None
     with collecting(problems):
-        tokenizer = load_tokenizer(sources.model, spec.revision)
+        tokenizer = load_tokenizer(sources.model)
     with collecting(problems):
-        config = config_for(sources.model, task, spec.revision, tokenizer=tokenizer, new_head=new)
+        config = config_for(sources.model, task, tokenizer=tokenizer, new_head=new)
         skeleton = shaped(config, head, spec)
-        load_model(sources.model, config, head, spec.revision, new_head=new)
+        load_model(sources.model, config, head, new_head=new)
     dense_config = config
     if spec.dense is not None:
         key = "model.dense"

@@ -108,7 +108,7 @@ def _other_zeros(spec: ModelSpec, rules: Sequence[Rule], source: str, models: Mo
     if not any(rule.pruning.lock for rule in rules):
         return problems
     with collecting(problems):
-        model = load_model(source, models.config, head, spec.revision)
+        model = load_model(source, models.config, head)
         masks = saved_masks(spec, rules, source)
         masks = None if masks is None else masks_by_name(model, masks, skip_unknown=True)
         for index, rule in enumerate(rules):

@@ -4,15 +4,15 @@ Trainer tells its callbacks the step that it goes on from, and not the directory
 downloaded. The directory is an argument of the training loop that is running when ``on_train_begin`` is called.
 """
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
-from transformers import Trainer, TrainerState, TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
 from prunus.checkpoint.tensor_io import read_tensors
 from prunus.errors import CheckpointError, Problem
+from prunus.training.running import running_trainers
 
 __all__ = ["part_of", "read_state", "resumed_from"]
 
@@ -24,12 +24,10 @@ def resumed_from(args: TrainingArguments, state: TrainerState) -> Path | None:
     """
     if not state.global_step:
         return None
-    frame = sys._getframe(1)
-    while frame is not None:
-        given = frame.f_locals.get("resume_from_checkpoint")
-        if isinstance(given, str | Path) and isinstance(frame.f_locals.get("self"), Trainer):
+    for _, variables in running_trainers():
+        given = variables.get("resume_from_checkpoint")
+        if isinstance(given, str | Path):
             return Path(given)
-        frame = frame.f_back  # type: ignore[assignment]
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 

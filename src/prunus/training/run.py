@@ -10,7 +10,7 @@ The directory is that of a plain Hugging Face model (``AutoModelFor....from_pret
 """
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, replace
@@ -167,7 +167,7 @@ def _run(
         _write(output, facts)
         patterns = {name: rule.pattern for rule in plan.rules for name in rule.selection.taken}
         try:
-            dense, teachers, starting, results = _dense(plan, collate, bars, say)
+            dense, teachers, starting, results = _dense(plan, inputs, collate, bars, say)
             notes = () if results is None or results.metrics else (_NO_DENSE,)
             facts = replace(facts, dense=results, not_measured=notes)
             set_seed(recipe.train.seed)
@@ -274,13 +274,13 @@ def samples(plan: RunPlan, collate: Collate, count: int) -> list[dict[str, Any]]
 
 
 def _dense(
-    plan: RunPlan, collate: Collate, bars: Bars, say: Callable[[str], None]
+    plan: RunPlan, inputs: Mapping[str, str], collate: Collate, bars: Bars, say: Callable[[str], None]
 ) -> tuple[PreTrainedModel | None, list[PreTrainedModel], PreTrainedModel | None, ModelResults | None]:
     """The model of the dense column, the teachers, and the model that training starts from (None: from ``source``)."""
     recipe, head = plan.recipe, plan.task.head
     dense = starting = results = None
     if recipe.needs_dense:
-        kept = dense_model(plan, collate, bars, say)
+        kept = dense_model(plan, inputs, collate, bars, say)
         results = ModelResults(seconds=kept.seconds, cached=kept.cached, bytes=kept.bytes)
         dense = kept.model
     elif recipe.prune and trained_for(plan.config, head):
@@ -305,7 +305,7 @@ def _start(plan: RunPlan) -> PreTrainedModel:
     """The model of ``source``: as training begins, where it does not begin with the dense one."""
     recipe, rows = plan.recipe, plan.train_features
     new = recipe.model.head == "new"
-    return load_model(plan.source, plan.config, plan.task.head, recipe.model.revision, rows, new_head=new)
+    return load_model(plan.source, plan.config, plan.task.head, rows, new_head=new)
 
 
 def _teacher(plan: RunPlan, source: str, key: str) -> PreTrainedModel:

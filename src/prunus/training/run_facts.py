@@ -20,7 +20,6 @@ from prunus.tasks.base import Task
 __all__ = [
     "counted",
     "history",
-    "plain",
     "recipe_facts",
     "size_on_disk",
     "task_facts",

@@ -27,7 +27,7 @@ from prunus.models.masked_language import masked_outputs
 from prunus.quantization.layers import RANGES
 from prunus.sparsity.measure import sparsity_of
 from prunus.sparsity.pruning import Pruning
-from prunus.sparsity.wrappers import unwrapped
+from prunus.sparsity.wrappers import evaluating, unwrapped
 from prunus.tasks.base import HeadKind
 from prunus.training.adapters import BASE_DIRECTORY, unsaved, write_base
 from prunus.training.autocast import in_float32
@@ -220,14 +220,11 @@ class PrunusTrainer(Trainer):  # type: ignore[misc]
 
         None where this micro-batch does not show it: its loss is 0, or no number. All processes call the model alike.
         """
-        model.eval()  # no dropout, and no random number used up
-        try:
+        with evaluating(model):  # no dropout, and no random number used up
             one, two = (
                 super(PrunusTrainer, self).compute_loss(model, dict(inputs), False, n).mean()
                 for n in (items, 2 * items)
             )
-        finally:
-            model.train()
         shows = bool(torch.isfinite(one)) and bool(one != 0)
         return not torch.equal(one, two) if shows else None
 
